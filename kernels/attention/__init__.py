@@ -1,0 +1,80 @@
+"""attention: softmax(q·kᵀ·scale + bias)·v over every pattern that video transformers use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from kinema.ops.common import Implementation, Op, Rope
+
+
+@dataclass(frozen=True)
+class KV:
+    """One segment of keys and values.
+
+    k, v: [B, N, R, D], any stride over B, N and R. lengths: [B] int, how many leading keys of each sample are
+    real (None: all). rope: rotates the keys on read (a cache stores them un-rotated, so that its window can
+    move; slots may lie in any order, since softmax does not care).
+    """
+
+    k: torch.Tensor
+    v: torch.Tensor
+    lengths: torch.Tensor | None = None
+    rope: Rope | None = None
+
+
+@dataclass(frozen=True)
+class BlockCausal:
+    """Query i of a segment sees key j of the last KV segment iff j // block ≤ (i + offset) // block.
+
+    Full attention inside a block (the tokens of a chunk of frames), causal between blocks. Earlier KV
+    segments (the cache) are seen whole. offset: position of query 0 among the last segment's keys.
+    """
+
+    block: int
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class BlockList:
+    """Block-sparse attention: which tiles of keys each tile of queries reads.
+
+    indices: [B or 1, N or 1, ⌈Sq/q_block⌉, M] int, key tiles in any order, no repeats; counts: the same without
+    M, how many of them are used. Windows, tiles and radial patterns are all such lists.
+    """
+
+    q_block: int
+    k_block: int
+    indices: torch.Tensor
+    counts: torch.Tensor
+
+
+class Attention(Protocol):
+    def __call__(
+        self,
+        q: torch.Tensor | tuple[torch.Tensor, ...],
+        kv: KV | tuple[KV, ...],
+        *,
+        scale: float | None = None,
+        bias: torch.Tensor | None = None,
+        causal: BlockCausal | None = None,
+        blocks: BlockList | None = None,
+        residual: torch.Tensor | None = None,
+        out: torch.Tensor | tuple[torch.Tensor, ...] | None = None,
+    ) -> tuple[torch.Tensor, ...]:
+        """Every query attends to every real key of all KV segments, as if they were concatenated.
+
+        q: [B, N, S, D] in up to two segments (video and text, in either order). kv: up to three segments
+        (a cache, video, text). Nothing is concatenated by an implementation that claims the fusion.
+        scale: 1/√D if None (UMT5 passes 1). bias: added to the logits, [B or 1, N or 1, ΣSq, ΣR], −inf masks.
+        causal, blocks: only with one query segment; blocks index the concatenated keys.
+        residual: [B, S, N·D], added to the result (two softmaxes over one query: Wan's image attention).
+        A query that sees no key at all gives 0. Logits and sums in fp32.
+        Returns one [B, S, N·D] per query segment, in q's dtype, ready for the output projection.
+        """
+        ...
+
+
+OP = Op("attention", ("attention",), (Implementation("reference", "kinema.ops.attention.reference"),))

@@ -1,0 +1,24 @@
+"""What all ops share: where a model runs, who can run an op there, and the records that pass between ops."""
+
+from kinema.ops.common.capability import Implementation, Op, Target
+from kinema.ops.common.groups import by_group
+from kinema.ops.common.numerics import FP8_MAX, INT8_MAX, deliver, wide
+from kinema.ops.common.precision import PRECISIONS, Precision
+from kinema.ops.common.quantized import QuantKind, Quantized
+from kinema.ops.common.rope import Rope
+
+__all__ = [
+    "FP8_MAX",
+    "INT8_MAX",
+    "PRECISIONS",
+    "Implementation",
+    "Op",
+    "Precision",
+    "QuantKind",
+    "Quantized",
+    "Rope",
+    "Target",
+    "by_group",
+    "deliver",
+    "wide",
+]

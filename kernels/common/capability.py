@@ -1,0 +1,50 @@
+"""Who can run an op where, and why not."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+
+from kinema.ops.common.precision import Precision
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a model is to run, and in what numbers. The plan asks every implementation about it once."""
+
+    device: torch.device
+    precision: Precision
+
+
+def supports_everything(target: Target) -> list[str]:
+    """Plain PyTorch runs wherever PyTorch does."""
+    return []
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to run an op.
+
+    module: import path of the file that holds the op's functions; imported only if it is chosen.
+    unsupported: the reasons why it cannot run on a target; an empty list means that it can.
+    """
+
+    backend: str
+    module: str
+    unsupported: Callable[[Target], list[str]] = supports_everything
+
+    def load(self) -> ModuleType:
+        return importlib.import_module(self.module)
+
+
+@dataclass(frozen=True)
+class Op:
+    """An op: its name, the functions of its contract, and its implementations, best first."""
+
+    name: str
+    functions: tuple[str, ...]
+    implementations: tuple[Implementation, ...]

@@ -1,0 +1,23 @@
+"""Modulation per sample, per frame or per token, as one shape."""
+
+from __future__ import annotations
+
+import torch
+
+
+def by_group(x: torch.Tensor, modulation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """View tokens and a modulation so that they broadcast.
+
+    A modulation is [B, G, C]: token s uses row s // (S / G). G = 1 is per sample, the number of frames is
+    per frame (tokens run frame by frame), S is per token.
+
+    x: [B, S, C] → [B, G, S/G, C]; modulation: [B, G, C] → [B, G, 1, C].
+    """
+    batch, tokens, channels = x.shape
+    groups = modulation.shape[1]
+    if modulation.shape[0] not in (1, batch) or modulation.shape[2] != channels or tokens % groups:
+        raise ValueError(
+            f"modulation {tuple(modulation.shape)} does not fit tokens {tuple(x.shape)}: "
+            "wanted [B or 1, G, C] with the same C and a G that divides S"
+        )
+    return x.reshape(batch, groups, tokens // groups, channels), modulation.unsqueeze(2)

@@ -1,0 +1,45 @@
+"""What `precision=` means: the dtype weights are stored in, and the dtype that flows between ops."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from kinema.ops.common.quantized import QuantKind
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Numbers of one model on one kind of device.
+
+    `weights` is the storage of the large linear weights, `activations` the dtype between ops, and
+    `quantize_activations` the per-token format of a linear's input (None: not quantised). Norms, modulation
+    tables, position tables and the time embedder are always fp32, as the published models keep them.
+    """
+
+    name: str
+    weights: torch.dtype
+    activations: torch.dtype
+    quantize_activations: QuantKind | None = None
+
+
+def _precisions(low: torch.dtype | None) -> dict[str, Precision]:
+    """`low` is the dtype between ops of the low-precision modes; None keeps fp32 there."""
+    fp32, fp16, bf16 = torch.float32, torch.float16, torch.bfloat16
+    on_cpu = low is None
+    return {
+        "fp32": Precision("fp32", fp32, fp32),
+        "bf16": Precision("bf16", bf16, low or fp32),
+        "fp16": Precision("fp16", fp16, fp32 if on_cpu else fp16),
+        "fp8": Precision("fp8", torch.float8_e4m3fn, low or fp32, None if on_cpu else "fp8"),
+        "int8": Precision("int8", torch.int8, low or fp32, "int8"),
+    }
+
+
+# A CPU widens stored weights in registers and computes in fp32 (its bf16 arithmetic is slower than fp32 and
+# less exact); a GPU has tensor cores for the narrow formats.
+PRECISIONS: dict[str, dict[str, Precision]] = {
+    "cpu": _precisions(low=None),
+    "cuda": _precisions(low=torch.bfloat16),
+}

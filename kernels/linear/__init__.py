@@ -1,0 +1,74 @@
+"""linear: one GEMM over packed weights, with everything that follows it in a DiT block fused in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+
+from kinema.ops.common import Implementation, Op, Quantized, Target
+
+Activation = Literal["none", "gelu", "gelu_tanh", "quick_gelu", "silu"]
+
+
+@dataclass(frozen=True)
+class LinearWeight:
+    """A weight in the layout of the implementation that packed it; opaque to models.
+
+    `gated` weights hold two projections of the same shape: y = act(x·W_gateᵀ) · (x·Wᵀ).
+    """
+
+    in_features: int
+    out_features: int
+    gated: bool
+    nbytes: int
+
+
+class PackLinear(Protocol):
+    def __call__(
+        self,
+        weight: torch.Tensor | Sequence[torch.Tensor],
+        bias: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        *,
+        gate_weight: torch.Tensor | None = None,
+        gate_bias: torch.Tensor | None = None,
+        target: Target,
+    ) -> LinearWeight:
+        """Pack once, at load.
+
+        weight: [out, in]; several are stacked along `out` (a fused QKV). bias: [out], likewise.
+        gate_weight: [out, in], makes the weight gated.
+        Stored as `target.precision.weights`: fp8 and int8 get one fp32 scale per output channel.
+        """
+        ...
+
+
+class Linear(Protocol):
+    def __call__(
+        self,
+        x: torch.Tensor | Quantized | tuple[torch.Tensor, torch.Tensor],
+        weight: LinearWeight,
+        *,
+        activation: Activation = "none",
+        gate: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """y = residual + gate · act(x·Wᵀ + b).
+
+        x: [B, S, in]; or a pair whose features are taken one after the other, as if concatenated (blocks
+        that project attention and MLP together); or already quantised.
+        activation: "gelu" is the exact erf form, "gelu_tanh" the tanh form, "quick_gelu" x·σ(1.702x).
+        gate: [B or 1, G, out] by group of tokens (see `by_group`). residual, out: [B, S, out]; `out` may
+        be `residual` itself. Sums accumulate in fp32. Returns [B, S, out] in x's dtype.
+        """
+        ...
+
+
+OP = Op(
+    "linear",
+    ("linear", "pack_linear"),
+    (Implementation("reference", "kinema.ops.linear.reference"),),
+)

@@ -1,0 +1,116 @@
+"""The truth for `linear`: F.linear on widened weights, then the epilogue, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from kinema.ops.common import FP8_MAX, INT8_MAX, Quantized, QuantKind, Target, by_group, deliver
+from kinema.ops.linear import Activation, LinearWeight
+from kinema.ops.quantize.reference import quantize
+
+
+@dataclass(frozen=True)
+class ReferenceWeight(LinearWeight):
+    """weight: [out, in] (gated: the gate's rows first, [2·out, in]); bias: [rows] fp32; scale: [rows] fp32."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    scale: torch.Tensor | None
+    quantize_activations: QuantKind | None
+
+
+def pack_linear(
+    weight: torch.Tensor | Sequence[torch.Tensor],
+    bias: torch.Tensor | Sequence[torch.Tensor] | None = None,
+    *,
+    gate_weight: torch.Tensor | None = None,
+    gate_bias: torch.Tensor | None = None,
+    target: Target,
+) -> ReferenceWeight:
+    w = weight if isinstance(weight, torch.Tensor) else torch.cat(list(weight))
+    b = bias if bias is None or isinstance(bias, torch.Tensor) else torch.cat(list(bias))
+    out_features, in_features = w.shape
+    if gate_weight is not None:
+        if gate_weight.shape != w.shape or (gate_bias is None) != (b is None):
+            raise ValueError(f"gate weight {tuple(gate_weight.shape)} must match {tuple(w.shape)}, biases alike")
+        w = torch.cat((gate_weight, w))
+        b = torch.cat((gate_bias, b)) if gate_bias is not None and b is not None else None
+    w = w.to(target.device)
+    b = b.to(target.device) if b is not None else None
+    stored, scale = w, None
+    precision = target.precision
+    if precision.weights in (torch.float8_e4m3fn, torch.int8):
+        limit = FP8_MAX if precision.weights == torch.float8_e4m3fn else INT8_MAX
+        scale = w.float().abs().amax(dim=1).clamp(min=1e-12) / limit
+        scaled = w.float() / scale[:, None]
+        stored = (scaled.round() if precision.weights == torch.int8 else scaled).to(precision.weights)
+    elif w.dtype != torch.float64:  # fp64 stays: it is the tests' truth
+        stored = w.to(precision.weights)
+        b = b.float() if b is not None else None
+    nbytes = stored.nbytes + (b.nbytes if b is not None else 0) + (scale.nbytes if scale is not None else 0)
+    return ReferenceWeight(
+        in_features, out_features, gate_weight is not None, nbytes, stored, b, scale, precision.quantize_activations
+    )
+
+
+def activate(y: torch.Tensor, activation: Activation) -> torch.Tensor:
+    """The activation, in y's dtype."""
+    if activation == "none":
+        return y
+    if activation == "gelu":
+        return F.gelu(y)
+    if activation == "gelu_tanh":
+        return F.gelu(y, approximate="tanh")
+    if activation == "quick_gelu":
+        return y * torch.sigmoid(1.702 * y)
+    if activation == "silu":
+        return F.silu(y)
+    raise ValueError(f"unknown activation {activation!r}: wanted none, gelu, gelu_tanh, quick_gelu or silu")
+
+
+def linear(
+    x: torch.Tensor | Quantized | tuple[torch.Tensor, torch.Tensor],
+    weight: LinearWeight,
+    *,
+    activation: Activation = "none",
+    gate: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    assert isinstance(weight, ReferenceWeight)
+    if isinstance(x, tuple):
+        x = torch.cat(x, dim=-1)
+    dtype = torch.float32 if isinstance(x, Quantized) else x.dtype
+    if weight.quantize_activations is not None and isinstance(x, torch.Tensor):
+        x = quantize(x, weight.quantize_activations)
+    y = _project(x, weight, dtype)
+    if weight.gated:
+        gate_half, y = y.chunk(2, dim=-1)
+        y = activate(gate_half, activation) * y
+    else:
+        y = activate(y, activation)
+    if gate is not None:
+        grouped, g = by_group(y, gate)
+        y = (grouped * g.to(y.dtype)).flatten(1, 2)
+    if residual is not None:
+        y = residual + y
+    return deliver(y.to(dtype), out)
+
+
+def _project(x: torch.Tensor | Quantized, weight: ReferenceWeight, dtype: torch.dtype) -> torch.Tensor:
+    """x·Wᵀ + b in `dtype`, whatever the storage of either side."""
+    if isinstance(x, Quantized) and weight.scale is None:
+        x = x.dequantize(dtype)
+    if isinstance(x, Quantized):
+        # small integers and e4m3 are exact in fp32, so this is the integer product up to fp32 summation
+        assert weight.scale is not None
+        y = F.linear(x.data.float(), weight.weight.float()) * x.scale * weight.scale
+        return (y + weight.bias if weight.bias is not None else y).to(dtype)
+    w = weight.weight.to(dtype)
+    if weight.scale is not None:
+        w = w * weight.scale[:, None].to(dtype)
+    return F.linear(x, w, weight.bias.to(dtype) if weight.bias is not None else None)

@@ -1,0 +1,68 @@
+"""norm_modulate: LayerNorm or RMSNorm, then (1 + scale)·n + shift, then 8 bits if asked: one pass."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol, overload
+
+import torch
+
+from kinema.ops.common import Implementation, Op, Quantized, QuantKind
+
+NormKind = Literal["layer", "rms"]
+
+
+class NormModulate(Protocol):
+    @overload
+    def __call__(
+        self,
+        x: torch.Tensor,
+        *,
+        norm: NormKind = ...,
+        eps: float,
+        weight: torch.Tensor | None = ...,
+        bias: torch.Tensor | None = ...,
+        scale: torch.Tensor | None = ...,
+        shift: torch.Tensor | None = ...,
+        quantize: None = ...,
+        out: torch.Tensor | None = ...,
+    ) -> torch.Tensor: ...
+
+    @overload
+    def __call__(
+        self,
+        x: torch.Tensor,
+        *,
+        norm: NormKind = ...,
+        eps: float,
+        weight: torch.Tensor | None = ...,
+        bias: torch.Tensor | None = ...,
+        scale: torch.Tensor | None = ...,
+        shift: torch.Tensor | None = ...,
+        quantize: QuantKind,
+        out: None = ...,
+    ) -> Quantized: ...
+
+    def __call__(
+        self,
+        x: torch.Tensor,
+        *,
+        norm: NormKind = "layer",
+        eps: float,
+        weight: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
+        scale: torch.Tensor | None = None,
+        shift: torch.Tensor | None = None,
+        quantize: QuantKind | None = None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor | Quantized:
+        """y = (1 + scale)·(norm(x)·weight + bias) + shift.
+
+        norm: "layer" (x − mean)/√(var + eps), population variance; "rms" x/√(mean(x²) + eps), over C.
+        x: [B, S, C]; weight, bias: [C]; scale, shift: [B or 1, G, C] by group of tokens (see `by_group`),
+        any stride over B and G. Statistics and modulation in fp32. `out` may be x itself.
+        Returns [B, S, C] in x's dtype, or with `quantize` the same in 8 bits per token.
+        """
+        ...
+
+
+OP = Op("norm_modulate", ("norm_modulate",), (Implementation("reference", "kinema.ops.norm_modulate.reference"),))

@@ -1,0 +1,52 @@
+"""patch_embed: cut (t, h, w) patches out of a latent video and project each to a token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from kinema.ops.common import Implementation, Op, Target
+
+
+@dataclass(frozen=True)
+class PatchEmbedWeight:
+    """The projection in the layout of the implementation that packed it; opaque to models."""
+
+    patch: tuple[int, int, int]
+    in_channels: int
+    out_features: int
+
+
+class PackPatchEmbed(Protocol):
+    def __call__(
+        self, weight: torch.Tensor, bias: torch.Tensor | None = None, *, target: Target
+    ) -> PatchEmbedWeight:
+        """weight: [D, C, pt, ph, pw], a convolution whose stride is its kernel; bias: [D]."""
+        ...
+
+
+class PatchEmbed(Protocol):
+    def __call__(
+        self,
+        x: torch.Tensor,
+        weight: PatchEmbedWeight,
+        *,
+        position: torch.Tensor | None = None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """token(t, h, w) = W·patch(t, h, w) + b (+ position).
+
+        x: [B, C, T, H, W], any strides; T, H, W divide by the patch (refused otherwise, never padded).
+        position: [S, D] or [B, S, D], added. Tokens run T, then H, then W.
+        Returns [B, S, D] with S = T/pt · H/ph · W/pw, in x's dtype, sums in fp32.
+        """
+        ...
+
+
+OP = Op(
+    "patch_embed",
+    ("patch_embed", "pack_patch_embed"),
+    (Implementation("reference", "kinema.ops.patch_embed.reference"),),
+)

@@ -1,0 +1,49 @@
+"""qk_norm_rope: queries and keys, from a projection's output to what attention reads, in one pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+
+from kinema.ops.common import Implementation, Op, Rope
+
+
+@dataclass(frozen=True)
+class HeadNorm:
+    """A norm of queries or keys.
+
+    across_heads: statistics over all N·D channels of a token and weight [N·D] (Wan), else over each head's D
+    channels and weight [D] (HunyuanVideo, CogVideoX).
+    """
+
+    kind: Literal["rms", "layer"]
+    eps: float
+    weight: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+    across_heads: bool = False
+
+
+class QkNormRope(Protocol):
+    def __call__(
+        self,
+        x: torch.Tensor,
+        heads: int,
+        *,
+        norm: HeadNorm | None = None,
+        rope: Rope | None = None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Split heads, normalise, rotate, and write in attention's layout.
+
+        One call per operand: a key that goes to a cache is normalised and left un-rotated (rope=None), and
+        in joint attention each segment (video, text) has its own norm weights and its own call. `rope` may
+        cover a range of the tokens only (text tokens in a joint sequence do not rotate).
+        x: [B, S, N·D], any stride over B and S. Returns [B, N, S, D] in x's dtype, each head contiguous
+        over S and D; computed in fp32.
+        """
+        ...
+
+
+OP = Op("qk_norm_rope", ("qk_norm_rope",), (Implementation("reference", "kinema.ops.qk_norm_rope.reference"),))

@@ -1,0 +1,22 @@
+"""quantize: activations to 8 bits with one scale per token."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from kinema.ops.common import Implementation, Op, Quantized, QuantKind
+
+
+class Quantize(Protocol):
+    def __call__(self, x: torch.Tensor, kind: QuantKind) -> Quantized:
+        """scale = max|x| / limit over a token's channels (limit 448 for fp8 e4m3, 127 for int8).
+
+        x: [..., C]. Returns data [..., C] rounded to nearest even (saturating) and scale [..., 1] fp32; an
+        all-zero token gets data 0 and a tiny positive scale.
+        """
+        ...
+
+
+OP = Op("quantize", ("quantize",), (Implementation("reference", "kinema.ops.quantize.reference"),))
