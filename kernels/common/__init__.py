@@ -4,7 +4,7 @@ from kinema.ops.common.capability import Implementation, Op, Target
 from kinema.ops.common.groups import by_group
 from kinema.ops.common.numerics import FP8_MAX, INT8_MAX, deliver, wide
 from kinema.ops.common.precision import PRECISIONS, Precision
-from kinema.ops.common.quantized import QuantKind, Quantized
+from kinema.ops.common.quantized import Quantized, QuantKind
 from kinema.ops.common.rope import Rope
 
 __all__ = [

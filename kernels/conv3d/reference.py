@@ -72,9 +72,7 @@ def conv3d(
     else:
         h = F.pad(h, (left, right, top, bottom))
         pad = (0, 0, 0)
-    y = F.conv3d(
-        h.to(weight.weight.dtype), weight.weight, weight.bias, stride=weight.stride, padding=pad
-    ).to(x.dtype)
+    y = F.conv3d(h.to(weight.weight.dtype), weight.weight, weight.bias, stride=weight.stride, padding=pad).to(x.dtype)
     if residual is not None:
         y = residual + y
     return deliver(y, out)

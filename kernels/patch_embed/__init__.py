@@ -20,9 +20,7 @@ class PatchEmbedWeight:
 
 
 class PackPatchEmbed(Protocol):
-    def __call__(
-        self, weight: torch.Tensor, bias: torch.Tensor | None = None, *, target: Target
-    ) -> PatchEmbedWeight:
+    def __call__(self, weight: torch.Tensor, bias: torch.Tensor | None = None, *, target: Target) -> PatchEmbedWeight:
         """weight: [D, C, pt, ph, pw], a convolution whose stride is its kernel; bias: [D]."""
         ...
 

@@ -19,9 +19,7 @@ class ReferenceWeight(PatchEmbedWeight):
     bias: torch.Tensor | None
 
 
-def pack_patch_embed(
-    weight: torch.Tensor, bias: torch.Tensor | None = None, *, target: Target
-) -> ReferenceWeight:
+def pack_patch_embed(weight: torch.Tensor, bias: torch.Tensor | None = None, *, target: Target) -> ReferenceWeight:
     # fp32 always: the embedding is a thousandth of the work, and published models keep it wide
     weight = weight.to(target.device, torch.promote_types(weight.dtype, torch.float32))
     bias = bias.to(weight.device, weight.dtype) if bias is not None else None

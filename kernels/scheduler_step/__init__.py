@@ -30,6 +30,4 @@ class SchedulerStep(Protocol):
         ...
 
 
-OP = Op(
-    "scheduler_step", ("scheduler_step",), (Implementation("reference", "kinema.ops.scheduler_step.reference"),)
-)
+OP = Op("scheduler_step", ("scheduler_step",), (Implementation("reference", "kinema.ops.scheduler_step.reference"),))

@@ -1,0 +1,46 @@
+"""What diffusion transformers of every family are made of."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from kinema.checkpoints.weights import Weights
+from kinema.ops import Ops
+from kinema.ops.linear import Activation, LinearWeight
+
+
+def pack_linear(weights: Weights, name: str, ops: Ops, *, exact: bool = False) -> LinearWeight:
+    """Pack `name.weight` and, if it is there, `name.bias`."""
+    return ops.pack_linear(weights[f"{name}.weight"], weights.get(f"{name}.bias"), exact=exact)
+
+
+def sinusoid(timesteps: torch.Tensor, channels: int) -> torch.Tensor:
+    """Timesteps as cosines, then sines, of geometrically spaced frequencies: 10000^(−i/(channels/2)).
+
+    timesteps: any shape, steps of 0 to 1000. Returns [..., channels] fp32. Ho et al. 2020, arXiv 2006.11239.
+    """
+    half = channels // 2
+    rate = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half)
+    angle = timesteps.float().unsqueeze(-1) * rate
+    return torch.cat((angle.cos(), angle.sin()), dim=-1)
+
+
+class Mlp:
+    """Two linears with an activation between them."""
+
+    def __init__(
+        self, weights: Weights, names: tuple[str, str], activation: Activation, ops: Ops, *, exact: bool = False
+    ) -> None:
+        self.ops = ops
+        self.activation = activation
+        self.up = pack_linear(weights, names[0], ops, exact=exact)
+        self.down = pack_linear(weights, names[1], ops, exact=exact)
+
+    def __call__(
+        self, x: torch.Tensor, *, gate: torch.Tensor | None = None, residual: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """x: [B, S, in] → residual + gate · mlp(x), [B, S, out]."""
+        hidden = self.ops.linear(x, self.up, activation=self.activation)
+        return self.ops.linear(hidden, self.down, gate=gate, residual=residual)

@@ -1,0 +1,339 @@
+"""The Wan diffusion transformer: 2.1 T2V and I2V, 2.2 A14B experts, 2.2 TI2V-5B.
+
+Each block is self-attention over all space-time patches, cross-attention to the prompt (and image), and an
+MLP; the timestep scales, shifts and gates the first and last. Wan Team 2025, arXiv 2503.20314.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from kinema.checkpoints.weights import Shapes, Weights
+from kinema.config import from_config
+from kinema.errors import CheckpointError
+from kinema.models.blocks import Mlp, pack_linear, sinusoid
+from kinema.ops import Ops
+from kinema.ops.attention import KV, BlockCausal
+from kinema.ops.common import Rope
+from kinema.ops.qk_norm_rope import HeadNorm
+
+
+@dataclass(frozen=True)
+class WanConfig:
+    """WanTransformer3DModel's config.json."""
+
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    num_attention_heads: int = 40
+    attention_head_dim: int = 128
+    in_channels: int = 16
+    out_channels: int | None = 16
+    text_dim: int = 4096
+    freq_dim: int = 256
+    ffn_dim: int = 13824
+    num_layers: int = 40
+    cross_attn_norm: bool = True
+    qk_norm: str = "rms_norm_across_heads"
+    eps: float = 1e-6
+    image_dim: int | None = None
+    added_kv_proj_dim: int | None = None
+    rope_max_seq_len: int = 1024
+    pos_embed_seq_len: int | None = None
+
+    @staticmethod
+    def from_dict(config: Mapping[str, Any]) -> WanConfig:
+        wan = from_config(WanConfig, config)
+        if wan.qk_norm != "rms_norm_across_heads":
+            raise CheckpointError(f"Wan with qk_norm={wan.qk_norm!r} is not known: wanted 'rms_norm_across_heads'")
+        if (wan.image_dim is None) != (wan.added_kv_proj_dim is None):
+            raise CheckpointError("image_dim and added_kv_proj_dim come together: one of them is null")
+        return wan
+
+    @property
+    def dim(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the model's output; inputs may add conditioning channels."""
+        return self.out_channels or self.in_channels
+
+
+def tensor_shapes(config: WanConfig) -> Shapes:
+    """Every tensor of a WanTransformer3DModel checkpoint."""
+    dim, ffn = config.dim, config.ffn_dim
+    shapes: Shapes = {}
+
+    def linear(name: str, out: int, into: int) -> None:
+        shapes[f"{name}.weight"] = (out, into)
+        shapes[f"{name}.bias"] = (out,)
+
+    def norm(name: str, channels: int) -> None:
+        shapes[f"{name}.weight"] = (channels,)
+        shapes[f"{name}.bias"] = (channels,)
+
+    shapes["patch_embedding.weight"] = (dim, config.in_channels, *config.patch_size)
+    shapes["patch_embedding.bias"] = (dim,)
+    linear("condition_embedder.time_embedder.linear_1", dim, config.freq_dim)
+    linear("condition_embedder.time_embedder.linear_2", dim, dim)
+    linear("condition_embedder.time_proj", 6 * dim, dim)
+    linear("condition_embedder.text_embedder.linear_1", dim, config.text_dim)
+    linear("condition_embedder.text_embedder.linear_2", dim, dim)
+    if config.image_dim is not None:
+        image = "condition_embedder.image_embedder"
+        norm(f"{image}.norm1", config.image_dim)
+        linear(f"{image}.ff.net.0.proj", config.image_dim, config.image_dim)
+        linear(f"{image}.ff.net.2", dim, config.image_dim)
+        norm(f"{image}.norm2", dim)
+        if config.pos_embed_seq_len is not None:
+            shapes[f"{image}.pos_embed"] = (1, config.pos_embed_seq_len, config.image_dim)
+    for i in range(config.num_layers):
+        block = f"blocks.{i}"
+        for attn in ("attn1", "attn2"):
+            for proj in ("to_q", "to_k", "to_v", "to_out.0"):
+                linear(f"{block}.{attn}.{proj}", dim, dim)
+            shapes[f"{block}.{attn}.norm_q.weight"] = (dim,)
+            shapes[f"{block}.{attn}.norm_k.weight"] = (dim,)
+        if config.added_kv_proj_dim is not None:
+            linear(f"{block}.attn2.add_k_proj", dim, config.added_kv_proj_dim)
+            linear(f"{block}.attn2.add_v_proj", dim, config.added_kv_proj_dim)
+            shapes[f"{block}.attn2.norm_added_k.weight"] = (dim,)
+        if config.cross_attn_norm:
+            norm(f"{block}.norm2", dim)
+        linear(f"{block}.ffn.net.0.proj", ffn, dim)
+        linear(f"{block}.ffn.net.2", dim, ffn)
+        shapes[f"{block}.scale_shift_table"] = (1, 6, dim)
+    linear("proj_out", config.latent_channels * math.prod(config.patch_size), dim)
+    shapes["scale_shift_table"] = (1, 2, dim)
+    return shapes
+
+
+# In the published checkpoints, unused by the model.
+IGNORED_TENSORS = ("norm_added_q",)
+
+
+@lru_cache(maxsize=8)
+def wan_rope(grid: tuple[int, int, int], head_dim: int, device: torch.device) -> Rope:
+    """The rotation of a (T', H', W') grid of tokens: a third of the head for H and W each, the rest for T."""
+    spatial = 2 * (head_dim // 6)
+    axes = torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij")
+    positions = torch.stack([axis.flatten() for axis in axes], dim=-1)
+    return Rope.from_positions(positions, (head_dim - 2 * spatial, spatial, spatial)).to(device)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a prompt (and image) is to the transformer: cross-attention keys and values of every layer.
+
+    Computed once per request, read at every step. text, image: one KV of [R, N, L, D] per layer.
+    """
+
+    text: tuple[KV, ...]
+    image: tuple[KV, ...] | None = None
+
+    @property
+    def rows(self) -> int:
+        return self.text[0].k.shape[0]
+
+    def select(self, rows: slice) -> Context:
+        """A view of some of the rows (samples)."""
+
+        def cut(kvs: tuple[KV, ...]) -> tuple[KV, ...]:
+            return tuple(KV(kv.k[rows], kv.v[rows]) for kv in kvs)
+
+        return Context(cut(self.text), cut(self.image) if self.image is not None else None)
+
+    @staticmethod
+    def concatenate(contexts: list[Context]) -> Context:
+        """The rows of several contexts with equal lengths."""
+        if len(contexts) == 1:
+            return contexts[0]
+
+        def join(parts: list[tuple[KV, ...]]) -> tuple[KV, ...]:
+            return tuple(
+                KV(torch.cat([kv.k for kv in layer]), torch.cat([kv.v for kv in layer]))
+                for layer in zip(*parts, strict=True)
+            )
+
+        images = [c.image for c in contexts if c.image is not None]
+        return Context(join([c.text for c in contexts]), join(images) if images else None)
+
+
+class WanBlock:
+    def __init__(self, config: WanConfig, weights: Weights, ops: Ops) -> None:
+        self.ops = ops
+        self.heads = config.num_attention_heads
+        self.eps = config.eps
+        self.table = weights["scale_shift_table"].to(ops.device).float()
+
+        attn = weights.sub("attn1")
+        projections = ("to_q", "to_k", "to_v")
+        self.qkv = ops.pack_linear([attn[f"{p}.weight"] for p in projections], [attn[f"{p}.bias"] for p in projections])
+        self.out = pack_linear(attn, "to_out.0", ops)
+        self.norm_q = self._across_heads(attn["norm_q.weight"])
+        self.norm_k = self._across_heads(attn["norm_k.weight"])
+
+        cross = weights.sub("attn2")
+        self.cross_q = pack_linear(cross, "to_q", ops)
+        self.cross_kv = ops.pack_linear(
+            [cross["to_k.weight"], cross["to_v.weight"]], [cross["to_k.bias"], cross["to_v.bias"]]
+        )
+        self.cross_out = pack_linear(cross, "to_out.0", ops)
+        self.cross_norm_q = self._across_heads(cross["norm_q.weight"])
+        self.cross_norm_k = self._across_heads(cross["norm_k.weight"])
+        self.image_kv = None
+        if config.added_kv_proj_dim is not None:
+            self.image_kv = ops.pack_linear(
+                [cross["add_k_proj.weight"], cross["add_v_proj.weight"]],
+                [cross["add_k_proj.bias"], cross["add_v_proj.bias"]],
+            )
+            self.image_norm_k = self._across_heads(cross["norm_added_k.weight"])
+        self.norm2 = None
+        if config.cross_attn_norm:
+            self.norm2 = (
+                weights["norm2.weight"].to(ops.device).float(),
+                weights["norm2.bias"].to(ops.device).float(),
+            )
+        self.ffn = Mlp(weights.sub("ffn"), ("net.0.proj", "net.2"), "gelu_tanh", ops)
+
+    def _across_heads(self, weight: torch.Tensor) -> HeadNorm:
+        return HeadNorm("rms", self.eps, weight.to(self.ops.device).float(), across_heads=True)
+
+    def text_kv(self, text: torch.Tensor) -> KV:
+        """Cross-attention keys and values of embedded text [R, L, C]."""
+        return self._keys_values(self.ops.linear(text, self.cross_kv), self.cross_norm_k)
+
+    def image_context_kv(self, image: torch.Tensor) -> KV:
+        """The same of embedded image tokens [R, L, C]."""
+        assert self.image_kv is not None
+        return self._keys_values(self.ops.linear(image, self.image_kv), self.image_norm_k)
+
+    def _keys_values(self, kv: torch.Tensor, norm: HeadNorm) -> KV:
+        k, v = kv.chunk(2, dim=-1)
+        return KV(self.ops.qk_norm_rope(k, self.heads, norm=norm), self.ops.qk_norm_rope(v, self.heads))
+
+    def __call__(
+        self,
+        x: torch.Tensor,
+        modulation: torch.Tensor,
+        rope: Rope,
+        text: KV,
+        image: KV | None,
+        causal: BlockCausal | None,
+    ) -> torch.Tensor:
+        """x: [R, S, C]; modulation: [R, G, 6, C] fp32 → [R, S, C]."""
+        ops = self.ops
+        shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.table).unbind(2)
+
+        h = ops.norm_modulate(x, eps=self.eps, scale=scale1, shift=shift1)
+        q, k, v = ops.linear(h, self.qkv).chunk(3, dim=-1)
+        q = ops.qk_norm_rope(q, self.heads, norm=self.norm_q, rope=rope)
+        k = ops.qk_norm_rope(k, self.heads, norm=self.norm_k, rope=rope)
+        v = v.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        (h,) = ops.attention(q, KV(k, v), causal=causal)
+        x = ops.linear(h, self.out, gate=gate1, residual=x)
+
+        h = x
+        if self.norm2 is not None:
+            weight, bias = self.norm2
+            h = ops.norm_modulate(x, eps=self.eps, weight=weight, bias=bias)
+        q = ops.qk_norm_rope(ops.linear(h, self.cross_q), self.heads, norm=self.cross_norm_q)
+        (h,) = ops.attention(q, text)
+        if image is not None:
+            (h,) = ops.attention(q, image, residual=h)
+        x = ops.linear(h, self.cross_out, residual=x)
+
+        h = ops.norm_modulate(x, eps=self.eps, scale=scale2, shift=shift2)
+        return self.ffn(h, gate=gate2, residual=x)
+
+
+class WanTransformer:
+    """Predicts the velocity (or whatever the scheduler's config declares) of noisy latents."""
+
+    def __init__(self, config: WanConfig, weights: Weights, ops: Ops) -> None:
+        self.config = config
+        self.ops = ops
+        self.patch = ops.pack_patch_embed(weights["patch_embedding.weight"], weights["patch_embedding.bias"])
+        embed = weights.sub("condition_embedder")
+        self.time_embed = Mlp(embed, ("time_embedder.linear_1", "time_embedder.linear_2"), "silu", ops, exact=True)
+        self.time_proj = pack_linear(embed, "time_proj", ops, exact=True)
+        self.text_embed = Mlp(embed, ("text_embedder.linear_1", "text_embedder.linear_2"), "gelu_tanh", ops)
+        self.image_embed = ImageEmbedding(embed.sub("image_embedder"), ops) if config.image_dim is not None else None
+        self.blocks = [WanBlock(config, weights.sub(f"blocks.{i}"), ops) for i in range(config.num_layers)]
+        self.table = weights["scale_shift_table"].to(ops.device).float()
+        self.proj_out = pack_linear(weights, "proj_out", ops)
+
+    def encode_context(self, text: torch.Tensor, image: torch.Tensor | None = None) -> Context:
+        """Cross-attention keys and values of a prompt, for every layer; they hold for all steps.
+
+        text: [R, L, text_dim], zeros after the prompt's end. image: [R, L, image_dim] CLIP tokens (2.1 I2V).
+        """
+        if (image is None) != (self.image_embed is None):
+            raise ValueError(
+                "this transformer needs image embeddings" if image is None else "this transformer takes no image"
+            )
+        embedded = self.text_embed(text.to(self.ops.device, self.ops.dtype))
+        layers = tuple(block.text_kv(embedded) for block in self.blocks)
+        if image is None or self.image_embed is None:
+            return Context(layers)
+        tokens = self.image_embed(image.to(self.ops.device, self.ops.dtype))
+        return Context(layers, tuple(block.image_context_kv(tokens) for block in self.blocks))
+
+    def __call__(
+        self,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        context: Context,
+        *,
+        causal: BlockCausal | None = None,
+    ) -> torch.Tensor:
+        """One forward.
+
+        latents: [R, in_channels, T, H, W]. timesteps: [R], or [R, G] by group of tokens (per frame or per
+        token). causal: block-causal self-attention, in tokens. Returns [R, out_channels, T, H, W] in fp32.
+        """
+        ops, config = self.ops, self.config
+        pt, ph, pw = config.patch_size
+        grid = (latents.shape[2] // pt, latents.shape[3] // ph, latents.shape[4] // pw)
+        rope = wan_rope(grid, config.attention_head_dim, ops.device)
+        x = ops.patch_embed(latents.to(ops.device, ops.dtype), self.patch)
+
+        time, modulation = self._modulation(timesteps.to(ops.device))
+        for i, block in enumerate(self.blocks):
+            image = context.image[i] if context.image is not None else None
+            x = block(x, modulation, rope, context.text[i], image, causal)
+
+        shift, scale = (time.unsqueeze(2) + self.table).unbind(2)
+        x = ops.norm_modulate(x, eps=config.eps, scale=scale, shift=shift)
+        return ops.unpatchify(ops.linear(x, self.proj_out), grid, config.patch_size).float()
+
+    def _modulation(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """[R] or [R, G] → the time embedding [R, G, C] and the blocks' modulation [R, G, 6, C], fp32."""
+        timesteps = timesteps if timesteps.ndim == 2 else timesteps.unsqueeze(1)
+        time = self.time_embed(sinusoid(timesteps, self.config.freq_dim))
+        return time, self.ops.linear(torch.nn.functional.silu(time), self.time_proj).unflatten(2, (6, -1))
+
+
+class ImageEmbedding:
+    """CLIP tokens to the transformer's width (Wan 2.1 I2V; with `pos_embed`, first and last frame)."""
+
+    def __init__(self, weights: Weights, ops: Ops) -> None:
+        self.ops = ops
+        self.norm1 = (weights["norm1.weight"].to(ops.device).float(), weights["norm1.bias"].to(ops.device).float())
+        self.ff = Mlp(weights, ("ff.net.0.proj", "ff.net.2"), "gelu", ops)
+        self.norm2 = (weights["norm2.weight"].to(ops.device).float(), weights["norm2.bias"].to(ops.device).float())
+        position = weights.get("pos_embed")
+        self.position = position.to(ops.device, ops.dtype) if position is not None else None
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        """image: [R, L, image_dim] → [R, L, C]; with positions two images of one sample become one row."""
+        if self.position is not None:
+            image = image.reshape(-1, 2 * image.shape[1], image.shape[2]) + self.position
+        h = self.ops.norm_modulate(image, eps=1e-5, weight=self.norm1[0], bias=self.norm1[1])
+        h = self.ff(h)
+        return self.ops.norm_modulate(h, eps=1e-5, weight=self.norm2[0], bias=self.norm2[1])
