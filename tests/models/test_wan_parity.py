@@ -134,8 +134,24 @@ def test_each_block_equals_diffusers(block):
     rope = wan.wan_rope((3, 3, 5), 16, OPS.device)
     with torch.no_grad():
         kv = ours.blocks[block].text_kv(embedded)
-        got = ours.blocks[block](hidden, modulation.unsqueeze(1), rope, kv, None, None)
+        got = ours.blocks[block](hidden, modulation.unsqueeze(1), rope, kv, None, None, None)
     assert relative_error(got, seen["out"]) <= TOLERANCE
+
+
+@pytest.mark.parametrize(("length", "used"), [(512, 0), (512, 7), (64, 63), (64, 64), (16, 8), (3, 1), (512, 505)])
+def test_folded_padding_equals_attending_to_it(length, used):
+    """Prompts end in zeros; we attend to one of them, weighted, diffusers to each."""
+    config = CONFIGS["t2v"]
+    model = rescaled_model(config)
+    latents, timesteps, text, _ = case_inputs(config, 2, (3, 6, 10), length, False)
+    text[:, used:] = 0
+    text[1, used // 2 :] = 0  # the other prompt is shorter
+    ours = ours_from(model, config)
+    wanted = reference_output(model, latents, timesteps, text, None)
+    assert relative_error(our_output(ours, latents, timesteps, text, None), wanted) <= TOLERANCE
+    if used + 9 < length:
+        with torch.no_grad():
+            assert ours.encode_context(text).text[0].k.shape[2] < length
 
 
 def test_frame_timesteps_equal_token_timesteps():
