@@ -37,7 +37,7 @@ class Weights:
         return self._prefix + name in self._tensors
 
     def get(self, name: str) -> torch.Tensor | None:
-        return self[name] if name in self else None
+        return self[name] if name in self else None  # noqa: SIM401
 
     def sub(self, prefix: str) -> Weights:
         """The tensors whose names begin with `prefix` and a dot."""

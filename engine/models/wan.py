@@ -121,9 +121,10 @@ IGNORED_TENSORS = ("norm_added_q",)
 def wan_rope(grid: tuple[int, int, int], head_dim: int, device: torch.device) -> Rope:
     """The rotation of a (T', H', W') grid of tokens: a third of the head for H and W each, the rest for T."""
     spatial = 2 * (head_dim // 6)
-    axes = torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij")
-    positions = torch.stack([axis.flatten() for axis in axes], dim=-1)
-    return Rope.from_positions(positions, (head_dim - 2 * spatial, spatial, spatial)).to(device)
+    with torch.inference_mode(False):  # the table outlives this call, and a training run may read it next
+        axes = torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij")
+        positions = torch.stack([axis.flatten() for axis in axes], dim=-1)
+        return Rope.from_positions(positions, (head_dim - 2 * spatial, spatial, spatial)).to(device)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ class KV:
     """One segment of keys and values.
 
     k, v: [B, N, R, D], any stride over B, N and R. lengths: [B] int, how many leading keys of each sample are
-    real (None: all). rope: rotates the keys on read (a cache stores them un-rotated, so that its window can
-    move; slots may lie in any order, since softmax does not care).
+    real (None: all); what lies behind them is not read and may hold NaN (a cache's free slots). rope: rotates
+    the keys on read (a cache stores them un-rotated, so that its window can move; slots may lie in any order,
+    since softmax does not care).
     """
 
     k: torch.Tensor
@@ -42,7 +43,8 @@ class BlockList:
     """Block-sparse attention: which tiles of keys each tile of queries reads.
 
     indices: [B or 1, N or 1, ⌈Sq/q_block⌉, M] int, key tiles in any order, no repeats; counts: the same without
-    M, how many of them are used. Windows, tiles and radial patterns are all such lists.
+    M, how many of them are used (the slots behind hold anything). A tile that no list names is not read.
+    Windows, tiles and radial patterns are all such lists.
     """
 
     q_block: int
@@ -66,13 +68,16 @@ class Attention(Protocol):
     ) -> tuple[torch.Tensor, ...]:
         """Every query attends to every real key of all KV segments, as if they were concatenated.
 
-        q: [B, N, S, D] in up to two segments (video and text, in either order). kv: up to three segments
-        (a cache, video, text). Nothing is concatenated by an implementation that claims the fusion.
-        scale: 1/√D if None (UMT5 passes 1). bias: added to the logits, [B or 1, N or 1, ΣSq, ΣR], −inf masks.
+        q: [B, N, S, D], any stride over B, N and S, in up to two segments (video and text, in either order).
+        kv: up to three segments (a cache, video, text). Nothing is concatenated by an implementation that
+        claims the fusion.
+        scale: 1/√D if None (UMT5 passes 1). bias: added to the logits, [B or 1, N or 1, ΣSq or 1, ΣR], any
+        strides; −inf masks a key, which must be finite nevertheless.
         causal, blocks: only with one query segment; blocks index the concatenated keys.
-        residual: [B, S, N·D], added to the result (two softmaxes over one query: Wan's image attention).
-        A query that sees no key at all gives 0. Logits and sums in fp32.
-        Returns one [B, S, N·D] per query segment, in q's dtype, ready for the output projection.
+        residual: [B, S, N·D], added to the result (two softmaxes over one query: Wan's image attention); `out`
+        may be `residual` itself.
+        A query that sees no key at all gives 0 (or its residual). Logits and sums in fp32.
+        Returns one contiguous [B, S, N·D] per query segment, in q's dtype, ready for the output projection.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""The truth for `conv3d`: norm, SiLU, upsample, pad and F.conv3d, one after the other."""
+"""The truth for `conv3d`: norm, SiLU, upsample, past frames, pad and convolve, one after the other."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import torch.nn.functional as F
 
 from kinema.ops.common import Target, deliver, wide
 from kinema.ops.conv3d import Conv3dWeight
+
+# On a CPU, torch runs F.conv3d of a single clip with Cin·T·H up to this as a naive loop.
+NAIVE_LIMIT = 20480
 
 
 @dataclass(frozen=True)
@@ -53,26 +56,48 @@ def conv3d(
     assert isinstance(weight, ReferenceWeight)
     h = x
     if norm is not None:
-        gain = norm.to(wide(h).dtype).view(-1, 1, 1, 1) * weight.in_channels**0.5
-        h = (F.normalize(wide(h), dim=1) * gain).to(x.dtype)
+        length = torch.linalg.vector_norm(wide(h), dim=1, keepdim=True).clamp_min(1e-12)
+        gain = norm.to(length.dtype).view(-1, 1, 1, 1) * weight.in_channels**0.5
+        h = (wide(h) / length * gain).to(x.dtype)
     if activation == "silu":
         h = F.silu(h)
     if upsample > 1:
-        h = h.repeat_interleave(upsample, dim=3).repeat_interleave(upsample, dim=4)
+        # as images, since torch keeps 4-D channels-last tensors so
+        images = F.interpolate(h.transpose(1, 2).flatten(0, 1), scale_factor=upsample, mode="nearest-exact")
+        h = images.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
     if weight.history:
-        past = cache if cache is not None else h.new_zeros(*h.shape[:2], weight.history, *h.shape[3:])
-        if past.shape != (*h.shape[:2], weight.history, *h.shape[3:]):
-            raise ValueError(f"cache {tuple(past.shape)} does not hold {weight.history} frames of {tuple(h.shape)}")
-        h = torch.cat((past.to(h.dtype), h), dim=2)
-        if cache is not None:
-            cache.copy_(h[:, :, -weight.history :])
+        h = _with_past(h, weight.history, cache)
     top, bottom, left, right = weight.padding
-    if top == bottom and left == right:
-        pad = (0, top, left)
-    else:
+    if top != bottom or left != right:
         h = F.pad(h, (left, right, top, bottom))
-        pad = (0, 0, 0)
-    y = F.conv3d(h.to(weight.weight.dtype), weight.weight, weight.bias, stride=weight.stride, padding=pad).to(x.dtype)
+        top = left = 0
+    y = _convolve(h.to(weight.weight.dtype), weight, (top, left)).to(x.dtype)
     if residual is not None:
         y = residual + y
     return deliver(y, out)
+
+
+def _with_past(h: torch.Tensor, history: int, cache: torch.Tensor | None) -> torch.Tensor:
+    """h [B, C, T, H, W] behind its `history` past frames, the last of which go back to the cache."""
+    if cache is None:
+        return F.pad(h, (0, 0, 0, 0, history, 0))
+    wanted = (*h.shape[:2], history, *h.shape[3:])
+    if cache.shape != wanted:
+        raise ValueError(f"cache is {tuple(cache.shape)}, wanted {wanted}: {history} past frames of x")
+    h = torch.cat((cache.to(h.dtype), h), dim=2)
+    cache.copy_(h[:, :, -history:])
+    return h
+
+
+def _convolve(h: torch.Tensor, weight: ReferenceWeight, padding: tuple[int, int]) -> torch.Tensor:
+    """F.conv3d without padding in time; where torch would be naive, its time taps become channels of images."""
+    batch, channels, frames, height, _ = h.shape
+    if h.device.type != "cpu" or batch > 1 or channels * frames * height > NAIVE_LIMIT:
+        return F.conv3d(h, weight.weight, weight.bias, stride=weight.stride, padding=(0, *padding))
+    taps, step = weight.kernel[0], weight.stride[0]
+    last = frames - taps
+    images = h.squeeze(0).transpose(0, 1)  # [T, Cin, H, W]
+    images = torch.cat([images[tap : last + tap + 1 : step] for tap in range(taps)], dim=1)
+    kernel = weight.weight.transpose(1, 2).flatten(1, 2)  # [Cout, taps·Cin, kh, kw]
+    y = F.conv2d(images, kernel, weight.bias, stride=weight.stride[1:], padding=padding)
+    return y.transpose(0, 1).unsqueeze(0)

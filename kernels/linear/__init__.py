@@ -40,7 +40,8 @@ class PackLinear(Protocol):
 
         weight: [out, in]; several are stacked along `out` (a fused QKV). bias: [out], likewise.
         gate_weight: [out, in], makes the weight gated.
-        Stored as `target.precision.weights`: fp8 and int8 get one fp32 scale per output channel.
+        Stored as `target.precision.weights`; fp8 and int8 get one fp32 scale per output channel, as `quantize`
+        gives one per token: max(max|w|, 1e-12) / limit, rounded to nearest even. Biases stay fp32.
         """
         ...
 
@@ -58,11 +59,14 @@ class Linear(Protocol):
     ) -> torch.Tensor:
         """y = residual + gate · act(x·Wᵀ + b).
 
-        x: [B, S, in]; or a pair whose features are taken one after the other, as if concatenated (blocks
-        that project attention and MLP together); or already quantised.
-        activation: "gelu" is the exact erf form, "gelu_tanh" the tanh form, "quick_gelu" x·σ(1.702x).
-        gate: [B or 1, G, out] by group of tokens (see `by_group`). residual, out: [B, S, out]; `out` may
-        be `residual` itself. Sums accumulate in fp32. Returns [B, S, out] in x's dtype.
+        x: [B, S, in], any stride over B and S; or a pair whose features are taken one after the other, as if
+        concatenated (blocks that project attention and MLP together); or already quantised. If the target's
+        precision quantises activations, x is quantised first, a pair with one scale per token over both.
+        activation: "gelu" is the exact erf form, "gelu_tanh" the tanh form, "quick_gelu" x·σ(1.702x); of
+        gated weights it is taken of the gate half.
+        gate: [B or 1, G, out] by group of tokens (see `by_group`), any stride over B and G. residual, out:
+        [B, S, out]; `out` may be `residual` itself. Sums accumulate in fp32.
+        Returns [B, S, out] in x's dtype; for quantised x in the target's dtype between ops.
         """
         ...
 

@@ -21,6 +21,7 @@ class ReferenceWeight(LinearWeight):
     bias: torch.Tensor | None
     scale: torch.Tensor | None
     quantize_activations: QuantKind | None
+    activations: torch.dtype
 
 
 def pack_linear(
@@ -48,12 +49,21 @@ def pack_linear(
         scale = w.float().abs().amax(dim=1).clamp(min=1e-12) / limit
         scaled = w.float() / scale[:, None]
         stored = (scaled.round() if precision.weights == torch.int8 else scaled).to(precision.weights)
-    elif w.dtype != torch.float64:  # fp64 stays: it is the tests' truth
+        b = b.float() if b is not None else None
+    elif w.dtype != torch.float64 or precision.weights != torch.float32:  # fp64 stays: it is a truth
         stored = w.to(precision.weights)
         b = b.float() if b is not None else None
     nbytes = stored.nbytes + (b.nbytes if b is not None else 0) + (scale.nbytes if scale is not None else 0)
     return ReferenceWeight(
-        in_features, out_features, gate_weight is not None, nbytes, stored, b, scale, precision.quantize_activations
+        in_features,
+        out_features,
+        gate_weight is not None,
+        nbytes,
+        stored,
+        b,
+        scale,
+        precision.quantize_activations,
+        precision.activations,
     )
 
 
@@ -84,7 +94,7 @@ def linear(
     assert isinstance(weight, ReferenceWeight)
     if isinstance(x, tuple):
         x = torch.cat(x, dim=-1)
-    dtype = torch.float32 if isinstance(x, Quantized) else x.dtype
+    dtype = weight.activations if isinstance(x, Quantized) else x.dtype
     if weight.quantize_activations is not None and isinstance(x, torch.Tensor):
         x = quantize(x, weight.quantize_activations)
     y = _project(x, weight, dtype)
@@ -110,7 +120,7 @@ def _project(x: torch.Tensor | Quantized, weight: ReferenceWeight, dtype: torch.
         assert weight.scale is not None
         y = F.linear(x.data.float(), weight.weight.float()) * x.scale * weight.scale
         return (y + weight.bias if weight.bias is not None else y).to(dtype)
-    w = weight.weight.to(dtype)
+    w = weight.weight
     if weight.scale is not None:
-        w = w * weight.scale[:, None].to(dtype)
-    return F.linear(x, w, weight.bias.to(dtype) if weight.bias is not None else None)
+        w = w.float() * weight.scale[:, None]
+    return F.linear(x, w.to(dtype), weight.bias.to(dtype) if weight.bias is not None else None)

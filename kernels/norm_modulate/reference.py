@@ -54,6 +54,8 @@ def norm_modulate(
     quantize: QuantKind | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor | Quantized:
+    if quantize is not None and out is not None:
+        raise ValueError("quantize returns new tensors: out must be None")
     h = wide(x)
     w = weight.to(h.dtype) if weight is not None else None
     if norm == "layer":

@@ -11,10 +11,11 @@ from kinema.ops.common import Implementation, Op, Quantized, QuantKind
 
 class Quantize(Protocol):
     def __call__(self, x: torch.Tensor, kind: QuantKind) -> Quantized:
-        """scale = max|x| / limit over a token's channels (limit 448 for fp8 e4m3, 127 for int8).
+        """data = x / scale with scale = max(max|x|, 1e-12) / limit over a token's channels.
 
-        x: [..., C]. Returns data [..., C] rounded to nearest even (saturating) and scale [..., 1] fp32; an
-        all-zero token gets data 0 and a tiny positive scale.
+        limit: 448 for fp8 e4m3, 127 for int8. x: [..., C], any stride over the leading axes.
+        Returns data [..., C] rounded to nearest even (saturating) and scale [..., 1] fp32; an all-zero token
+        gets data 0 and a tiny positive scale.
         """
         ...
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from kinema.ops.common import deliver, wide
+from kinema.ops.common import deliver
 
 
 def scheduler_step(
@@ -22,13 +22,14 @@ def scheduler_step(
             f"coefficients {tuple(coefficients.shape)} [B, M, K] do not fit terms of shapes "
             f"{[tuple(term.shape) for term in terms]}"
         )
-    wide_terms = [wide(term) for term in terms]
+    dtype = torch.float64 if any(term.dtype == torch.float64 for term in terms) else torch.float32
+    wide_terms = [term.to(dtype) for term in terms]
     table = coefficients.to(wide_terms[0].device).reshape(*coefficients.shape, *[1] * (len(shape) - 1))
     results = []
     for m in range(outputs):
         total = torch.zeros_like(wide_terms[0])
         for k, term in enumerate(wide_terms):
-            c = table[:, m, k].to(term.dtype)
+            c = table[:, m, k].to(dtype)
             if bool((c != 0).all()):
                 total = total + c * term
             elif bool((c != 0).any()):

@@ -28,4 +28,4 @@ def unpatchify(
         x = x.reshape(batch, t, h, w, -1, pt, ph, pw).permute(0, 4, 1, 5, 2, 6, 3, 7)
     else:
         raise ValueError(f"unknown order {order!r}: wanted 'patch_first' or 'channel_first'")
-    return deliver(x.reshape(batch, -1, t * pt, h * ph, w * pw), out)
+    return deliver(x.reshape(batch, -1, t * pt, h * ph, w * pw).contiguous(), out)

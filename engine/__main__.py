@@ -1,0 +1,7 @@
+"""`python -m kinema` is the command line."""
+
+import sys
+
+from kinema.cli import main
+
+sys.exit(main())

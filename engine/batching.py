@@ -1,0 +1,56 @@
+"""Samples of several requests through one forward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from kinema.models.wan import Context, WanTransformer
+
+# Rows that share a forward share the reading of the weights, but hold their activations at the same time;
+# beyond this many tokens the first gains nothing and the second hurts.
+MAX_TOKENS_PER_FORWARD = 16384
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a transformer is given for some samples: [R, C, T, h, w], [R] or [R, G], and their context."""
+
+    latents: torch.Tensor
+    timesteps: torch.Tensor
+    context: Context
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """Rows of equal shape can share a forward."""
+        return (self.latents.shape[1:], self.timesteps.shape[1:], self.context.shape)
+
+
+def forward_together(transformer: WanTransformer, parts: Sequence[Rows]) -> list[torch.Tensor]:
+    """One prediction per part, [R, C, T, h, w] each; parts of equal shape go through the transformer together."""
+    predictions: dict[int, torch.Tensor] = {}
+    for shape in dict.fromkeys(part.shape for part in parts):
+        members = [i for i, part in enumerate(parts) if part.shape == shape]
+        joined = Rows(
+            torch.cat([parts[i].latents for i in members]),
+            torch.cat([parts[i].timesteps for i in members]),
+            Context.concatenate([parts[i].context for i in members]),
+        )
+        output = _forward_in_pieces(transformer, joined)
+        sizes = [parts[i].latents.shape[0] for i in members]
+        predictions.update(zip(members, output.split(sizes), strict=True))
+    return [predictions[i] for i in range(len(parts))]
+
+
+def _forward_in_pieces(transformer: WanTransformer, rows: Rows) -> torch.Tensor:
+    tokens = rows.latents[0, 0].numel() // (
+        transformer.config.patch_size[0] * transformer.config.patch_size[1] * transformer.config.patch_size[2]
+    )
+    size = max(1, MAX_TOKENS_PER_FORWARD // tokens)
+    count = rows.latents.shape[0]
+    if count <= size:
+        return transformer(rows.latents, rows.timesteps, rows.context)
+    pieces = [slice(i, min(i + size, count)) for i in range(0, count, size)]
+    return torch.cat([transformer(rows.latents[p], rows.timesteps[p], rows.context.select(p)) for p in pieces])

@@ -1,0 +1,176 @@
+"""The weights of one component folder: one safetensors file, or several with an index."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from kinema.checkpoints.json_object import read_object
+from kinema.checkpoints.safetensors import SafetensorsFile
+from kinema.checkpoints.weights import Shapes
+from kinema.errors import CheckpointError
+
+DIFFUSERS_STEM = "diffusion_pytorch_model"
+TRANSFORMERS_STEM = "model"
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+class ComponentFiles(Mapping[str, torch.Tensor]):
+    """Every tensor of a component folder, by name, whatever file it lies in.
+
+    `files[name]` reads a fresh copy, `files.mapped(name)` is a read-only view of the memory-mapped file.
+    `variant` picks files such as diffusion_pytorch_model.fp16.safetensors. Where a folder has both a single
+    file and an index we load what the library that owns the name loads: diffusers the index, transformers
+    the single file.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], variant: str | None = None) -> None:
+        self.folder = Path(folder)
+        found = _find(self.folder, variant)
+        if found.suffix == ".json":
+            self._home = _open_shards(found)
+        else:
+            file = SafetensorsFile(found)
+            self._home = dict.fromkeys(file, file)
+
+    @cached_property
+    def files(self) -> tuple[SafetensorsFile, ...]:
+        return tuple({id(file): file for file in self._home.values()}.values())
+
+    def shapes(self) -> Shapes:
+        return {name: shape for file in self.files for name, shape in file.shapes().items()}
+
+    @property
+    def dtypes(self) -> dict[str, torch.dtype]:
+        return {name: dtype for file in self.files for name, dtype in file.dtypes.items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(file.nbytes for file in self.files)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._home[name][name]
+
+    def mapped(self, name: str) -> torch.Tensor:
+        return self._home[name].mapped(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._home
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._home)
+
+    def __len__(self) -> int:
+        return len(self._home)
+
+    def __repr__(self) -> str:
+        return f"ComponentFiles({str(self.folder)!r}, {len(self.files)} files, {len(self)} tensors)"
+
+
+def is_plain_name(name: str) -> bool:
+    """A file name that cannot lead out of its folder, on any system.
+
+    A symlink of a plain name is fine wherever it points: caches of the Hub are made of links to
+    ../../blobs, and a link is put there by whoever made the folder, never by the text of an index.
+    """
+    return name not in ("", ".", "..") and not any(c in "/\\:\0" for c in name)
+
+
+def weight_names(stem: str, variant: str | None = None) -> tuple[str, str]:
+    """File names of a single file and of an index, as diffusers and transformers spell them."""
+    part = f".{variant}" if variant else ""
+    return f"{stem}{part}.safetensors", f"{stem}.safetensors.index{part}.json"
+
+
+def _find(folder: Path, variant: str | None) -> Path:
+    """The one safetensors file or index to load."""
+    if variant is not None and not is_plain_name(variant):
+        raise CheckpointError(f"variant {variant!r} is not part of a file name: wanted one such as 'fp16'")
+    try:
+        present = sorted(entry.name for entry in folder.iterdir())
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be listed: {error.strerror or error}") from error
+    wanted = {stem: weight_names(stem, variant) for stem in (DIFFUSERS_STEM, TRANSFORMERS_STEM)}
+    stems = [stem for stem, names in wanted.items() if any(name in present for name in names)]
+    if len(stems) > 1:
+        raise CheckpointError(
+            f"{folder} is ambiguous: it holds {DIFFUSERS_STEM}* and {TRANSFORMERS_STEM}* weights; "
+            "remove the ones that do not belong to this component"
+        )
+    if not stems:
+        raise CheckpointError(_nothing_found(folder, variant, present, wanted))
+    single, index = wanted[stems[0]]
+    order = (index, single) if stems[0] == DIFFUSERS_STEM else (single, index)
+    return folder / next(name for name in order if name in present)
+
+
+def _nothing_found(folder: Path, variant: str | None, present: list[str], wanted: dict[str, tuple[str, str]]) -> str:
+    looked_for = ", ".join(name for names in wanted.values() for name in names)
+    safetensors = [name for name in present if ".safetensors" in name]
+    pickles = [name for name in present if name.endswith(PICKLE_SUFFIXES)]
+    if pickles and not safetensors:
+        return (
+            f"{folder} holds its weights only as pickle files ({', '.join(pickles)}), which can run code when they "
+            "are read: kinema loads safetensors only. Convert them in an environment that you trust: in that "
+            f"folder run `{conversion_command(pickles)}`"
+        )
+    there = f"it holds {', '.join(present)}" if present else "it is empty"
+    advice = "pass the variant that these files name" if safetensors and not variant else "download the folder again"
+    return f"{folder} has no weights: looked for {looked_for}; {there}; {advice}"
+
+
+def conversion_command(pickles: list[str]) -> str:
+    """A shell command that rewrites pickled weights as one safetensors file."""
+    # the names come from the folder and the command will be pasted into a shell
+    named = [name for name in pickles if re.fullmatch(r"[\w.-]+", name)]
+    weights = [n for n in named if n.startswith((DIFFUSERS_STEM, "pytorch_model"))] or named[:1] or ["FILE.bin"]
+    stem = DIFFUSERS_STEM if weights[0].startswith(DIFFUSERS_STEM) else TRANSFORMERS_STEM
+    return (
+        'python -c "import torch; from safetensors.torch import save_file; '
+        f"save_file({{k: v.clone().contiguous() for f in {weights} "
+        "for k, v in torch.load(f, map_location='cpu', weights_only=True).items()}, "
+        f"'{stem}.safetensors', metadata={{'format': 'pt'}})\""
+    )
+
+
+def _open_shards(index: Path) -> dict[str, SafetensorsFile]:
+    """{tensor name: its shard}, once the index and the shards agree."""
+    weight_map = read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} has no weight_map of tensors to files; download it again")
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str) or not is_plain_name(name) or not name.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{index} places tensor {tensor!r} in {name!r}: wanted the name of a .safetensors file in the same "
+                "folder, without a path; do not use this checkpoint unless you know why it says so"
+            )
+    names = dict.fromkeys(weight_map.values())
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{index} names files that are missing: {', '.join(missing)}; download them again")
+
+    shards = {name: SafetensorsFile(index.parent / name) for name in names}
+    problems = []
+    for tensor, name in weight_map.items():
+        if tensor not in shards[name]:
+            elsewhere = [other for other, shard in shards.items() if tensor in shard]
+            place = f"is in {', '.join(elsewhere)}" if elsewhere else "is nowhere"
+            problems.append(f"{tensor} should be in {name} and {place}")
+    for name, shard in shards.items():
+        for tensor in shard:
+            if tensor not in weight_map:
+                problems.append(f"{tensor} in {name} is not in the index")
+            elif weight_map[tensor] != name and tensor in shards[weight_map[tensor]]:
+                problems.append(f"{tensor} is in both {weight_map[tensor]} and {name}")
+    if problems:
+        raise CheckpointError(
+            f"{index} does not match its files ({len(problems)} tensors): {'; '.join(problems)}; "
+            "download the folder again"
+        )
+    return {tensor: shard for shard in shards.values() for tensor in shard}

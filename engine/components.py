@@ -1,0 +1,121 @@
+"""Loads a model's parts, each from its own folder, when they are first needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+
+from kinema.checkpoints import Component, ModelFolder, load_weights, open_component
+from kinema.image import clip
+from kinema.image.clip import CLIPVisionConfig, CLIPVisionEncoder
+from kinema.image.preprocess import ClipPreprocessor
+from kinema.models import wan
+from kinema.models.facade import TransformerFacade
+from kinema.models.wan import WanConfig, WanTransformer
+from kinema.ops import Ops, build_ops, plan_ops, target_for
+from kinema.options import LoadOptions
+from kinema.text import umt5
+from kinema.text.tokenizer import Tokenizer
+from kinema.text.umt5 import UMT5Config, UMT5Encoder
+from kinema.vae import wan as wan_vae
+from kinema.vae.wan import WanVAE, WanVAEConfig
+
+Path = str | os.PathLike[str]
+
+
+def load_transformer(
+    path: Path, *, device: str = "auto", backend: str = "auto", precision: str = "auto", variant: str | None = None
+) -> TransformerFacade:
+    """A transformer alone, from its component folder, callable as the diffusers class."""
+    ops = build_ops(plan_ops(target_for(device, precision), backend))
+    return TransformerFacade(_transformer(open_component(path, "transformer"), ops, variant))
+
+
+def load_vae(
+    path: Path, *, device: str = "auto", backend: str = "auto", precision: str = "auto", variant: str | None = None
+) -> WanVAE:
+    """A VAE alone: `.decode(latents)`, `.encode(video)`."""
+    ops = build_ops(plan_ops(target_for(device, precision), backend))
+    return _vae(open_component(path, "vae"), ops, variant)
+
+
+def load_text_encoder(
+    path: Path, *, device: str = "auto", backend: str = "auto", precision: str = "auto", variant: str | None = None
+) -> UMT5Encoder:
+    """A text encoder alone: `(input_ids, attention_mask) → last_hidden_state`."""
+    ops = build_ops(plan_ops(target_for(device, precision), backend))
+    return _text_encoder(open_component(path, "text_encoder"), ops, variant)
+
+
+def _transformer(component: Component, ops: Ops, variant: str | None) -> WanTransformer:
+    config = WanConfig.from_dict(component.config)
+    weights = load_weights(component.files(variant), wan.tensor_shapes(config), ignored=wan.IGNORED_TENSORS)
+    return WanTransformer(config, weights, ops)
+
+
+def _vae(component: Component, ops: Ops, variant: str | None) -> WanVAE:
+    config = WanVAEConfig.from_dict(component.config)
+    return WanVAE(config, load_weights(component.files(variant), wan_vae.tensor_shapes(config)), ops)
+
+
+def _text_encoder(component: Component, ops: Ops, variant: str | None) -> UMT5Encoder:
+    config = UMT5Config.from_dict(component.config)
+    files = component.files(variant)
+    return UMT5Encoder(config, load_weights(files, umt5.tensor_shapes(config, files), ignored=umt5.IGNORED_TENSORS), ops)
+
+
+def _image_encoder(component: Component, ops: Ops, variant: str | None) -> CLIPVisionEncoder:
+    config = CLIPVisionConfig.from_dict(component.config)
+    files = component.files(variant)
+    return CLIPVisionEncoder(config, load_weights(files, clip.tensor_shapes(config, files), ignored=clip.IGNORED_TENSORS), ops)
+
+
+class Components:
+    """The parts of one model folder. A part is loaded when it is first asked for and kept until released."""
+
+    def __init__(self, folder: ModelFolder, ops: Ops, options: LoadOptions) -> None:
+        self.folder = folder
+        self.ops = ops
+        self._options = options
+        self._loaded: dict[str, Any] = {}
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.folder
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        return tuple(self._loaded)
+
+    def release(self, *names: str) -> None:
+        """Let go of parts that a stage is done with, unless they are to be kept."""
+        if not self._options.keep_loaded:
+            for name in names:
+                self._loaded.pop(name, None)
+
+    def transformer(self, expert: str = "transformer") -> WanTransformer:
+        return cast("WanTransformer", self._get(expert, _transformer))
+
+    def vae(self) -> WanVAE:
+        return cast("WanVAE", self._get("vae", _vae))
+
+    def text_encoder(self) -> UMT5Encoder:
+        return cast("UMT5Encoder", self._get("text_encoder", _text_encoder))
+
+    def image_encoder(self) -> CLIPVisionEncoder:
+        return cast("CLIPVisionEncoder", self._get("image_encoder", _image_encoder))
+
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_folder(self.folder.component("tokenizer").folder)
+
+    def image_preprocessor(self) -> ClipPreprocessor:
+        return ClipPreprocessor.from_folder(self.folder.component("image_processor").folder)
+
+    def _get(self, name: str, load: Callable[[Component, Ops, str | None], Any]) -> Any:
+        if name not in self._loaded:
+            self._loaded[name] = load(self.folder.component(name), self.ops, self._options.variant)
+        return self._loaded[name]

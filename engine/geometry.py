@@ -1,0 +1,51 @@
+"""Which clips a model can make, and how large their latents are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kinema.errors import RequestError
+from kinema.models.wan import WanConfig
+from kinema.vae.wan import WanVAEConfig
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How pixels become latents and latents become tokens: factors along (T, H, W)."""
+
+    temporal: int
+    spatial: int
+    patch: tuple[int, int, int]
+
+    @staticmethod
+    def of(transformer: WanConfig, vae: WanVAEConfig) -> Geometry:
+        return Geometry(vae.scale_factor_temporal, vae.scale_factor_spatial, transformer.patch_size)
+
+    def latent_size(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """(T, h, w) of the latents. Raises RequestError naming the nearest clips that the model can make."""
+        problems = []
+        frames = self.temporal * self.patch[0]
+        # one frame is one latent frame; with temporal patches of p the clip has a multiple of p latent frames
+        first = 1 + self.temporal * (self.patch[0] - 1)
+        if num_frames < first or (num_frames - first) % frames:
+            below = max(first, num_frames - (num_frames - first) % frames)
+            near = sorted({below, below + frames}) if num_frames > first else [first]
+            problems.append(f"num_frames {num_frames} (nearest {_either(near)})")
+        for name, size, patch in (("height", height, self.patch[1]), ("width", width, self.patch[2])):
+            multiple = self.spatial * patch
+            if size % multiple:
+                below = size // multiple * multiple
+                near = [n for n in (below, below + multiple) if n > 0]
+                problems.append(f"{name} {size} (nearest {_either(near)})")
+        if problems:
+            raise RequestError(f"this model cannot make {', '.join(problems)}")
+        return (num_frames - 1) // self.temporal + 1, height // self.spatial, width // self.spatial
+
+    def tokens(self, latent_size: tuple[int, int, int]) -> int:
+        """S: patches of a latent clip."""
+        t, h, w = (n // p for n, p in zip(latent_size, self.patch, strict=True))
+        return t * h * w
+
+
+def _either(sizes: list[int]) -> str:
+    return " or ".join(str(size) for size in sizes)

@@ -1,0 +1,189 @@
+"""The CLIP vision transformer: the image encoder of Wan 2.1 image-to-video (ViT-H/14).
+
+Radford et al. 2021, arXiv 2103.00020; Dosovitskiy et al. 2021, arXiv 2010.11929.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from kinema.checkpoints.weights import Shapes, Weights
+from kinema.config import from_config
+from kinema.errors import CheckpointError, RequestError
+from kinema.models.blocks import Mlp, pack_linear
+from kinema.ops import Ops
+from kinema.ops.attention import KV
+from kinema.ops.linear import Activation
+from kinema.transformers_config import HOUSEKEEPING_KEYS
+
+ACTIVATIONS: dict[str, Activation] = {"gelu": "gelu", "quick_gelu": "quick_gelu"}
+
+# Of the projection head or of training: no influence on the hidden states.
+IGNORED_KEYS = HOUSEKEEPING_KEYS | {"attention_dropout", "dropout", "projection_dim"}
+
+# Folders written as CLIPVisionModelWithProjection, or by old versions of transformers, hold these too.
+IGNORED_TENSORS = (r"^visual_projection\.", r"position_ids$")
+
+# transformers wrote it before every name until version 5
+PREFIX = "vision_model"
+
+
+@dataclass(frozen=True)
+class CLIPVisionConfig:
+    """CLIPVisionModel's config.json."""
+
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_channels: int = 3
+    image_size: int = 224
+    patch_size: int = 32
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+
+    @staticmethod
+    def from_dict(config: Mapping[str, Any]) -> CLIPVisionConfig:
+        """Read a transformers config; CheckpointError for what this encoder would compute differently."""
+        if config.get("model_type", "clip_vision_model") != "clip_vision_model":
+            raise CheckpointError(
+                f"an image encoder with model_type={config['model_type']!r} is not known: wanted 'clip_vision_model'"
+            )
+        clip = from_config(CLIPVisionConfig, config, ignore=IGNORED_KEYS | {"model_type"})
+        if clip.hidden_act not in ACTIVATIONS:
+            raise CheckpointError(f"hidden_act={clip.hidden_act!r} is not known: wanted one of {list(ACTIVATIONS)}")
+        if clip.hidden_size % clip.num_attention_heads:
+            raise CheckpointError(
+                f"hidden_size {clip.hidden_size} does not split into {clip.num_attention_heads} attention heads"
+            )
+        if not isinstance(clip.image_size, int) or not isinstance(clip.patch_size, int):
+            raise CheckpointError(
+                f"image_size {clip.image_size!r} and patch_size {clip.patch_size!r}: wanted one number each"
+            )
+        return clip
+
+    @property
+    def patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+
+def tensor_shapes(config: CLIPVisionConfig, found: Container[str] = ()) -> Shapes:
+    """Every tensor of a CLIPVisionModel checkpoint.
+
+    found: names that a folder holds; they decide whether `PREFIX` is expected before every name.
+    """
+    width, ffn = config.hidden_size, config.intermediate_size
+    shapes: Shapes = {
+        "embeddings.class_embedding": (width,),
+        "embeddings.patch_embedding.weight": (width, config.num_channels, config.patch_size, config.patch_size),
+        "embeddings.position_embedding.weight": (1 + config.patches, width),
+    }
+
+    def linear(name: str, out: int, into: int) -> None:
+        shapes[f"{name}.weight"] = (out, into)
+        shapes[f"{name}.bias"] = (out,)
+
+    def norm(name: str) -> None:
+        shapes[f"{name}.weight"] = (width,)
+        shapes[f"{name}.bias"] = (width,)
+
+    norm("pre_layrnorm")
+    for i in range(config.num_hidden_layers):
+        layer = f"encoder.layers.{i}"
+        norm(f"{layer}.layer_norm1")
+        for proj in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            linear(f"{layer}.self_attn.{proj}", width, width)
+        norm(f"{layer}.layer_norm2")
+        linear(f"{layer}.mlp.fc1", ffn, width)
+        linear(f"{layer}.mlp.fc2", width, ffn)
+    norm("post_layernorm")  # only the pooled output, which no pipeline asks for, goes through it
+    if f"{PREFIX}.embeddings.class_embedding" in found:
+        return {f"{PREFIX}.{name}": shape for name, shape in shapes.items()}
+    return shapes
+
+
+class LayerNorm:
+    """Weight and bias of a LayerNorm, fp32, and its epsilon."""
+
+    def __init__(self, weights: Weights, name: str, eps: float, ops: Ops) -> None:
+        self.ops = ops
+        self.eps = eps
+        self.weight = weights[f"{name}.weight"].to(ops.device).float()
+        self.bias = weights[f"{name}.bias"].to(ops.device).float()
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x: [B, S, C] → the same."""
+        return self.ops.norm_modulate(x, eps=self.eps, weight=self.weight, bias=self.bias)
+
+
+class CLIPLayer:
+    def __init__(self, config: CLIPVisionConfig, weights: Weights, ops: Ops) -> None:
+        self.ops = ops
+        self.heads = config.num_attention_heads
+        self.norm1 = LayerNorm(weights, "layer_norm1", config.layer_norm_eps, ops)
+        attn = weights.sub("self_attn")
+        projections = ("q_proj", "k_proj", "v_proj")
+        self.qkv = ops.pack_linear([attn[f"{p}.weight"] for p in projections], [attn[f"{p}.bias"] for p in projections])
+        self.out = pack_linear(attn, "out_proj", ops)
+        self.norm2 = LayerNorm(weights, "layer_norm2", config.layer_norm_eps, ops)
+        self.mlp = Mlp(weights.sub("mlp"), ("fc1", "fc2"), ACTIVATIONS[config.hidden_act], ops)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x: [B, S, C] → the same."""
+        ops = self.ops
+        q, k, v = ops.linear(self.norm1(x), self.qkv).chunk(3, dim=-1)
+        q = ops.qk_norm_rope(q, self.heads)
+        k, v = (part.view(*part.shape[:2], self.heads, -1).transpose(1, 2) for part in (k, v))
+        (h,) = ops.attention(q, KV(k, v))
+        x = ops.linear(h, self.out, residual=x)
+        return self.mlp(self.norm2(x), residual=x)
+
+
+class CLIPVisionEncoder:
+    """An image as 1 + n tokens: the class token and one per patch."""
+
+    def __init__(self, config: CLIPVisionConfig, weights: Weights, ops: Ops) -> None:
+        if f"{PREFIX}.embeddings.class_embedding" in weights:
+            weights = weights.sub(PREFIX)
+        self.config = config
+        self.ops = ops
+        embeddings = weights.sub("embeddings")
+        position = embeddings["position_embedding.weight"].to(ops.device).float()
+        self.class_token = embeddings["class_embedding"].to(ops.device).float() + position[0]
+        self.position = position[1:]
+        # an image is a video of one frame
+        self.patch = ops.pack_patch_embed(embeddings["patch_embedding.weight"].unsqueeze(2))
+        self.pre_norm = LayerNorm(weights, "pre_layrnorm", config.layer_norm_eps, ops)
+        self.layers = [
+            CLIPLayer(config, weights.sub(f"encoder.layers.{i}"), ops) for i in range(config.num_hidden_layers)
+        ]
+
+    def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The last hidden state. pixel_values: [B, 3, H, W], normalised → [B, 1+n, C]."""
+        return self._hidden(pixel_values, self.layers)
+
+    def penultimate(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The hidden state before the last layer: what Wan conditions on. [B, 3, H, W] → [B, 1+n, C]."""
+        return self._hidden(pixel_values, self.layers[:-1])
+
+    def _hidden(self, pixel_values: torch.Tensor, layers: list[CLIPLayer]) -> torch.Tensor:
+        config, ops = self.config, self.ops
+        wanted = (config.num_channels, config.image_size, config.image_size)
+        if pixel_values.ndim != 4 or pixel_values.shape[1:] != wanted:
+            raise RequestError(
+                f"pixel_values have shape {tuple(pixel_values.shape)}: wanted [B, {', '.join(map(str, wanted))}]; "
+                "the image processor resizes and crops to it"
+            )
+        # a patch size that does not divide leaves a margin at the right and the bottom, as a convolution does
+        side = config.image_size // config.patch_size * config.patch_size
+        video = pixel_values[:, :, None, :side, :side].to(ops.device, ops.dtype)
+        patches = ops.patch_embed(video, self.patch, position=self.position)
+        class_token = self.class_token.to(patches.dtype).expand(patches.shape[0], 1, -1)
+        x = self.pre_norm(torch.cat((class_token, patches), dim=1))
+        for layer in layers:
+            x = layer(x)
+        return x

@@ -1,0 +1,141 @@
+"""What is done to a picture before CLIP sees it: resize, crop, rescale, normalise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from kinema.checkpoints.json_object import read_object
+from kinema.config import from_config
+from kinema.errors import CheckpointError, RequestError
+
+# What the file is called by, and what `from_dict` reads itself.
+IGNORED_KEYS = frozenset(
+    {
+        "crop_size",
+        "data_format",
+        "default_to_square",
+        "feature_extractor_type",
+        "image_processor_type",
+        "processor_class",
+        "size",
+    }
+)
+
+
+@dataclass(frozen=True)
+class ClipPreprocessor:
+    """preprocessor_config.json of a CLIPImageProcessor.
+
+    shortest_edge: length to which the shorter side is brought, the other in proportion; or `resize_to`
+    (height, width), which ignores proportions. crop: (height, width) cut from the middle.
+    resample: a pillow filter number, 3 is bicubic.
+    """
+
+    shortest_edge: int | None = 224
+    resize_to: tuple[int, int] | None = None
+    crop: tuple[int, int] = (224, 224)
+    do_resize: bool = True
+    do_center_crop: bool = True
+    do_rescale: bool = True
+    do_normalize: bool = True
+    do_convert_rgb: bool = True
+    resample: int = 3
+    rescale_factor: float = 1 / 255
+    image_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+
+    @staticmethod
+    def from_dict(config: Mapping[str, Any]) -> ClipPreprocessor:
+        """Read a transformers config; CheckpointError for options this processor does not know."""
+        size = config.get("size", 224)
+        if isinstance(size, int):  # configs of 2022 and before
+            size = {"shortest_edge": size}
+        crop = config.get("crop_size", 224)
+        if isinstance(crop, int):
+            crop = {"height": crop, "width": crop}
+        if not isinstance(size, dict) or set(size) not in ({"shortest_edge"}, {"height", "width"}):
+            raise CheckpointError(f"size={size!r} of an image processor: wanted shortest_edge, or height and width")
+        if not isinstance(crop, dict) or set(crop) != {"height", "width"}:
+            raise CheckpointError(f"crop_size={crop!r} of an image processor: wanted height and width")
+        if config.get("data_format", "channels_first") != "channels_first":
+            raise CheckpointError(f"data_format={config['data_format']!r} of an image processor: wanted channels_first")
+        processor = from_config(
+            ClipPreprocessor,
+            {
+                **{key: value for key, value in config.items() if key not in IGNORED_KEYS and value is not None},
+                "shortest_edge": size.get("shortest_edge"),
+                "resize_to": (size["height"], size["width"]) if "height" in size else None,
+                "crop": (crop["height"], crop["width"]),
+            },
+        )
+        if processor.resample not in set(Image.Resampling):
+            raise CheckpointError(f"resample={processor.resample!r} of an image processor is not a pillow filter")
+        return processor
+
+    @staticmethod
+    def from_folder(folder: str | Path) -> ClipPreprocessor:
+        """Read folder/preprocessor_config.json."""
+        return ClipPreprocessor.from_dict(read_object(Path(folder) / "preprocessor_config.json"))
+
+    def __call__(self, images: Image.Image | Sequence[Image.Image]) -> torch.Tensor:
+        """One picture or several → pixel_values [B, 3, H, W] fp32."""
+        batch = [images] if isinstance(images, Image.Image) else list(images)
+        pixels = [self._pixels(image) for image in batch]
+        if len({p.shape for p in pixels}) != 1:
+            raise RequestError(
+                f"{len(pixels)} images come out as {sorted({p.shape for p in pixels})}: without a crop to one size "
+                "(do_center_crop) they must be equally large"
+            )
+        return torch.from_numpy(np.stack(pixels))
+
+    def _pixels(self, image: Image.Image) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """[3, H, W] fp32. The order of roundings is that of transformers, so that results are equal."""
+        if self.do_convert_rgb:
+            image = _on_white(image)
+        elif image.mode != "RGB":
+            raise RequestError(f"the image is of mode {image.mode}, this image processor takes RGB only; convert it")
+        if self.do_resize:
+            height, width = self._target(image.height, image.width)
+            image = image.resize((width, height), resample=Image.Resampling(self.resample))
+        pixels = np.asarray(image).transpose(2, 0, 1)
+        if self.do_center_crop:
+            pixels = _center(pixels, self.crop)
+        if self.do_rescale:
+            values = (pixels.astype(np.float64) * self.rescale_factor).astype(np.float32)
+        else:
+            values = pixels.astype(np.float32)
+        if self.do_normalize:
+            mean, std = (np.asarray(v, dtype=np.float32)[:, None, None] for v in (self.image_mean, self.image_std))
+            values = (values - mean) / std
+        return np.ascontiguousarray(values)
+
+    def _target(self, height: int, width: int) -> tuple[int, int]:
+        if self.resize_to is not None:
+            return self.resize_to
+        assert self.shortest_edge is not None
+        long = int(self.shortest_edge * max(height, width) / min(height, width))
+        return (long, self.shortest_edge) if width <= height else (self.shortest_edge, long)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """RGB; what is transparent shows white."""
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+    return image.convert("RGB")
+
+
+def _center(pixels: np.ndarray[Any, Any], size: tuple[int, int]) -> np.ndarray[Any, Any]:
+    """Cut `size` (height, width) from the middle of [C, H, W]; what is too small is padded with black."""
+    missing = [max(want - have, 0) for want, have in zip(size, pixels.shape[1:], strict=True)]
+    # of an odd number the larger half goes before the image
+    pixels = np.pad(pixels, [(0, 0), *((n - n // 2, n // 2) for n in missing)])
+    top, left = ((have - want) // 2 for want, have in zip(size, pixels.shape[1:], strict=True))
+    return pixels[:, top : top + size[0], left : left + size[1]]

@@ -1,0 +1,56 @@
+"""How a model is loaded, and what it generates unless a request says otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from kinema.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """`from_pretrained`'s options.
+
+    device: auto, cpu or cuda[:n]. backend: auto, reference, cpu, triton or cuda. precision: auto, fp32, bf16,
+    fp16, fp8 or int8. variant: the middle name of weight files (fp16). keep_loaded: keep components in memory after
+    their stage; without it the peak is the largest stage. threads: CPU threads, None leaves torch's choice.
+    """
+
+    device: str = "auto"
+    backend: str = "auto"
+    precision: str = "auto"
+    variant: str | None = None
+    keep_loaded: bool = True
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class GenerationDefaults:
+    """A checkpoint's native clip: pixels, frames, frames per second, steps, guidance, prompt tokens."""
+
+    height: int = 480
+    width: int = 832
+    num_frames: int = 81
+    fps: float = 16.0
+    num_inference_steps: int = 50
+    guidance_scale: float = 5.0
+    max_sequence_length: int = 512
+
+    @staticmethod
+    def of(index: Mapping[str, Any], latent_channels: int) -> GenerationDefaults:
+        """What model_index.json declares under "_kinema_defaults", over what the Wan family publishes.
+
+        Wan 2.2 TI2V-5B, known by its 48 latent channels, is native at 704×1280, 121 frames and 24 fps.
+        """
+        native = GenerationDefaults()
+        if latent_channels == 48:
+            native = replace(native, height=704, width=1280, num_frames=121, fps=24.0)
+        declared = index.get("_kinema_defaults", {})
+        known = {f.name for f in fields(GenerationDefaults)}
+        if not isinstance(declared, Mapping) or not set(declared) <= known:
+            raise CheckpointError(
+                f"_kinema_defaults in model_index.json is {declared!r}: wanted an object with {sorted(known)}"
+            )
+        return replace(native, **declared)

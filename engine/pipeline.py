@@ -1,0 +1,208 @@
+"""Prompt to video: the main path, top to bottom.
+
+prompt ─ text encoder ─ context ┐
+noise (seed) ────────── latents ┴─ denoise loop ─ VAE decode ─ frames
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+
+from kinema import schedulers
+from kinema.batching import Rows, forward_together
+from kinema.checkpoints import ModelFolder
+from kinema.components import Components, Path
+from kinema.conditioning import condition, encode_video
+from kinema.errors import RequestError
+from kinema.geometry import Geometry
+from kinema.media.inputs import load_video
+from kinema.media.postprocess import postprocess
+from kinema.memory import available_bytes, check_fits, experts, peak_bytes, predict, resident_bytes
+from kinema.models.wan import WanConfig
+from kinema.ops import build_ops, plan_ops, target_for
+from kinema.options import GenerationDefaults, LoadOptions
+from kinema.progress import steps_bar
+from kinema.prompts import encode_prompts
+from kinema.request import GenerationRequest, RequestState, noise_generators
+from kinema.schedulers import draw_noise
+from kinema.stats import Stats
+from kinema.vae.wan import WanVAEConfig
+from kinema.video import Video, VideoOutput
+
+StepCallback = Callable[[RequestState, int, torch.Tensor, dict[str, torch.Tensor]], Mapping[str, torch.Tensor] | None]
+
+
+class VideoPipeline:
+    """A model folder, ready to generate. It holds parts and options; all of a request is in its RequestState."""
+
+    def __init__(self, folder: ModelFolder, options: LoadOptions) -> None:
+        self.folder = folder
+        self.options = options
+        self.ops = build_ops(plan_ops(target_for(options.device, options.precision), options.backend))
+        self.components = Components(folder, self.ops, options)
+        self.experts = experts(folder)  # one, or Wan 2.2 A14B's high-noise and low-noise
+        self.scheduler = schedulers.core_from_config(folder.component("scheduler").config)
+        self.transformer_config = WanConfig.from_dict(folder.component(self.experts[0]).config)
+        self.vae_config = WanVAEConfig.from_dict(folder.component("vae").config)
+        self.geometry = Geometry.of(self.transformer_config, self.vae_config)
+        self.defaults = GenerationDefaults.of(folder.index, self.vae_config.z_dim)
+
+    @classmethod
+    def from_pretrained(cls, model: Path, **options: Any) -> VideoPipeline:
+        """Open a diffusers-format folder, or "sample" for the model that ships with kinema.
+
+        options: those of `LoadOptions` (device, backend, precision, …). Parts load when a stage first needs them.
+        """
+        return cls(ModelFolder(model), _from_parameters(LoadOptions, options))
+
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        *,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        progress: bool | None = None,
+        return_dict: bool = True,
+        **parameters: Any,
+    ) -> VideoOutput | tuple[Any]:
+        """Generate. `parameters` are the fields of `GenerationRequest`: diffusers' names and meanings.
+
+        callback_on_step_end(state, step, timestep, tensors) may return replacements for the tensors that it asked
+        for, and stops the run by setting `state.interrupt`. progress: a bar over the steps, None: on a terminal.
+        """
+        state = self.prepare(_from_parameters(GenerationRequest, {"prompt": prompt, **parameters}))
+        with steps_bar(state.num_steps, progress) as advance:
+            while not state.done:
+                step, timestep = state.step_index, state.timestep
+                self.step([state])
+                if callback_on_step_end is not None:
+                    tensors = state.tensors(callback_on_step_end_tensor_inputs)
+                    state.replace_tensors(callback_on_step_end(state, step, timestep, tensors) or {})
+                advance()
+        output = self.finish(state)
+        return output if return_dict else (output.frames,)
+
+    @torch.inference_mode()
+    def prepare(self, request: GenerationRequest) -> RequestState:
+        """Check the request, encode its prompts and images, and draw its noise."""
+        request = self.complete(request)
+        latent_size = self.geometry.latent_size(*request.clip)
+        prediction = predict(self.folder, request, self.ops.plan.target.precision, self.options)
+        check_fits(prediction, available_bytes(self.ops.device) + resident_bytes())
+        stats = Stats(backends={choice.op: choice.backend for choice in self.ops.plan.choices})
+        guidance = self._guidance(request)
+        with stats.stage("text"):
+            text = encode_prompts(self.components, request, guided=guidance[self.experts[0]] > 1)
+            self.components.release("text_encoder")
+        with stats.stage("image"):
+            conditioning = condition(self.components, request, self.transformer_config, self.folder.options)
+
+        generators = noise_generators(request, stats)
+        grid = self.scheduler.grid(request.num_inference_steps)
+        begin = schedulers.begin_index(len(grid), request.strength) if request.video is not None else 0
+        schedule = schedulers.start(self.scheduler, grid, begin=begin, generator=generators)
+        shape = (request.samples, self.transformer_config.latent_channels, *latent_size)
+        latents = request.latents if request.latents is not None else draw_noise(shape, generators)
+        if latents.shape != shape:
+            raise RequestError(f"latents are {tuple(latents.shape)}, this request wants {shape} [B, C, T, h, w]")
+        latents = latents.to(self.ops.device, torch.float32)
+        if request.video is not None and request.latents is None:
+            clean, noise = self.scheduler.noising(grid, begin)
+            latents = clean * encode_video(self.components, request) + noise * latents
+        self.components.release("vae")
+        return RequestState(request, latents, schedule, guidance, text, conditioning, stats)
+
+    @torch.inference_mode()
+    def step(self, states: Sequence[RequestState]) -> None:
+        """One denoising step of every request that is not done; those of like shape share a forward."""
+        running: dict[str, list[RequestState]] = {}
+        for state in states:
+            if not state.done:
+                running.setdefault(self._expert(state), []).append(state)
+        for expert, group in running.items():
+            transformer = self.components.transformer(expert)
+            with ExitStack() as stages:
+                for state in group:
+                    stages.enter_context(state.stats.stage("denoise"))
+                predictions = forward_together(transformer, [self._rows(state, expert) for state in group])
+                for state, prediction in zip(group, predictions, strict=True):
+                    state.advance(self.ops, prediction, expert)
+            if all(state.done or self._expert(state) != expert for state in group):
+                self.components.release(expert)
+
+    @torch.inference_mode()
+    def decode_chunks(self, state: RequestState) -> Iterator[torch.Tensor]:
+        """The clip as it is decoded: [B, 3, t, H, W] in [−1, 1], chunk after chunk, in bounded memory."""
+        latents = state.conditioning.hold_first_frame(state.latents)
+        vae = self.components.vae()
+        yield from vae.decode_chunks(vae.denormalize(latents), tiling=state.request.tiling)
+        self.components.release("vae")
+
+    def finish(self, state: RequestState) -> VideoOutput:
+        """What `__call__` returns, from a request whose steps are done."""
+        output_type, stats = state.request.output_type, state.stats
+        if output_type == "latent":
+            frames: Any = state.conditioning.hold_first_frame(state.latents)
+        else:
+            with stats.stage("decode"):
+                frames = postprocess(torch.cat(list(self.decode_chunks(state)), dim=2), output_type)
+        stats.steps, stats.peak_bytes = state.step_index, peak_bytes(self.ops.device)
+        return VideoOutput(frames, self.defaults.fps, output_type, stats)
+
+    def complete(self, request: GenerationRequest) -> GenerationRequest:
+        """The request with this model's defaults where it says nothing; a video sets its own length."""
+        if request.video is not None:
+            video = load_video(request.video) if isinstance(request.video, (str, os.PathLike)) else request.video
+            length = video.num_frames if isinstance(video, Video) else len(video)
+            if request.num_frames not in (None, length):
+                raise RequestError(f"num_frames is {request.num_frames}, the video has {length}: leave it out")
+            request = replace(request, video=video, num_frames=length)
+        native = {name: getattr(self.defaults, name) for name in _DEFAULTED if getattr(request, name) is None}
+        return replace(request, **native)
+
+    def _expert(self, state: RequestState) -> str:
+        boundary = self.folder.options.boundary_ratio
+        if boundary is None or len(self.experts) == 1:
+            return self.experts[0]
+        return self.experts[int(state.timestep < boundary * self.scheduler.config.num_train_timesteps)]
+
+    def _guidance(self, request: GenerationRequest) -> dict[str, float]:
+        assert request.guidance_scale is not None
+        if request.guidance_scale_2 is not None and self.folder.options.boundary_ratio is None:
+            raise RequestError("guidance_scale_2 is for a model with two experts: this one has one")
+        second = request.guidance_scale if request.guidance_scale_2 is None else request.guidance_scale_2
+        return {"transformer": request.guidance_scale, "transformer_2": second}
+
+    def _rows(self, state: RequestState, expert: str) -> Rows:
+        """What the transformer is given for a request: conditional rows, then unconditional ones if they count."""
+        latents = state.conditioning.model_input(state.latents)
+        timesteps = state.conditioning.timesteps(state.timestep, latents, self.geometry.patch[0])
+        context = state.context(expert, self.components.transformer(expert))
+        repeats = context.rows // latents.shape[0]
+        return Rows(
+            latents.repeat(repeats, 1, 1, 1, 1), timesteps.repeat(repeats, *[1] * (timesteps.ndim - 1)), context
+        )
+
+
+_DEFAULTED = (
+    "height",
+    "width",
+    "num_frames",
+    "num_inference_steps",
+    "guidance_scale",
+    "max_sequence_length",
+)
+
+
+def _from_parameters(cls: type[Any], parameters: Mapping[str, Any]) -> Any:
+    known = [field.name for field in fields(cls)]
+    unknown = [name for name in parameters if name not in known]
+    if unknown:
+        raise RequestError(f"unknown parameter {', '.join(unknown)}: wanted some of {', '.join(known)}")
+    return cls(**parameters)

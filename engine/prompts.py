@@ -1,0 +1,56 @@
+"""Prompts to embeddings: clean, tokenize, encode, and pad as Wan was trained."""
+
+from __future__ import annotations
+
+import torch
+
+from kinema.components import Components
+from kinema.errors import RequestError
+from kinema.request import GenerationRequest
+from kinema.text.clean import clean_prompt
+
+
+def encode_prompts(components: Components, request: GenerationRequest, *, guided: bool) -> torch.Tensor:
+    """[R, L, C] in fp32: one row per sample, and with guidance the negative rows after them.
+
+    Rows are zero after a prompt's last token, up to max_sequence_length.
+    """
+    prompts, negatives = request.prompt_embeds, request.negative_prompt_embeds
+    length = next((int(e.shape[1]) for e in (prompts, negatives) if e is not None), request.max_sequence_length)
+    texts: list[str] = []
+    if prompts is None:
+        texts += _listed(request.prompt, 1)
+    if guided and negatives is None:
+        texts += _listed(request.negative_prompt or "", request.prompts)
+    encoded = encode_texts(components, texts, length) if texts else None
+    if prompts is None:
+        assert encoded is not None
+        prompts = encoded[: request.prompts]
+    rows = [prompts]
+    if guided:
+        rows.append(negatives if negatives is not None else encoded[-request.prompts :])  # type: ignore[index]
+    if any(r.shape != prompts.shape for r in rows):
+        raise RequestError(
+            f"negative_prompt_embeds {tuple(rows[1].shape)} must have the shape of prompt_embeds {tuple(prompts.shape)}"
+        )
+    return torch.cat([r.float().repeat_interleave(request.num_videos_per_prompt, dim=0) for r in rows])
+
+
+def encode_texts(components: Components, texts: list[str], max_length: int) -> torch.Tensor:
+    """[len(texts), max_length, C] fp32, zero after each text's last token.
+
+    The encoder runs once over the distinct texts, and only as far as the longest: padding is masked, so what
+    lies beyond it changes nothing.
+    """
+    distinct = list(dict.fromkeys(clean_prompt(text) for text in texts))
+    ids, mask = components.tokenizer()(distinct, max_length)
+    longest = int(mask.sum(dim=1).amax())
+    hidden = components.text_encoder()(ids[:, :longest], mask[:, :longest]).float()
+    embeds = hidden.new_zeros(len(distinct), max_length, hidden.shape[2])
+    embeds[:, :longest] = hidden * mask[:, :longest, None].to(hidden.device)
+    return embeds[[distinct.index(clean_prompt(text)) for text in texts]]
+
+
+def _listed(text: str | list[str] | None, count: int) -> list[str]:
+    assert text is not None
+    return [text] * count if isinstance(text, str) else text

@@ -1,0 +1,46 @@
+"""What one run cost: seconds per stage, peak memory, what ran each op, cache hits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class Stats:
+    """The figures of one request. It belongs to that request and is filled in as the request runs.
+
+    `seconds` is wall time per stage in the order in which the stages first ran. `peak_bytes` is None where it
+    was not measured. `forwards` counts calls of the transformer (two per step with guidance, one without).
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_bytes: int | None = None
+    backends: dict[str, str] = field(default_factory=dict)
+    cache_hits: dict[str, int] = field(default_factory=dict)
+    seed: int | None = None
+    steps: int = 0
+    forwards: int = 0
+
+    @property
+    def total_seconds(self) -> float:
+        return sum(self.seconds.values())
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the wall time of the block to `seconds[name]`, also when the block raises.
+
+        A GPU works on after its launches return: synchronise at the end of the block if the stage ran there.
+        """
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def summary(self) -> dict[str, Any]:
+        """All fields and `total_seconds` as plain values that `json.dumps` takes."""
+        return {**asdict(self), "total_seconds": self.total_seconds}

@@ -1,0 +1,22 @@
+"""Prompts as Wan and its relatives expect them."""
+
+from __future__ import annotations
+
+import html
+import re
+
+
+def clean_prompt(text: str) -> str:
+    """Mend broken Unicode, resolve HTML entities (twice: "&amp;lt;" is "<"), make all whitespace single spaces.
+
+    Equal to diffusers' `prompt_clean`. As there, mending needs the ftfy package and is skipped without it:
+    a prompt with mojibake or curly quotes then reaches the tokenizer as it is.
+    """
+    try:
+        import ftfy
+    except ImportError:
+        pass
+    else:
+        text = ftfy.fix_text(text)
+    text = html.unescape(html.unescape(text))
+    return re.sub(r"\s+", " ", text).strip()

@@ -1,0 +1,107 @@
+"""Latents to pixels: stages of residual blocks, each but the last ending in a doubling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from kinema.checkpoints.weights import Shapes, Weights
+from kinema.ops import Ops
+from kinema.vae.blocks import CausalConv, MidBlock, ResidualBlock, conv_shapes
+from kinema.vae.config import WanVAEConfig
+from kinema.vae.feature_cache import FeatureCache
+from kinema.vae.resample import Upsample, duplicate_up
+
+
+@dataclass(frozen=True)
+class UpStageSpec:
+    """Names and channels of one resolution. doubling: the upsampler's name, None in the last stage.
+
+    hidden: channels of the blocks; out: after the upsampler.
+    """
+
+    blocks: tuple[str, ...]
+    doubling: str | None
+    into: int
+    hidden: int
+    out: int
+    temporal: bool
+    shortcut: bool
+
+    @staticmethod
+    def all(config: WanVAEConfig) -> list[UpStageSpec]:
+        """Wan 2.1 halves the channels while it doubles the frame, 2.2 does so in the next stage's first block."""
+        specs = []
+        into = config.decoder_dims[0]
+        for i, temporal in enumerate((*config.temperal_downsample[::-1], False)):
+            stage = f"decoder.up_blocks.{i}"
+            blocks = tuple(f"{stage}.resnets.{j}" for j in range(config.num_res_blocks + 1))
+            hidden = out = config.decoder_dims[i + 1]
+            doubling = None
+            if i < len(config.dim_mult) - 1:
+                doubling = f"{stage}.upsampler" if config.is_residual else f"{stage}.upsamplers.0"
+                out = hidden if config.is_residual else hidden // 2
+            shortcut = config.is_residual and doubling is not None
+            specs.append(UpStageSpec(blocks, doubling, into, hidden, out, temporal, shortcut))
+            into = out
+        return specs
+
+    def shapes(self) -> Shapes:
+        shapes: Shapes = {}
+        for j, name in enumerate(self.blocks):
+            shapes |= ResidualBlock.shapes(name, self.hidden if j else self.into, self.hidden)
+        if self.doubling is not None:
+            shapes |= Upsample.shapes(self.doubling, self.hidden, self.out, temporal=self.temporal)
+        return shapes
+
+
+class UpStage:
+    """Residual blocks and an upsampler; in Wan 2.2 beside a shortcut that repeats."""
+
+    def __init__(self, spec: UpStageSpec, weights: Weights, ops: Ops) -> None:
+        self.spec = spec
+        self.blocks = [ResidualBlock(weights, name, ops) for name in spec.blocks]
+        self.double = Upsample(weights, spec.doubling, ops) if spec.doubling is not None else None
+
+    def __call__(self, x: torch.Tensor, cache: FeatureCache) -> torch.Tensor:
+        h = x
+        for block in self.blocks:
+            h = block(h, cache)
+        if self.double is not None:
+            h = self.double(h, cache)
+        if self.spec.shortcut:
+            time = 2 if self.spec.temporal else 1
+            repeated = duplicate_up(x, self.spec.out, time, 2)
+            h = h + (repeated if cache.started else repeated[:, :, time - 1 :])
+        return h
+
+
+class Decoder:
+    def __init__(self, config: WanVAEConfig, weights: Weights, ops: Ops) -> None:
+        self.conv_in = CausalConv(weights, "decoder.conv_in", ops)
+        self.mid = MidBlock(weights, "decoder.mid_block", ops)
+        self.stages = [UpStage(spec, weights, ops) for spec in UpStageSpec.all(config)]
+        self.conv_out = CausalConv(weights, "decoder.conv_out", ops, norm="decoder.norm_out")
+
+    @staticmethod
+    def shapes(config: WanVAEConfig) -> Shapes:
+        dims = config.decoder_dims
+        shapes = conv_shapes("decoder.conv_in", dims[0], config.z_dim, 3, 3, 3)
+        shapes |= MidBlock.shapes("decoder.mid_block", dims[0])
+        for spec in UpStageSpec.all(config):
+            shapes |= spec.shapes()
+        shapes["decoder.norm_out.gamma"] = (dims[-1], 1, 1, 1)
+        return shapes | conv_shapes("decoder.conv_out", config.out_channels, dims[-1], 3, 3, 3)
+
+    def __call__(self, z: torch.Tensor, cache: FeatureCache) -> torch.Tensor:
+        """z: [B, z_dim, T, H, W] after `post_quant_conv`, one frame to start a clip, then any number.
+
+        Returns [B, out_channels, T', H', W'], T' = 1 for the first frame, then T · the temporal factor.
+        """
+        x = self.mid(self.conv_in(z, cache), cache)
+        for stage in self.stages:
+            x = stage(x, cache)
+        x = self.conv_out(x, cache)
+        cache.started = True
+        return x

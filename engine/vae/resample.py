@@ -1,0 +1,109 @@
+"""Halving and doubling of frames and of time, learned and by regrouping.
+
+A clip's first frame stands alone in time: no layer halves or doubles it.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from kinema.checkpoints.weights import Shapes, Weights
+from kinema.ops import Ops
+from kinema.vae.blocks import CausalConv, conv_shapes
+from kinema.vae.feature_cache import FeatureCache
+
+
+class Downsample:
+    """Halves H and W by a strided convolution, then T by another if it has the weights for it."""
+
+    def __init__(self, weights: Weights, name: str, ops: Ops) -> None:
+        self.conv = CausalConv(weights, f"{name}.resample.1", ops, stride=(1, 2, 2), padding=(0, 1, 0, 1))
+        self.time_conv: CausalConv | None = None
+        if f"{name}.time_conv.weight" in weights:
+            self.time_conv = CausalConv(weights, f"{name}.time_conv", ops, stride=(2, 1, 1))
+
+    @staticmethod
+    def shapes(name: str, channels: int, *, temporal: bool) -> Shapes:
+        shapes = conv_shapes(f"{name}.resample.1", channels, channels, 3, 3)
+        return shapes | conv_shapes(f"{name}.time_conv", channels, channels, 3, 1, 1) if temporal else shapes
+
+    def __call__(self, x: torch.Tensor, cache: FeatureCache) -> torch.Tensor:
+        """x: [B, C, T, H, W], T even except for the first frame → [B, C, T or T/2, H/2, W/2]."""
+        x = self.conv(x, cache)
+        if self.time_conv is None:
+            return x
+        if cache.started:
+            return self.time_conv(x, cache)
+        self.time_conv.past(x, cache).copy_(x)
+        return x
+
+
+class Upsample:
+    """Doubles T by a convolution to two frames if it has the weights for it, then H and W by nearest neighbour."""
+
+    def __init__(self, weights: Weights, name: str, ops: Ops) -> None:
+        self.conv = CausalConv(weights, f"{name}.resample.1", ops, upsample=2)
+        self.time_conv: CausalConv | None = None
+        if f"{name}.time_conv.weight" in weights:
+            self.time_conv = CausalConv(weights, f"{name}.time_conv", ops)
+
+    @staticmethod
+    def shapes(name: str, channels: int, out: int, *, temporal: bool) -> Shapes:
+        shapes = conv_shapes(f"{name}.resample.1", out, channels, 3, 3)
+        return shapes | conv_shapes(f"{name}.time_conv", 2 * channels, channels, 3, 1, 1) if temporal else shapes
+
+    def __call__(self, x: torch.Tensor, cache: FeatureCache) -> torch.Tensor:
+        """x: [B, C, T, H, W] → [B, C', T or 2T, 2H, 2W].
+
+        The time convolution never sees the first frame: the second chunk's past is zeros.
+        """
+        if self.time_conv is not None and cache.started:
+            x = interleave(self.time_conv(x, cache))
+        return self.conv(x, cache)
+
+
+def interleave(x: torch.Tensor) -> torch.Tensor:
+    """[B, 2·C, T, H, W] → [B, C, 2·T, H, W]: the halves of the channels are the even and the odd frames."""
+    even, odd = x.transpose(1, 2).chunk(2, dim=2)
+    return torch.stack((even, odd), dim=2).flatten(1, 2).transpose(1, 2)
+
+
+def average_down(x: torch.Tensor, channels: int, time: int, space: int) -> torch.Tensor:
+    """Fold blocks of `time`·`space`² positions into channels, then average neighbouring channels.
+
+    x: [B, C, T, H, W], behind zeros if `time` does not divide T → [B, channels, ⌈T/time⌉, H/space, W/space].
+    """
+    if x.shape[2] % time:
+        x = torch.nn.functional.pad(x, (0, 0, 0, 0, time - x.shape[2] % time, 0))
+    x = x.movedim(1, -1).unflatten(3, (-1, space)).unflatten(2, (-1, space)).unflatten(1, (-1, time))
+    # [B, T', time, H', space, W', space, C] → [B, T', H', W', C · time · space · space]
+    folded = x.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(4)
+    return folded.unflatten(-1, (channels, -1)).mean(-1).movedim(-1, 1)
+
+
+def duplicate_up(x: torch.Tensor, channels: int, time: int, space: int) -> torch.Tensor:
+    """Repeat channels, then spread them over blocks of `time`·`space`² positions: average_down, turned around.
+
+    x: [B, C, T, H, W] → [B, channels, T·time, H·space, W·space].
+    """
+    repeats = channels * time * space**2 // x.shape[1]
+    spread = x.movedim(1, -1).repeat_interleave(repeats, dim=-1).unflatten(-1, (channels, time, space, space))
+    # [B, T, H, W, channels, time, space, space] → [B, T, time, H, space, W, space, channels]
+    ordered = spread.permute(0, 1, 5, 2, 6, 3, 7, 4)
+    return ordered.flatten(5, 6).flatten(3, 4).flatten(1, 2).movedim(-1, 1)
+
+
+def patchify(x: torch.Tensor, patch: int) -> torch.Tensor:
+    """Pixels to channels: [B, C, T, H, W] → [B, C·patch², T, H/patch, W/patch], ordered (C, column, row)."""
+    if patch == 1:
+        return x
+    x = x.unflatten(4, (-1, patch)).unflatten(3, (-1, patch))
+    return x.permute(0, 1, 6, 4, 2, 3, 5).flatten(1, 3)
+
+
+def unpatchify(x: torch.Tensor, patch: int) -> torch.Tensor:
+    """Channels to pixels: the inverse of `patchify`."""
+    if patch == 1:
+        return x
+    x = x.unflatten(1, (-1, patch, patch))
+    return x.permute(0, 1, 4, 5, 3, 6, 2).flatten(5, 6).flatten(3, 4)

@@ -1,0 +1,194 @@
+"""AutoencoderKLWan: the causal video VAE of Wan 2.1 and 2.2, a clip at a time or chunk by chunk.
+
+Every convolution looks only at the past, so a clip can pass in chunks with the same result: its first frame
+alone, then any number. Wan Team 2025, arXiv 2503.20314, section 4.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+
+import torch
+
+from kinema.checkpoints.weights import Shapes, Weights
+from kinema.errors import RequestError
+from kinema.ops import Ops
+from kinema.vae.blocks import CausalConv, conv_shapes
+from kinema.vae.config import WanVAEConfig
+from kinema.vae.decoder import Decoder
+from kinema.vae.encoder import Encoder
+from kinema.vae.feature_cache import FeatureCache
+from kinema.vae.posterior import Posterior
+from kinema.vae.resample import patchify, unpatchify
+from kinema.vae.tiling import TileGrid, Tiling, over_tiles
+
+__all__ = ["FeatureCache", "Posterior", "Tiling", "WanVAE", "WanVAEConfig", "tensor_shapes"]
+
+
+def tensor_shapes(config: WanVAEConfig) -> Shapes:
+    """Every tensor of an AutoencoderKLWan checkpoint."""
+    z = config.z_dim
+    quant = conv_shapes("quant_conv", 2 * z, 2 * z, 1, 1, 1) | conv_shapes("post_quant_conv", z, z, 1, 1, 1)
+    return Encoder.shapes(config) | quant | Decoder.shapes(config)
+
+
+class WanVAE:
+    """Encodes videos to latents and decodes latents to frames, in fp32 whatever the model's precision.
+
+    Nothing of a clip stays here: its past lives in a FeatureCache. Weights are packed at construction, so a
+    trainer builds a new one after each change of its parameters.
+    """
+
+    def __init__(self, config: WanVAEConfig, weights: Weights, ops: Ops) -> None:
+        self.config = config
+        self.device = ops.device
+        self.encoder = Encoder(config, weights, ops)
+        self.quant_conv = CausalConv(weights, "quant_conv", ops)
+        self.post_quant_conv = CausalConv(weights, "post_quant_conv", ops)
+        self.decoder = Decoder(config, weights, ops)
+        self._mean, self._std = (
+            torch.tensor(values, dtype=torch.float32, device=ops.device).view(1, -1, 1, 1, 1)
+            for values in (config.latents_mean, config.latents_std)
+        )
+
+    def normalize(self, latents: torch.Tensor) -> torch.Tensor:
+        """The encoder's latents [B, z_dim, T, H, W] as a transformer wants them: (x − mean)/std per channel."""
+        return (latents - self._mean) / self._std
+
+    def denormalize(self, latents: torch.Tensor) -> torch.Tensor:
+        """A transformer's latents [B, z_dim, T, H, W] as the decoder wants them."""
+        return latents * self._std + self._mean
+
+    def decode(
+        self, latents: torch.Tensor, *, chunk: int | None = 1, tiling: Tiling | None = None, clamp: bool = True
+    ) -> torch.Tensor:
+        """All frames, [B, 3, 1 + (T − 1)·ft, H·fs, W·fs]. Arguments as in `decode_chunks`."""
+        chunks = self.decode_chunks(latents, chunk=chunk, tiling=tiling, clamp=clamp)
+        first = next(chunks)
+        if first.requires_grad:
+            return torch.cat((first, *chunks), dim=2)
+        frames = 1 + (latents.shape[2] - 1) * self.config.scale_factor_temporal
+        video = first.new_empty((*first.shape[:2], frames, *first.shape[3:]))
+        done = 0
+        for part in chain((first,), chunks):
+            video[:, :, done : done + part.shape[2]] = part
+            done += part.shape[2]
+        return video
+
+    def decode_chunks(
+        self, latents: torch.Tensor, *, chunk: int | None = 1, tiling: Tiling | None = None, clamp: bool = True
+    ) -> Iterator[torch.Tensor]:
+        """Frames as they are decoded: one for the first latent frame, then `chunk`·ft at a time.
+
+        latents: [B, z_dim, T, H, W], floating, denormalised. chunk: latent frames at a time after the first, None
+        for all; the result is the same, memory grows with it. Yields what `decode_frames` returns.
+        """
+        cache = FeatureCache()
+        for start, stop in _chunks(latents.shape[2], chunk):
+            yield self.decode_frames(latents[:, :, start:stop], cache, tiling=tiling, clamp=clamp)
+
+    def decode_frames(
+        self, latents: torch.Tensor, cache: FeatureCache, *, tiling: Tiling | None = None, clamp: bool = True
+    ) -> torch.Tensor:
+        """The next frames of the clip that `cache` belongs to; a new cache starts a clip, with one latent frame.
+
+        latents: [B, z_dim, t, H, W]. clamp: False leaves values as the decoder gives them, for training.
+        Returns fp32 [B, 3, 1 or t·ft, H·fs, W·fs] in [−1, 1].
+        """
+        config = self.config
+        if latents.ndim != 5 or latents.shape[1] != config.z_dim:
+            raise RequestError(f"latents are {tuple(latents.shape)}, wanted [B, {config.z_dim}, T, H, W]")
+        z = self.post_quant_conv(self._entering(latents, cache), cache)
+        height, width = (n * config.scale_factor_spatial for n in z.shape[3:])
+        tiling = _needed(tiling, config, height, width)
+        if tiling is not None:
+            grid = TileGrid.of_decoder(tiling, config)
+            frames = over_tiles(z, grid, lambda tile, position: self.decoder(tile, cache.tile(position)))
+            cache.started = True
+        else:
+            frames = self.decoder(z, cache)
+        frames = unpatchify(frames, config.patch)
+        return frames.clamp(-1.0, 1.0) if clamp else frames
+
+    def encode(self, video: torch.Tensor, *, chunk: int | None = 4, tiling: Tiling | None = None) -> Posterior:
+        """The latents' distribution, not normalised. Arguments as in `encode_moments`."""
+        return Posterior.from_moments(self.encode_moments(video, chunk=chunk, tiling=tiling))
+
+    def encode_moments(
+        self, video: torch.Tensor, *, chunk: int | None = 4, tiling: Tiling | None = None
+    ) -> torch.Tensor:
+        """Means and log variances, [B, 2·z_dim, 1 + (T − 1)/ft, H/fs, W/fs].
+
+        video: [B, 3, T, H, W], floating in [−1, 1], with T − 1 a multiple of ft and H, W of fs. chunk: frames
+        at a time after the first, a multiple of ft, None for all; the result is the same, memory grows with it.
+        """
+        self._check_video(video, chunk)
+        cache = FeatureCache()
+        moments = [
+            self.encode_frames(video[:, :, start:stop], cache, tiling=tiling)
+            for start, stop in _chunks(video.shape[2], chunk)
+        ]
+        return torch.cat(moments, dim=2)
+
+    def encode_frames(self, video: torch.Tensor, cache: FeatureCache, *, tiling: Tiling | None = None) -> torch.Tensor:
+        """Moments of the next frames of the clip that `cache` belongs to; a new cache starts a clip, with one frame.
+
+        video: [B, 3, 1 or t·ft, H, W]. Returns [B, 2·z_dim, 1 or t, H/fs, W/fs].
+        """
+        config = self.config
+        x = patchify(self._entering(video, cache), config.patch)
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+        tiling = _needed(tiling, config, video.shape[3], video.shape[4])
+        if tiling is None:
+            return self.quant_conv(self.encoder(x, cache), cache)
+        moments = over_tiles(
+            x,
+            TileGrid.of_encoder(tiling, config),
+            lambda tile, position: self.quant_conv(self.encoder(tile, cache.tile(position)), cache),
+        )
+        cache.started = True
+        return moments
+
+    def _entering(self, x: torch.Tensor, cache: FeatureCache) -> torch.Tensor:
+        """x where and how the layers compute: in fp32 (fp64 if x is), channels last."""
+        if not x.is_floating_point():
+            raise RequestError(f"got {x.dtype} values, wanted floating latents, or frames in [-1, 1]")
+        if not cache.started and x.shape[2] != 1:
+            raise RequestError(f"a clip starts with one frame alone, got {x.shape[2]}")
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        return x.to(self.device, dtype, memory_format=torch.channels_last_3d)
+
+    def _check_video(self, video: torch.Tensor, chunk: int | None) -> None:
+        channels, time, space = (
+            self.config.pixel_channels, self.config.scale_factor_temporal, self.config.scale_factor_spatial
+        )  # fmt: skip
+        if video.ndim != 5 or video.shape[1] != channels:
+            raise RequestError(f"video is {tuple(video.shape)}, wanted [B, {channels}, T, H, W]")
+        frames, height, width = video.shape[2:]
+        if (frames - 1) % time or height % space or width % space:
+            raise RequestError(
+                f"video has {frames} frames of {height}x{width}: wanted a multiple of {time} plus 1 frames, of "
+                f"multiples of {space}; the nearest below is {(frames - 1) // time * time + 1} frames of "
+                f"{height // space * space}x{width // space * space}"
+            )
+        if chunk is not None and chunk % time:
+            raise RequestError(f"chunk={chunk} must be a multiple of {time} frames")
+
+
+def _needed(tiling: Tiling | None, config: WanVAEConfig, height: int, width: int) -> Tiling | None:
+    """The tiling, if frames of this many pixels are larger than a tile."""
+    if tiling is None:
+        return None
+    tiling.check(config)
+    return tiling if height > tiling.min_height or width > tiling.min_width else None
+
+
+def _chunks(frames: int, chunk: int | None) -> Iterator[tuple[int, int]]:
+    """The first frame alone, then `chunk` at a time (None: all), as (start, stop)."""
+    if frames < 1 or (chunk is not None and chunk < 1):
+        raise RequestError(f"got {frames} frames in chunks of {chunk}: wanted at least one of each")
+    yield 0, 1
+    step = frames if chunk is None else chunk
+    for start in range(1, frames, step):
+        yield start, min(start + step, frames)

@@ -1,0 +1,102 @@
+"""What a run gives back: videos, and what they cost."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from kinema.errors import RequestError
+from kinema.media.formats import frame_rate
+from kinema.media.postprocess import unit_to_uint8
+from kinema.media.staging import check_writable
+from kinema.media.writer import open_video
+from kinema.stats import Stats
+
+DEFAULT_FPS = 16.0  # what Wan 2.1 and Wan 2.2 A14B were trained at
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Video:
+    """`frames` are uint8 [T, H, W, 3] RGB; `fps` is frames per second (a float or a Fraction)."""
+
+    frames: npt.NDArray[np.uint8]
+    fps: float | Fraction = DEFAULT_FPS
+
+    def __post_init__(self) -> None:
+        shape, dtype = self.frames.shape, self.frames.dtype
+        if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
+            raise RequestError(f"a video's frames must be uint8 [T, H, W, 3], got {dtype} {list(shape)}")
+        frame_rate(self.fps)
+
+    @property
+    def num_frames(self) -> int:
+        return int(self.frames.shape[0])
+
+    @property
+    def height(self) -> int:
+        return int(self.frames.shape[1])
+
+    @property
+    def width(self) -> int:
+        return int(self.frames.shape[2])
+
+    @property
+    def seconds(self) -> float:
+        return self.num_frames / float(self.fps)
+
+    def save(self, path: str | os.PathLike[str], *, crf: int | None = None) -> Path:
+        """Write to `path` and return it. The suffix gives the format:
+
+        .mp4 (H.264, even sizes), .gif (256 colours a frame), .webp (lossless), .npy (the frames as they are),
+        .png or .jpg (one frame), and no suffix or a final '/' for a folder of frame_00000.png, ….
+
+        An existing file is replaced, and only once the new one is whole. `crf` is the quality of mp4, 0
+        (lossless) to 51 (worst), 18 if not given. Raises OutputError if it cannot be written as asked.
+        """
+        check_writable(path, fps=self.fps, num_frames=self.num_frames, height=self.height, width=self.width)
+        with open_video(path, self.fps, crf=crf) as writer:
+            writer.write(self.frames)
+        return Path(path)
+
+    def __repr__(self) -> str:
+        rate = float(self.fps)
+        return f"Video({self.num_frames} frames of {self.width}x{self.height}, {rate:g} fps, {self.seconds:.2f} s)"
+
+
+@dataclass(eq=False, repr=False)
+class VideoOutput:
+    """`frames` are exactly what diffusers returns for `output_type`:
+
+    np: float32 [B, T, H, W, 3] in 0..1. pt: [B, T, 3, H, W] in 0..1. pil: B lists of T pictures.
+    latent: the latents, undecoded.
+    """
+
+    frames: Any
+    fps: float | Fraction = DEFAULT_FPS
+    output_type: str = "np"
+    stats: Stats = field(default_factory=Stats)
+
+    @cached_property
+    def videos(self) -> list[Video]:
+        """One `Video` per sample, made from `frames` when first asked for."""
+        if self.output_type == "latent":
+            raise RequestError("output_type='latent' gives latents and no videos: ask for 'np', 'pt' or 'pil'")
+        return [Video(self._pixels(clip), self.fps) for clip in self.frames]
+
+    def _pixels(self, clip: Any) -> npt.NDArray[np.uint8]:
+        if self.output_type == "pil":
+            return np.stack([np.asarray(picture) for picture in clip])
+        if self.output_type == "pt":
+            return unit_to_uint8(clip.permute(0, 2, 3, 1).float().contiguous())
+        return unit_to_uint8(torch.from_numpy(clip))
+
+    def __repr__(self) -> str:
+        return f"VideoOutput({len(self.frames)} x {self.output_type}, {self.stats.total_seconds:.2f} s)"

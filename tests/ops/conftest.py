@@ -1,0 +1,199 @@
+"""What the contract tests of all ops share: who is tested, on what data, and how close is close enough.
+
+A test module of an op sets `OP` and its tests ask for `impl`: they then run for every implementation of that op
+and every device that can run here. Tests of ops working together ask for `ops`.
+"""
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+import torch
+from kinema.errors import UnsupportedError
+from kinema.ops import build_ops, plan_ops
+from kinema.ops.common import PRECISIONS, Precision, Target
+from kinema.ops.plan import OPS
+
+DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+
+# A narrow dtype between ops is a GPU's precision; a backend that can run one elsewhere says so for this target.
+FLOWING = {
+    torch.float32: PRECISIONS["cpu"]["fp32"],
+    torch.bfloat16: PRECISIONS["cuda"]["bf16"],
+    torch.float16: PRECISIONS["cuda"]["fp16"],
+}
+
+
+class Mismatch(AssertionError):
+    """An implementation breaks its contract; told apart from other assertions, so that planted mistakes count."""
+
+
+class Draw:
+    """Random tensors that are the same for every implementation: drawn on the CPU in float64, then placed."""
+
+    def __init__(self, seed, device):
+        self.generator = torch.Generator().manual_seed(seed)
+        self.device = device
+
+    def normal(self, *shape, std=1.0, mean=0.0, dtype=torch.float32):
+        drawn = torch.randn(shape, generator=self.generator, dtype=torch.float64)
+        return (drawn * std + mean).to(dtype).to(self.device)
+
+    def uniform(self, *shape, low=0.5, high=1.5, dtype=torch.float32):
+        drawn = torch.rand(shape, generator=self.generator, dtype=torch.float64)
+        return (drawn * (high - low) + low).to(dtype).to(self.device)
+
+    def permutation(self, count):
+        return torch.randperm(count, generator=self.generator).to(self.device)
+
+    def poison(self, *shape, dtype=torch.float32):
+        """An output buffer that gives away whatever is not written."""
+        return torch.full(shape, float("nan"), dtype=dtype, device=self.device)
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One implementation of one op on one device, beside the op's plain PyTorch reference."""
+
+    op: str
+    backend: str
+    device: torch.device
+    unsupported: object
+    functions: SimpleNamespace
+    plain: SimpleNamespace
+
+    def target(self, precision: Precision) -> Target:
+        """Where to run, or a skip with the implementation's own reasons."""
+        target = Target(self.device, precision)
+        reasons = self.unsupported(target)
+        if reasons:
+            pytest.skip(f"{self.backend} {self.op}: {'; '.join(reasons)}")
+        return target
+
+    def flowing(self, dtype: torch.dtype) -> Target:
+        """The target whose ops pass `dtype` between them. float64 is the reference's alone."""
+        if dtype == torch.float64:
+            if self.backend != "reference":
+                pytest.skip("float64 is the reference's")
+            return self.target(FLOWING[torch.float32])
+        return self.target(FLOWING[dtype])
+
+    def draw(self, seed: int = 0) -> Draw:
+        return Draw(seed, self.device)
+
+    def expect(self, holds: bool, message: str) -> None:
+        if not holds:
+            raise Mismatch(f"{self.backend} {self.op}: {message}")
+
+    def judge(self, call, truth, magnitude, dtype, *, arithmetic=None, unchanged=()):
+        """Run `call(functions)` and hold its result against a float64 truth. The yardstick.
+
+        Errors are counted elementwise in ulps: of the truth in `dtype`, which the result must have, or of
+        `magnitude` in `arithmetic`, whichever is larger. The magnitude is what the computation gives when all
+        its terms are made positive, so that neither the data's scale nor cancellation matters; `arithmetic` is
+        fp32, or what plain PyTorch rounds to between its steps.
+        An implementation may err twice as much as plain PyTorch does in the same dtype, plus one ulp, and plain
+        PyTorch itself 4 ulps. `unchanged`: inputs that must not be written to.
+        """
+        before = [tensor.clone() for tensor in unchanged]
+        got = call(self.functions)
+        for old, new in zip(before, unchanged, strict=True):
+            same = torch.nan_to_num(old.double(), nan=0.5) == torch.nan_to_num(new.double(), nan=0.5)
+            self.expect(bool(same.all()), "an input was overwritten")
+        self.expect(got.dtype == dtype, f"gave {got.dtype}, wanted {dtype}")
+        self.expect(got.shape == truth.shape, f"gave {tuple(got.shape)}, wanted {tuple(truth.shape)}")
+        ulp = ulps_of(truth, magnitude, dtype, arithmetic or torch.promote_types(dtype, torch.float32))
+        error = largest(got, truth, ulp)
+        if self.backend == "reference":
+            allowed = 4.0 if dtype != torch.float64 else 40.0  # the truth is float64 itself
+        else:
+            allowed = 2.0 * largest(call(self.plain), truth, ulp) + 1.0
+        self.expect(error <= allowed, f"error of {error:.3g} ulp, at most {allowed:.3g} allowed")
+        return got
+
+    def catches(self, check, cases, **mistakes) -> str | None:
+        """The first case that notices `mistakes`, functions that replace the implementation's; judged both ways.
+
+        Once as the reference is (by ulps), once as any other implementation is (by the yardstick).
+        """
+        functions = SimpleNamespace(**{**vars(self.functions), **mistakes})
+        judged = [dataclasses.replace(self, backend=b, functions=functions) for b in ("reference", "mutant")]
+        for name, case in cases.items():
+            if all(_fails(check, mutant, case) for mutant in judged):
+                return name
+        return None
+
+
+def ulps_of(truth, magnitude, dtype, arithmetic) -> torch.Tensor:
+    """How far apart neighbouring numbers are where an element's error arises."""
+    result, between = torch.finfo(dtype), torch.finfo(arithmetic)
+    return torch.maximum(truth.abs() * result.eps, magnitude * between.eps).clamp(min=result.smallest_normal * result.eps)
+
+
+def largest(got, truth, ulp) -> float:
+    """max |got − truth| in ulps; NaN counts as infinite."""
+    error = (got.double() - truth).abs() / ulp
+    return float(torch.nan_to_num(error, nan=float("inf")).max()) if error.numel() else 0.0
+
+
+def _fails(check, candidate, case) -> bool:
+    try:
+        check(candidate, case)
+    except Mismatch:
+        return True
+    except pytest.skip.Exception:
+        return False
+    return False
+
+
+def pytest_generate_tests(metafunc):
+    if "impl" in metafunc.fixturenames:
+        metafunc.parametrize("impl", list(_candidates(metafunc.module.OP)), indirect=True)
+    if "ops" in metafunc.fixturenames:
+        backends = dict.fromkeys(i.backend for op in OPS for i in op.implementations)
+        params = [pytest.param((b, d), id=f"{b}-{d}") for b in backends for d in DEVICES]
+        metafunc.parametrize("ops", params, indirect=True)
+
+
+def _candidates(op):
+    for implementation in op.implementations:
+        for name in DEVICES:
+            device = torch.device(name)
+            targets = [Target(device, p) for kind in PRECISIONS.values() for p in kind.values()]
+            reasons = [implementation.unsupported(target) for target in targets]
+            marks = [pytest.mark.skip(reason="; ".join(reasons[0]))] if all(reasons) else []
+            yield pytest.param((op, implementation, device), id=f"{implementation.backend}-{name}", marks=marks)
+
+
+@pytest.fixture(autouse=True, scope="package")
+def one_thread():
+    """Tiny tensors gain nothing from threads, and lose much on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def impl(request) -> Candidate:
+    """One implementation of the module's `OP` on one device."""
+    op, implementation, device = request.param
+    plain = next(i for i in op.implementations if i.backend == "reference")
+
+    def functions(of):
+        module = of.load()
+        return SimpleNamespace(**{name: getattr(module, name) for name in op.functions})
+
+    return Candidate(
+        op.name, implementation.backend, device, implementation.unsupported, functions(implementation), functions(plain)
+    )
+
+
+@pytest.fixture
+def ops(request):
+    """All ops, of one backend where it has them, in fp32 on one device."""
+    backend, device = request.param
+    try:
+        return build_ops(plan_ops(Target(torch.device(device), PRECISIONS[device]["fp32"]), backend))
+    except UnsupportedError as error:
+        pytest.skip(str(error))
