@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import io
+import signal
 import sys
-from collections.abc import Sequence
-from importlib import import_module
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 import kinema
 from kinema import env
+from kinema.commands.output import drop_output
+from kinema.commands.parser import UsageError, VerbParser, Verbs
 from kinema.errors import KinemaError
 
-# verb → (module, one line of help). The module has `add_arguments(parser)` and `run(arguments) -> int`, and is
-# imported when its verb is used.
-VERBS = {
+VERBS: Verbs = {
     "generate": ("kinema.commands.generate", "make a video (or image) from a prompt"),
     "inspect": ("kinema.commands.inspect", "a model's parts, parameters and predicted peak memory"),
     "doctor": ("kinema.commands.doctor", "this machine, its libraries, and what runs each op and why"),
@@ -21,36 +25,90 @@ VERBS = {
     "train-sample": ("kinema.sample.command", "train the small model that ships with kinema"),
 }
 
+EXIT_CODES = """\
+Exit codes: 0 done; 1 it could not be done, one line on stderr says why; 2 the command line is wrong; 130 ctrl-C;
+143 terminated. KINEMA_TRACEBACK=1 shows where in the program an error comes from.
+"""
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+
+
+class Stopped(BaseException):
+    """A signal asks the process to end. It is raised where it arrives, so that whatever is open is cleaned up."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__((signal.strsignal(number) or f"signal {number}").lower())
+        self.number = number
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit code: 0, 1 for an error of ours, 2 for bad usage, 130 after ctrl-C."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="kinema", description="Text to video on this machine.")
-    parser.add_argument("--version", action="version", version=f"kinema {kinema.__version__}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    wanted = next((word for word in arguments if not word.startswith("-")), None)
-    modules = {}
-    for verb, (module, summary) in VERBS.items():
-        subparser = verbs.add_parser(verb, help=summary, description=summary[0].upper() + summary[1:] + ".")
-        if verb == wanted:
-            modules[verb] = import_module(module)
-            modules[verb].add_arguments(subparser)
+    """Run one verb; returns the exit code, 128 + n if signal n ended it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal cannot show
     try:
-        parsed = parser.parse_args(arguments)
-        code: int = modules[parsed.verb].run(parsed)
-        return code
+        with _stop_signals_raise():
+            code = _run(sys.argv[1:] if argv is None else argv)
+            sys.stdout.flush()
+            return code
+    except UsageError as error:
+        return _fail(2, str(error))
     except KinemaError as error:
         if env.traceback():
             raise
-        print(f"kinema: error: {error}", file=sys.stderr)
-        return 1
+        return _fail(1, f"kinema: error: {error}")
     except KeyboardInterrupt:
-        print("kinema: interrupted", file=sys.stderr)
-        return 130
+        return _fail(128 + signal.SIGINT, "kinema: interrupted")
+    except Stopped as stopped:
+        return _fail(128 + stopped.number, f"kinema: {stopped}")
     except BrokenPipeError:
-        # the reader of our output went away (kinema ... | head)
-        sys.stderr.close()
-        return 1
+        # the reader of our output has what it wanted (kinema ... | head)
+        drop_output()
+        return 128 + signal.SIGPIPE
+
+
+def _run(arguments: Sequence[str]) -> int:
+    parser = VerbParser(
+        prog="kinema",
+        description="Text to video on this machine.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"kinema {kinema.__version__}")
+    parser.add_verbs(VERBS)
+    try:
+        parsed = parser.parse_args(arguments)
+    except SystemExit:  # argparse has printed the help or the version
+        return 0
+    if "run" not in parsed:
+        parser.error(f"no verb given: wanted {', '.join(VERBS)}")
+    code: int = parsed.run(parsed)
+    return code
+
+
+def _fail(code: int, message: str) -> int:
+    print(" ".join(line.strip() for line in message.splitlines()), file=sys.stderr)
+    return code
+
+
+@contextmanager
+def _stop_signals_raise() -> Iterator[None]:
+    """Have SIGTERM and a closed terminal raise `Stopped`, as ctrl-C raises KeyboardInterrupt."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        raise Stopped(number)
+
+    changed = []
+    if threading.current_thread() is threading.main_thread():
+        # what is ignored (nohup) or already handled (a host program) stays as it is
+        changed = [number for number in STOP_SIGNALS if signal.getsignal(number) == signal.SIG_DFL]
+    try:
+        for number in changed:
+            signal.signal(number, stop)
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
 
 
 if __name__ == "__main__":

@@ -89,6 +89,7 @@ class Components:
 
     @property
     def loaded(self) -> tuple[str, ...]:
+        """Names of the parts that are in memory now."""
         return tuple(self._loaded)
 
     def release(self, *names: str) -> None:
@@ -98,24 +99,29 @@ class Components:
                 self._loaded.pop(name, None)
 
     def transformer(self, expert: str = "transformer") -> WanTransformer:
-        return cast("WanTransformer", self._get(expert, _transformer))
+        return cast("WanTransformer", self._model(expert, _transformer))
 
     def vae(self) -> WanVAE:
-        return cast("WanVAE", self._get("vae", _vae))
+        return cast("WanVAE", self._model("vae", _vae))
 
     def text_encoder(self) -> UMT5Encoder:
-        return cast("UMT5Encoder", self._get("text_encoder", _text_encoder))
+        return cast("UMT5Encoder", self._model("text_encoder", _text_encoder))
 
     def image_encoder(self) -> CLIPVisionEncoder:
-        return cast("CLIPVisionEncoder", self._get("image_encoder", _image_encoder))
+        return cast("CLIPVisionEncoder", self._model("image_encoder", _image_encoder))
 
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer.from_folder(self.folder.component("tokenizer").folder)
+        return cast("Tokenizer", self._get("tokenizer", lambda part: Tokenizer.from_folder(part.folder)))
 
     def image_preprocessor(self) -> ClipPreprocessor:
-        return ClipPreprocessor.from_folder(self.folder.component("image_processor").folder)
+        return cast(
+            "ClipPreprocessor", self._get("image_processor", lambda part: ClipPreprocessor.from_folder(part.folder))
+        )
 
-    def _get(self, name: str, load: Callable[[Component, Ops, str | None], Any]) -> Any:
+    def _model(self, name: str, load: Callable[[Component, Ops, str | None], Any]) -> Any:
+        return self._get(name, lambda part: load(part, self.ops, self._options.variant))
+
+    def _get(self, name: str, load: Callable[[Component], Any]) -> Any:
         if name not in self._loaded:
-            self._loaded[name] = load(self.folder.component(name), self.ops, self._options.variant)
+            self._loaded[name] = load(self.folder.component(name))
         return self._loaded[name]

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from PIL import Image
 
-from kinema.checkpoints import PipelineOptions
 from kinema.components import Components
 from kinema.errors import RequestError
-from kinema.media.inputs import load_image
+from kinema.media.inputs import ImageInput, load_image, picture_of
 from kinema.media.preprocess import preprocess_image, preprocess_video
 from kinema.models.wan import WanConfig
 from kinema.vae.wan import WanVAE
@@ -82,44 +82,57 @@ def frame_channels(vae: WanVAE, image: torch.Tensor, last_image: torch.Tensor | 
     return torch.cat((mask, latents), dim=1)
 
 
-def condition(
-    components: Components, request: GenerationRequest, transformer: WanConfig, options: PipelineOptions
-) -> Conditioning:
-    """What the request's images are to this model; RequestError where the two do not go together."""
-    takes_channels = transformer.in_channels != transformer.latent_channels
+def condition(components: Components, request: GenerationRequest, transformer: WanConfig) -> Conditioning:
+    """What the images of a checked request are to this model."""
     if request.image is None:
-        if takes_channels:
-            raise RequestError("this is an image-to-video model: give image=, or load a text-to-video model")
         return Conditioning()
-    if not takes_channels and not options.expand_timesteps:
-        raise RequestError("this is a text-to-video model: image= needs an image-to-video checkpoint (I2V, TI2V)")
-    if request.last_image is not None and not takes_channels:
-        raise RequestError("this model takes a first frame only: leave last_image out")
     num_frames, height, width = request.clip
-    image = preprocess_image(request.image, height, width)
-    last = preprocess_image(request.last_image, height, width) if request.last_image is not None else None
-    vae = components.vae()
-    if not takes_channels:
-        return Conditioning(first_frame=first_frame_latents(vae, image))
-    channels = frame_channels(vae, image, last, num_frames).repeat(request.samples, 1, 1, 1, 1)
+    image = _one(preprocess_image(request.image, height, width), "image")
+    if transformer.in_channels == transformer.latent_channels:
+        first_frame = first_frame_latents(components.vae(), image)
+        components.release("vae")
+        return Conditioning(first_frame=first_frame)
+    last = None
+    if request.last_image is not None:
+        last = _one(preprocess_image(request.last_image, height, width), "last_image")
+    channels = frame_channels(components.vae(), image, last, num_frames).repeat(request.samples, 1, 1, 1, 1)
+    components.release("vae")
     return Conditioning(channels=channels, image=_clip_tokens(components, request, transformer))
 
 
 def _clip_tokens(components: Components, request: GenerationRequest, transformer: WanConfig) -> torch.Tensor | None:
-    if transformer.image_dim is None:
-        return None
-    if transformer.pos_embed_seq_len is not None and request.last_image is None and request.image_embeds is None:
-        raise RequestError("this model interpolates between two frames: give last_image= too")
-    if request.image_embeds is not None:
+    if transformer.image_dim is None or request.image_embeds is not None:
         return request.image_embeds
-    images = [load_image(image) for image in (request.image, request.last_image) if image is not None]
+    images = [as_picture(image) for image in (request.image, request.last_image) if image is not None]
     tokens = components.image_encoder().penultimate(components.image_preprocessor()(images))
-    components.release("image_encoder")
+    components.release("image_encoder", "image_processor")
     return tokens
 
 
-def encode_video(components: Components, request: GenerationRequest) -> torch.Tensor:
-    """The request's video as normalised latents [1, C, T, h, w]."""
+def as_picture(image: ImageInput) -> Image.Image:
+    """An image in any form as the 8-bit picture that CLIP was trained on; floats are 0..1, or -1..1 if some are < 0."""
+    loaded = load_image(image)
+    if isinstance(loaded, Image.Image):
+        return loaded
+    unit = loaded[0].float()
+    if float(unit.min()) < 0:
+        unit = unit / 2 + 0.5
+    return picture_of(unit.mul(255).round().to(torch.uint8))
+
+
+def encode_video(components: Components, request: GenerationRequest) -> torch.Tensor | None:
+    """The request's video, if it has one, as normalised latents [1, C, T, h, w]."""
+    if request.video is None:
+        return None
     _, height, width = request.clip
+    frames = _one(preprocess_video(request.video, height, width), "video")
     vae = components.vae()
-    return vae.normalize(vae.encode(preprocess_video(request.video, height, width)).mode())
+    latents = vae.normalize(vae.encode(frames).mode())
+    components.release("vae")
+    return latents
+
+
+def _one(batch: torch.Tensor, name: str) -> torch.Tensor:
+    if len(batch) != 1:
+        raise RequestError(f"{name} holds {len(batch)} of them: wanted one, every sample of a request starts from it")
+    return batch

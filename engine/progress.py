@@ -1,4 +1,4 @@
-"""A progress bar on a terminal, silence elsewhere."""
+"""Progress on a terminal, silence elsewhere. It goes to stderr; results go to stdout."""
 
 from __future__ import annotations
 
@@ -8,12 +8,38 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def steps_bar(total: int, show: bool | None = None, *, unit: str = "step") -> Iterator[Callable[[], None]]:
-    """Yields a function to call after each step. show: None means only if stderr is a terminal."""
-    if not (sys.stderr.isatty() if show is None else show):
-        yield lambda: None
+def steps_bar(
+    total: int, show: bool | None = None, *, unit: str = "step", title: str | None = None
+) -> Iterator[Callable[..., None]]:
+    """Yields a function to call after each step, or with the number of steps done since the last call.
+
+    show: None means only if stderr is a terminal.
+    """
+    if not _shown(show):
+        yield lambda count=1: None
         return
     from tqdm import tqdm
 
-    with tqdm(total=total, unit=unit) as bar:
-        yield lambda: bar.update() and None
+    with tqdm(total=total, unit=unit, desc=title, leave=True) as bar:
+
+        def advance(count: int = 1) -> None:
+            bar.update(count)
+
+        yield advance
+
+
+@contextmanager
+def waiting(title: str, show: bool | None = None) -> Iterator[None]:
+    """Say what is going on while nothing can be counted, and take it back afterwards."""
+    if not _shown(show):
+        yield
+        return
+    print(f"{title} ...", end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)  # to the line's begin, and erase it
+
+
+def _shown(show: bool | None) -> bool:
+    return sys.stderr.isatty() if show is None else show

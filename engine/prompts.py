@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from kinema.components import Components
-from kinema.errors import RequestError
 from kinema.request import GenerationRequest
 from kinema.text.clean import clean_prompt
 
@@ -29,10 +28,6 @@ def encode_prompts(components: Components, request: GenerationRequest, *, guided
     rows = [prompts]
     if guided:
         rows.append(negatives if negatives is not None else encoded[-request.prompts :])  # type: ignore[index]
-    if any(r.shape != prompts.shape for r in rows):
-        raise RequestError(
-            f"negative_prompt_embeds {tuple(rows[1].shape)} must have the shape of prompt_embeds {tuple(prompts.shape)}"
-        )
     return torch.cat([r.float().repeat_interleave(request.num_videos_per_prompt, dim=0) for r in rows])
 
 
@@ -48,6 +43,7 @@ def encode_texts(components: Components, texts: list[str], max_length: int) -> t
     hidden = components.text_encoder()(ids[:, :longest], mask[:, :longest]).float()
     embeds = hidden.new_zeros(len(distinct), max_length, hidden.shape[2])
     embeds[:, :longest] = hidden * mask[:, :longest, None].to(hidden.device)
+    components.release("tokenizer", "text_encoder")
     return embeds[[distinct.index(clean_prompt(text)) for text in texts]]
 
 

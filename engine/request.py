@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,24 +14,18 @@ from kinema.conditioning import Conditioning
 from kinema.errors import RequestError
 from kinema.schedulers import SchedulerState
 from kinema.stats import Stats
+from kinema.vae.tiling import Tiling
 
 if TYPE_CHECKING:
     from kinema.models.wan import Context, WanTransformer
     from kinema.ops import Ops
-    from kinema.vae.tiling import Tiling
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
-_COUNTS = (
-    "height",
-    "width",
-    "num_frames",
-    "num_inference_steps",
-    "num_videos_per_prompt",
-    "max_sequence_length",
-)
+_COUNTS = ("height", "width", "num_frames", "num_inference_steps", "num_videos_per_prompt", "max_sequence_length")
+_EMBEDDINGS = ("prompt_embeds", "negative_prompt_embeds", "image_embeds")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GenerationRequest:
     """A generation call's parameters; names and meanings are diffusers'. None means the model's default.
 
@@ -38,9 +33,9 @@ class GenerationRequest:
     guidance_scale: 1 or less runs without guidance, one forward a step. guidance_scale_2: the second expert's.
     seed: draws the noise on the CPU in fp32, so that it means the same everywhere; a list gives one per sample.
     generator: torch.Generator or a list of them, instead of a seed. latents: [B, C, T, h, w], given noise.
-    prompt_embeds, negative_prompt_embeds: [B, L, C]; image_embeds: [B, L, C] CLIP tokens.
-    image, last_image: first (and last) frame, anything `kinema.media.inputs` reads. video, strength: video-to-video.
-    tiling: decode in spatial tiles, for less memory.
+    prompt_embeds, negative_prompt_embeds: [prompts, L, C]; a text beside them is encoded to their length.
+    image, last_image: first (and last) frame, anything `kinema.media.inputs` reads. image_embeds: [I, L, C], CLIP
+    tokens of these I images. video, strength: video-to-video. tiling: decode in spatial tiles, for less memory.
     """
 
     prompt: str | list[str] | None = None
@@ -61,45 +56,69 @@ class GenerationRequest:
     image: Any = None
     last_image: Any = None
     video: Any = None
-    strength: float = 0.8
+    strength: float | None = None
     max_sequence_length: int | None = None
     output_type: str = "np"
     tiling: Tiling | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what no model could do; what depends on the model is checked when it is prepared."""
+        """Refuse what no model could do; `check_request` does the same for what this model cannot do."""
         self._either("prompt", "prompt_embeds", needed=True)
         self._either("negative_prompt", "negative_prompt_embeds")
         self._either("image", "video")
+        self._either("latents", "video")
         self._either("seed", "generator")
+        self._needs("last_image", "image")
+        self._needs("image_embeds", "image")
+        self._needs("strength", "video")
+        self._check_texts()
+        self._check_numbers()
+        for name in _EMBEDDINGS:
+            embeds = getattr(self, name)
+            if embeds is not None and not (isinstance(embeds, torch.Tensor) and embeds.ndim == 3):
+                raise RequestError(f"{name} is {_kind(embeds)}: wanted a tensor [B, L, C]")
+        if self.latents is not None and not isinstance(self.latents, torch.Tensor):
+            raise RequestError(f"latents is {_kind(self.latents)}: wanted a tensor [B, C, T, h, w]")
+        if self.output_type not in OUTPUT_TYPES:
+            raise RequestError(f"output_type is {self.output_type!r}: wanted one of {', '.join(OUTPUT_TYPES)}")
+        if self.tiling is not None and not isinstance(self.tiling, Tiling):
+            raise RequestError(f"tiling is {self.tiling!r}: wanted a kinema.vae.tiling.Tiling")
+        self._check_noise_source()
+
+    def _check_texts(self) -> None:
         for name in ("prompt", "negative_prompt"):
             text = getattr(self, name)
             if text is not None and not (
                 isinstance(text, str) or (isinstance(text, list) and text and all(isinstance(t, str) for t in text))
             ):
                 raise RequestError(f"{name} is {text!r}: wanted a text or a list of texts")
-        for name in _COUNTS:
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise RequestError(f"{name} is {value!r}: wanted a whole number of at least 1")
-        if not 0.0 < self.strength <= 1.0:
-            raise RequestError(f"strength is {self.strength}: wanted more than 0 and at most 1")
-        if self.last_image is not None and self.image is None:
-            raise RequestError("last_image without image: give the first frame too")
-        if self.output_type not in OUTPUT_TYPES:
-            raise RequestError(f"output_type is {self.output_type!r}: wanted one of {', '.join(OUTPUT_TYPES)}")
         if isinstance(self.negative_prompt, list) and len(self.negative_prompt) != self.prompts:
             raise RequestError(
                 f"{len(self.negative_prompt)} negative prompts for {self.prompts} prompts: give one, or as many"
             )
-        for name in ("seed", "generator"):
-            per_sample = getattr(self, name)
-            if isinstance(per_sample, list) and len(per_sample) != self.samples:
-                raise RequestError(f"{len(per_sample)} {name}s for {self.samples} samples: give one, or one per sample")
-        seeds = self.seed if isinstance(self.seed, list) else [self.seed] if self.seed is not None else []
-        for seed in seeds:
-            if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-                raise RequestError(f"seed is {seed!r}: wanted a whole number from 0 to 2^63 − 1")
+
+    def _check_numbers(self) -> None:
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise RequestError(f"{name} is {value!r}: wanted a whole number of at least 1")
+        for name in ("guidance_scale", "guidance_scale_2", "strength"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, (int, float)) and math.isfinite(value)):
+                raise RequestError(f"{name} is {value!r}: wanted a number")
+        if self.strength is not None and not 0.0 < self.strength <= 1.0:
+            raise RequestError(f"strength is {self.strength}: wanted more than 0 and at most 1")
+
+    def _check_noise_source(self) -> None:
+        for name, kind in (("seed", int), ("generator", torch.Generator)):
+            given = getattr(self, name)
+            if isinstance(given, list) and len(given) != self.samples:
+                raise RequestError(f"{len(given)} {name}s for {self.samples} samples: give one, or one per sample")
+            for one in given if isinstance(given, list) else [given] if given is not None else []:
+                if isinstance(one, bool) or not isinstance(one, kind):
+                    raise RequestError(f"{name} is {one!r}: wanted a {'whole number' if kind is int else 'generator'}")
+                if isinstance(one, int) and not 0 <= one < 2**63:
+                    raise RequestError(f"seed is {one}: wanted 0 to 2^63 − 1")
 
     def _either(self, one: str, other: str, *, needed: bool = False) -> None:
         given = [name for name in (one, other) if getattr(self, name) is not None]
@@ -107,6 +126,10 @@ class GenerationRequest:
             raise RequestError(f"both {one} and {other} were given: give one of them")
         if needed and not given:
             raise RequestError(f"neither {one} nor {other} was given: give one of them")
+
+    def _needs(self, one: str, other: str) -> None:
+        if getattr(self, one) is not None and getattr(self, other) is None:
+            raise RequestError(f"{one} was given without {other}: give {other} too, or leave {one} out")
 
     @property
     def clip(self) -> tuple[int, int, int]:
@@ -128,7 +151,7 @@ class GenerationRequest:
         return self.prompts * self.num_videos_per_prompt
 
 
-@dataclass
+@dataclass(eq=False)
 class RequestState:
     """Everything of one request: nothing of it lives on a model, so requests can be interleaved at will.
 
@@ -183,6 +206,10 @@ class RequestState:
         self.latents = schedulers.step(ops, self.schedule, self.latents, cond, uncond, guidance=guidance)
         self.stats.forwards += 1 if uncond is None else 2
 
+    def forget_context(self) -> None:
+        """Free the prompt's keys and values; another step would compute them again."""
+        self._context = None
+
     def tensors(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
         """The tensors that a step callback asked for: latents, prompt_embeds, negative_prompt_embeds."""
         samples = self.latents.shape[0]
@@ -209,7 +236,7 @@ class RequestState:
             if self.text.shape[0] > self.latents.shape[0]:
                 rows.append(both.get("negative_prompt_embeds", self.text[self.latents.shape[0] :]))
             self.text = torch.cat(rows).to(self.text)
-            self._context = None
+            self.forget_context()
 
 
 def noise_generators(request: GenerationRequest, stats: Stats) -> list[torch.Generator]:
@@ -217,6 +244,12 @@ def noise_generators(request: GenerationRequest, stats: Stats) -> list[torch.Gen
     if request.generator is not None:
         return [request.generator] if isinstance(request.generator, torch.Generator) else request.generator
     seeds = request.seed if isinstance(request.seed, list) else [request.seed]
-    drawn = [seed if seed is not None else torch.seed() % 2**32 for seed in seeds]
+    # from torch's own generator: `torch.manual_seed` then settles unseeded runs too
+    drawn = [seed if seed is not None else int(torch.randint(2**32, ())) for seed in seeds]
     stats.seed = drawn[0]
     return [torch.Generator().manual_seed(seed) for seed in drawn]
+
+
+def _kind(value: object) -> str:
+    """A value for a message: its shape, if it has one."""
+    return f"of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"

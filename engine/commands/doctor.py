@@ -3,67 +3,58 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import kinema
-from kinema.commands.load import add_load_arguments
+from kinema.commands.load import add_target_arguments
+from kinema.commands.output import emit, emit_json
+
+if TYPE_CHECKING:
+    from kinema.ops import Plan
 
 LIBRARIES = ("torch", "triton", "flash-attn", "numpy", "safetensors", "tokenizers", "sentencepiece", "av", "pillow")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_load_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
+    add_target_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     from kinema.ops import plan_ops, target_for
 
     plan = plan_ops(target_for(arguments.device, arguments.precision), arguments.backend)
-    report = {
-        "kinema": kinema.__version__,
-        "machine": machine(),
-        "libraries": libraries(),
-        "target": {"device": str(plan.target.device), "precision": plan.target.precision.name},
-        "ops": [{"op": c.op, "backend": c.backend, "rejected": dict(c.rejected)} for c in plan.choices],
-    }
+    sections = {"machine": machine(), "libraries": libraries(), "target": target(plan)}
     if arguments.json:
-        print(json.dumps(report))
-        return 0
-    print(f"kinema {report['kinema']}")
-    for title in ("machine", "libraries", "target"):
-        print(f"\n{title}")
-        for name, value in report[title].items():  # type: ignore[attr-defined]
-            print(f"  {name:16} {value}")
-    print("\nops")
-    for choice in plan.choices:
-        print(f"  {choice.op:16} {choice.backend}")
-        for backend, reason in choice.rejected:
-            print(f"  {'':16}   not {backend}: {reason}")
+        emit_json({"kinema": kinema.__version__, **sections, "ops": ops(plan)})
+    else:
+        lines = [f"kinema {kinema.__version__}, in {Path(kinema.__file__).parent}"]
+        for title, facts in sections.items():
+            lines += ["", title, *(f"  {name:16} {value}" for name, value in facts.items())]
+        emit("\n".join([*lines, "", "ops", *_choices(plan)]))
     return 0
 
 
-def machine() -> dict[str, Any]:
-    """Processor, instruction sets, threads, memory and GPU."""
+def machine() -> dict[str, str]:
+    """System, processor, instruction set, threads, memory and GPUs."""
     import torch
 
-    facts: dict[str, Any] = {
+    from kinema.memory import available_bytes, gib
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "processor": _cpuinfo("model name") or platform.processor() or "unknown",
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores",
-        "memory": _memory(),
+        "threads": f"{torch.get_num_threads()} on {os.cpu_count()} cores",
+        "memory": f"{gib(available_bytes())} available",
+        "gpu": ", ".join(gpus) or "none that torch sees",
     }
-    if torch.cuda.is_available():
-        facts["gpu"] = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-    else:
-        facts["gpu"] = "none that torch sees"
-    return facts
 
 
 def libraries() -> dict[str, str]:
@@ -77,13 +68,25 @@ def libraries() -> dict[str, str]:
     return found
 
 
+def target(plan: Plan) -> dict[str, str]:
+    """What a model would be loaded for."""
+    return {"device": str(plan.target.device), "precision": plan.target.precision.name}
+
+
+def ops(plan: Plan) -> list[dict[str, str | Mapping[str, str]]]:
+    """Per op the chosen backend, and {backend: reason} of the rejected ones."""
+    return [{"op": c.op, "backend": c.backend, "rejected": dict(c.rejected)} for c in plan.choices]
+
+
+def _choices(plan: Plan) -> list[str]:
+    lines = []
+    for choice in plan.choices:
+        lines.append(f"  {choice.op:16} {choice.backend}")
+        lines += [f"  {'':16}   not {backend}: {reason}" for backend, reason in choice.rejected]
+    return lines
+
+
 def _cpuinfo(key: str) -> str | None:
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), None)
-
-
-def _memory() -> str:
-    from kinema.memory import available_bytes
-
-    return f"{available_bytes() / 2**30:.1f} GiB available"

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from typing import Any
 
-from kinema.commands.load import add_load_arguments, load_options
+from kinema.commands.load import MODEL_HELP, add_load_arguments, load_options
+from kinema.commands.output import emit, emit_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="a diffusers-format folder, or 'sample'")
-    parser.add_argument("--height", type=int, help="pixels")
-    parser.add_argument("--width", type=int, help="pixels")
-    parser.add_argument("--num-frames", type=int, help="frames")
-    add_load_arguments(parser)
+    parser.add_argument("model", nargs="?", default="sample", help=f"{MODEL_HELP} (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
+    clip = parser.add_argument_group("the clip (left out: what the model was made for)")
+    clip.add_argument("--height", type=int, metavar="PIXELS", help="height of a frame")
+    clip.add_argument("--width", type=int, metavar="PIXELS", help="width of a frame")
+    clip.add_argument("--num-frames", type=int, metavar="N", help="length in frames; 1 makes an image")
+    clip.add_argument("--num-videos", type=int, default=1, metavar="N", help="videos at once (%(default)s)")
+    add_load_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from kinema.memory import available_bytes, component_shapes, gib, predict
+    from kinema.memory import available_bytes, component_shapes, predict
     from kinema.pipeline import VideoPipeline
     from kinema.request import GenerationRequest
 
     pipe = VideoPipeline.from_pretrained(arguments.model, **load_options(arguments))
     size = {name: getattr(arguments, name) for name in ("height", "width", "num_frames")}
-    request = pipe.complete(GenerationRequest(prompt="", **size))
+    request = pipe.complete(GenerationRequest(prompt="", num_videos_per_prompt=arguments.num_videos, **size))
+    num_frames, height, width = request.clip
     latent_size = pipe.geometry.latent_size(*request.clip)
     precision = pipe.ops.plan.target.precision
     prediction = predict(pipe.folder, request, precision, pipe.options)
@@ -34,8 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         name: sum(math.prod(shape) for shape in shapes.values())
         for name, shapes in component_shapes(pipe.folder).items()
     }
-    frames, height, width = request.clip
-    report: dict[str, Any] = {
+    report = {
         "model": str(pipe.folder.path),
         "pipeline": pipe.folder.pipeline_class,
         "precision": precision.name,
@@ -44,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
             for name in pipe.folder.components
         },
         "weight_bytes": prediction.parts,
-        "clip": {"num_frames": frames, "height": height, "width": width},
+        "clip": {"num_frames": num_frames, "height": height, "width": width, "videos": request.samples},
         "latents": list(latent_size),
         "tokens": pipe.geometry.tokens(latent_size),
         "predicted_bytes": prediction.stages,
@@ -52,14 +54,25 @@ def run(arguments: argparse.Namespace) -> int:
         "available_bytes": available_bytes(pipe.ops.device),
     }
     if arguments.json:
-        print(json.dumps(report))
-        return 0
-    print(f"{report['model']}: {report['pipeline']}, weights in {precision.name}")
-    for name, part in report["parts"].items():
-        count = f"{part['parameters'] / 1e6:12.2f} M parameters" if part["parameters"] else ""
-        print(f"  {name:16} {part['class']:32} {count}")
-    print(f"\n{frames} frames of {width}×{height}: latents {tuple(latent_size)}, {report['tokens']} tokens")
-    for stage, count in prediction.stages.items():
-        print(f"  {stage:16} {gib(count)}")
-    print(f"  {'peak':16} {gib(prediction.peak)} predicted, {gib(report['available_bytes'])} available")
+        emit_json(report)
+    else:
+        emit(_text(report))
     return 0
+
+
+def _text(report: dict[str, Any]) -> str:
+    from kinema.memory import gib
+
+    lines = [f"{report['model']}: {report['pipeline']}, weights in {report['precision']}"]
+    for name, part in report["parts"].items():
+        count = f"{part['parameters'] / 1e6:12,.2f} M parameters" if part["parameters"] else ""
+        lines.append(f"  {name:16} {part['class']:32} {count}".rstrip())
+    clip = report["clip"]
+    size = f"{clip['num_frames']} frames of {clip['width']}x{clip['height']}"
+    many = f"{clip['videos']} videos of " if clip["videos"] > 1 else ""
+    latents = "x".join(str(n) for n in report["latents"])
+    lines += ["", f"{many}{size}: latents {latents}, {report['tokens']} tokens"]
+    lines += [f"  {stage:16} {gib(count):>10}" for stage, count in report["predicted_bytes"].items()]
+    peak, available = gib(report["predicted_peak_bytes"]), gib(report["available_bytes"])
+    lines.append(f"  {'peak':16} {peak:>10} predicted, {available} available")
+    return "\n".join(lines)

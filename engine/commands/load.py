@@ -1,19 +1,35 @@
-"""The options by which every verb loads a model."""
+"""The options by which every verb loads a model: those of `LoadOptions`, with its defaults."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
+from kinema.options import LoadOptions
+
+MODEL_HELP = "a folder in the diffusers format, or 'sample', the small model that ships with kinema"
+
+
+def add_target_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """What runs the ops, and in what numbers."""
+    default = LoadOptions()
+    group = parser.add_argument_group("running the model")
+    group.add_argument("--device", default=default.device, help="auto, cpu or cuda[:n] (%(default)s)")
+    group.add_argument(
+        "--backend", default=default.backend, help="auto, reference, cpu, triton or cuda, for every op (%(default)s)"
+    )
+    group.add_argument(
+        "--precision", default=default.precision, help="auto (fp32), fp32, bf16, fp16, fp8 or int8 (%(default)s)"
+    )
+    return group
+
 
 def add_load_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
-    parser.add_argument("--backend", default="auto", help="auto, reference, cpu, triton or cuda (%(default)s)")
-    parser.add_argument("--precision", default="auto", help="auto, fp32, bf16, fp16, fp8 or int8 (%(default)s)")
-    parser.add_argument("--variant", help="middle name of the weight files, such as fp16")
-    parser.add_argument("--threads", type=int, help="CPU threads")
-    parser.add_argument(
-        "--low-memory", action="store_true", help="hold one stage's components at a time: the peak is the largest"
+    group = add_target_arguments(parser)
+    group.add_argument("--variant", metavar="NAME", help="middle name of the weight files, such as fp16")
+    group.add_argument("--threads", type=int, metavar="N", help="CPU threads (left out: torch's choice)")
+    group.add_argument(
+        "--low-memory", action="store_true", help="hold one stage's parts at a time: the peak is the largest of them"
     )
 
 

@@ -72,9 +72,18 @@ def digit_field(image: int) -> torch.Tensor:
 
 
 def _enlarged(image: np.ndarray) -> torch.Tensor:
-    """One 8×8 image with a margin, bicubic, as grey levels float32 [GRID, GRID]."""
+    """One 8×8 image with a margin as grey levels float32 [GRID, GRID]: bicubic, then smoothed a little.
+
+    The smoothing is a third of a source pixel wide: it takes away the bumps that bicubic edges have.
+    """
     padded = F.pad(torch.from_numpy(image).to(torch.float32), (_MARGIN,) * 4)
-    return F.interpolate(padded[None, None], size=(GRID, GRID), mode="bicubic")[0, 0]
+    large = F.interpolate(padded[None, None], size=(GRID, GRID), mode="bicubic")
+    sigma = GRID / _CELLS / 3
+    reach = round(3 * sigma)
+    bell = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
+    bell = (bell / bell.sum()).view(1, 1, 1, -1)
+    large = F.conv2d(F.conv2d(large, bell, padding=(0, reach)), bell.mT, padding=(reach, 0))
+    return large[0, 0]
 
 
 def _topology(inside: np.ndarray) -> tuple[int, int]:

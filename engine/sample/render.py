@@ -33,7 +33,7 @@ def render(
             "wanted at least one scene, one frame and 16x16"
         )
     base = torch.tensor([BACKGROUNDS[scene.background] for scene in scenes], dtype=torch.float32) / 127.5 - 1
-    video = base[:, :, None].repeat(1, 1, num_frames * height * width)
+    video = base[:, :, None].expand(-1, -1, num_frames * height * width).contiguous()
     for layer in range(max(len(scene.subjects) for scene in scenes)):
         rows = [i for i, scene in enumerate(scenes) if len(scene.subjects) > layer]
         subjects = [scenes[i].subjects[layer] for i in rows]

@@ -170,21 +170,16 @@ class Scheduler:
         return self.add_noise(sample, noise, timestep)
 
     def _run(self, timestep: float | torch.Tensor, eta: float) -> SchedulerState:
-        state = self._state
-        if state is None or state.eta != eta:
-            if state is not None:
-                begin = state.begin
-            elif self.core.follows_timestep:
+        if self._state is None or self._state.eta != eta:
+            # only a class that follows the timestep knows eta, and it has no history to lose
+            if self.core.follows_timestep:
                 begin = 0
             else:
                 begin = self._begin_index if self._begin_index is not None else self._index_of(timestep)
-            fresh = start(self.core, self.grid, begin=begin, eta=eta)
-            if state is not None:
-                fresh.index, fresh.history = state.index, state.history
-            self._state = state = fresh
+            self._state = start(self.core, self.grid, begin=begin, eta=eta)
         if self.core.follows_timestep:
-            state.index = self._index_of(timestep)
-        return state
+            self._state.index = self._index_of(timestep)
+        return self._state
 
     def _index_of(self, timestep: float | torch.Tensor) -> int:
         matches = (self.grid.timesteps == float(timestep)).nonzero().flatten().tolist()

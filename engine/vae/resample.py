@@ -64,8 +64,8 @@ class Upsample:
 
 def interleave(x: torch.Tensor) -> torch.Tensor:
     """[B, 2·C, T, H, W] → [B, C, 2·T, H, W]: the halves of the channels are the even and the odd frames."""
-    even, odd = x.transpose(1, 2).chunk(2, dim=2)
-    return torch.stack((even, odd), dim=2).flatten(1, 2).transpose(1, 2)
+    frames = x.movedim(1, -1).unflatten(-1, (2, -1)).movedim(4, 2)  # [B, T, 2, H, W, C]
+    return frames.flatten(1, 2).movedim(-1, 1)
 
 
 def average_down(x: torch.Tensor, channels: int, time: int, space: int) -> torch.Tensor:

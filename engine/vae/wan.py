@@ -138,7 +138,6 @@ class WanVAE:
         """
         config = self.config
         x = patchify(self._entering(video, cache), config.patch)
-        x = x.contiguous(memory_format=torch.channels_last_3d)
         tiling = _needed(tiling, config, video.shape[3], video.shape[4])
         if tiling is None:
             return self.quant_conv(self.encoder(x, cache), cache)
@@ -151,13 +150,12 @@ class WanVAE:
         return moments
 
     def _entering(self, x: torch.Tensor, cache: FeatureCache) -> torch.Tensor:
-        """x where and how the layers compute: in fp32 (fp64 if x is), channels last."""
+        """x where and in what the layers compute: fp32, or fp64 if x is."""
         if not x.is_floating_point():
             raise RequestError(f"got {x.dtype} values, wanted floating latents, or frames in [-1, 1]")
         if not cache.started and x.shape[2] != 1:
             raise RequestError(f"a clip starts with one frame alone, got {x.shape[2]}")
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        return x.to(self.device, dtype, memory_format=torch.channels_last_3d)
+        return x.to(self.device, torch.promote_types(x.dtype, torch.float32))
 
     def _check_video(self, video: torch.Tensor, chunk: int | None) -> None:
         channels, time, space = (

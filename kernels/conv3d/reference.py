@@ -54,7 +54,7 @@ def conv3d(
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     assert isinstance(weight, ReferenceWeight)
-    h = x
+    h = _channels_last(x)
     if norm is not None:
         length = torch.linalg.vector_norm(wide(h), dim=1, keepdim=True).clamp_min(1e-12)
         gain = norm.to(length.dtype).view(-1, 1, 1, 1) * weight.in_channels**0.5
@@ -62,7 +62,6 @@ def conv3d(
     if activation == "silu":
         h = F.silu(h)
     if upsample > 1:
-        # as images, since torch keeps 4-D channels-last tensors so
         images = F.interpolate(h.transpose(1, 2).flatten(0, 1), scale_factor=upsample, mode="nearest-exact")
         h = images.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
     if weight.history:
@@ -71,10 +70,19 @@ def conv3d(
     if top != bottom or left != right:
         h = F.pad(h, (left, right, top, bottom))
         top = left = 0
-    y = _convolve(h.to(weight.weight.dtype), weight, (top, left)).to(x.dtype)
+    y = _channels_last(_convolve(h.to(weight.weight.dtype), weight, (top, left))).to(x.dtype)
     if residual is not None:
         y = residual + y
     return deliver(y, out)
+
+
+def _channels_last(x: torch.Tensor) -> torch.Tensor:
+    """x [B, C, T, H, W] with channels innermost in memory, where norms and convolutions are several times faster.
+
+    Strides of axes of size 1 are set too: torch takes x for channels-last only if they fit.
+    """
+    last = x.movedim(1, -1)
+    return last.reshape(-1).view(last.shape).movedim(-1, 1)
 
 
 def _with_past(h: torch.Tensor, history: int, cache: torch.Tensor | None) -> torch.Tensor:
@@ -100,4 +108,4 @@ def _convolve(h: torch.Tensor, weight: ReferenceWeight, padding: tuple[int, int]
     images = torch.cat([images[tap : last + tap + 1 : step] for tap in range(taps)], dim=1)
     kernel = weight.weight.transpose(1, 2).flatten(1, 2)  # [Cout, taps·Cin, kh, kw]
     y = F.conv2d(images, kernel, weight.bias, stride=weight.stride[1:], padding=padding)
-    return y.transpose(0, 1).unsqueeze(0)
+    return y.unflatten(0, (1, -1)).transpose(1, 2)

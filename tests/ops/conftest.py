@@ -85,13 +85,13 @@ class Candidate:
         if not holds:
             raise Mismatch(f"{self.backend} {self.op}: {message}")
 
-    def judge(self, call, truth, magnitude, dtype, *, arithmetic=None, unchanged=()):
+    def judge(self, call, truth, magnitude, dtype, *, rounded=None, unchanged=()):
         """Run `call(functions)` and hold its result against a float64 truth. The yardstick.
 
-        Errors are counted elementwise in ulps: of the truth in `dtype`, which the result must have, or of
-        `magnitude` in `arithmetic`, whichever is larger. The magnitude is what the computation gives when all
-        its terms are made positive, so that neither the data's scale nor cancellation matters; `arithmetic` is
-        fp32, or what plain PyTorch rounds to between its steps.
+        Errors are counted elementwise in ulps, which are free of the data's scale and of cancellation: of fp32 at
+        `magnitude`, or of the result's `dtype` at `rounded`, whichever is larger. magnitude: what the
+        computation gives when all its terms are made positive. rounded: the same of what is only rounded to
+        `dtype` on the way, the truth itself if None.
         An implementation may err twice as much as plain PyTorch does in the same dtype, plus one ulp, and plain
         PyTorch itself 4 ulps. `unchanged`: inputs that must not be written to.
         """
@@ -102,7 +102,7 @@ class Candidate:
             self.expect(bool(same.all()), "an input was overwritten")
         self.expect(got.dtype == dtype, f"gave {got.dtype}, wanted {dtype}")
         self.expect(got.shape == truth.shape, f"gave {tuple(got.shape)}, wanted {tuple(truth.shape)}")
-        ulp = ulps_of(truth, magnitude, dtype, arithmetic or torch.promote_types(dtype, torch.float32))
+        ulp = ulps(magnitude, truth.abs() if rounded is None else rounded, dtype)
         error = largest(got, truth, ulp)
         if self.backend == "reference":
             allowed = 4.0 if dtype != torch.float64 else 40.0  # the truth is float64 itself
@@ -124,10 +124,11 @@ class Candidate:
         return None
 
 
-def ulps_of(truth, magnitude, dtype, arithmetic) -> torch.Tensor:
-    """How far apart neighbouring numbers are where an element's error arises."""
-    result, between = torch.finfo(dtype), torch.finfo(arithmetic)
-    return torch.maximum(truth.abs() * result.eps, magnitude * between.eps).clamp(min=result.smallest_normal * result.eps)
+def ulps(magnitude, rounded, dtype) -> torch.Tensor:
+    """The distance between neighbouring numbers where an element's error arises."""
+    result, between = torch.finfo(dtype), torch.finfo(torch.promote_types(dtype, torch.float32))
+    smallest = result.smallest_normal * result.eps
+    return torch.maximum(rounded * result.eps, magnitude * between.eps).clamp(min=smallest)
 
 
 def largest(got, truth, ulp) -> float:

@@ -58,6 +58,8 @@ def test_videos_of_phones_are_turned_upright(tmp_path, degrees):
     with av.open(str(tmp_path / "in.mp4"), "w") as container:
         stream = container.add_stream("libx264", rate=25, width=48, height=32, options={"crf": "4"})
         stream.pix_fmt = "yuv420p"
+        if not hasattr(type(stream), "set_display_rotation"):
+            pytest.skip("this PyAV (before 18) cannot write a rotation")
         stream.set_display_rotation(degrees)
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))

@@ -289,6 +289,20 @@ def test_runs_agree(name: str, steps: int) -> None:
     assert distance(ours, truth) <= 3 * distance(theirs, truth)
 
 
+@pytest.mark.parametrize("name", ["dpm-flow-order3", "dpm-keep-order", "dpm-noise-order3", "unipc-flow-order3"])
+@pytest.mark.parametrize("steps", [3, 14, 15])
+def test_runs_agree_where_the_final_order_changes(name: str, steps: int) -> None:
+    assert distance(*both(name, steps)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", [name for name, (class_name, *_) in CASES.items() if class_name != EULER])
+def test_signal_levels_are_bit_equal(name: str) -> None:
+    class_name, options, _ = CASES[name]
+    theirs, ours = theirs_of(class_name, options), ours_of(class_name, options)
+    assert ours.core._alphas_bar.dtype == theirs.alphas_cumprod.dtype
+    assert torch.equal(ours.core._alphas_bar, theirs.alphas_cumprod)
+
+
 @pytest.mark.parametrize("eta", [0.3, 1.0])
 @pytest.mark.parametrize("name", ["ddim-default", "ddim-sd", "ddim-v-zero-snr"])
 def test_ddim_noise(name: str, eta: float) -> None:
@@ -301,6 +315,9 @@ def test_ddim_noise(name: str, eta: float) -> None:
         results.append(run(scheduler, Denoiser(theirs), eta=eta, generator=generator))
     assert distance(*results) <= TOLERANCE
     assert distance(results[0], both(name, 20)[1]) > 0.01, "eta changes nothing"
+    sample, t = torch.ones(SHAPE), ours.timesteps[3]  # eta may change within a run
+    without = [s.step(sample, t, sample, eta=0.0, return_dict=False)[0] for s in (ours, theirs)]
+    assert distance(*without) <= TOLERANCE
 
 
 @pytest.mark.parametrize(

@@ -154,9 +154,11 @@ def test_result_can_go_into_the_sample() -> None:
 
 def test_gradients_flow_through_a_run() -> None:
     state, first = started("unipc", 5), noise_of(0).requires_grad_()
-    x = first
+    x, kept = first, []
     for _ in range(5):
         x = schedulers.step(reference, state, x, model(x, state.timestep, 0.2))
+        kept += [(entry, entry.detach().clone()) for line in state.history for entry in line if entry is not None]
+    assert all(torch.equal(entry, then) for entry, then in kept), "a tensor of the graph was overwritten"
     (gradient,) = torch.autograd.grad(x.square().sum(), first)
     assert gradient.abs().min() > 0
 
@@ -250,3 +252,13 @@ def test_add_noise_takes_one_level_per_sample() -> None:
 def test_begin_outside_the_grid_is_refused(begin: int) -> None:
     with pytest.raises(RequestError, match="begin"):
         started("unipc", 4, begin)
+    core = schedulers.core_from_config(CORES["unipc"])
+    with pytest.raises(RequestError, match="outside the grid"):
+        core.coefficients(core.grid(4), begin)
+
+
+@pytest.mark.parametrize(("name", "eta"), [("unipc", 0.5), ("ddim", -0.5)])
+def test_bad_eta_is_refused(name: str, eta: float) -> None:
+    core = schedulers.core_from_config(CORES[name])
+    with pytest.raises(RequestError, match="eta"):
+        schedulers.start(core, core.grid(4), eta=eta)

@@ -1,0 +1,68 @@
+"""What a model cannot do is refused here, before any of its parts is loaded."""
+
+from __future__ import annotations
+
+from kinema.checkpoints import PipelineOptions
+from kinema.errors import RequestError
+from kinema.geometry import Geometry
+from kinema.models.wan import WanConfig
+from kinema.request import GenerationRequest
+
+
+def check_request(
+    request: GenerationRequest, transformer: WanConfig, options: PipelineOptions, geometry: Geometry
+) -> tuple[int, ...]:
+    """The shape [B, C, T, h, w] of a completed request's latents. RequestError names what this model cannot do."""
+    shape = (request.samples, transformer.latent_channels, *geometry.latent_size(*request.clip))
+    if request.latents is not None and request.latents.shape != shape:
+        raise RequestError(f"latents are {tuple(request.latents.shape)}: this request wants {shape} [B, C, T, h, w]")
+    if request.guidance_scale_2 is not None and options.boundary_ratio is None:
+        raise RequestError("guidance_scale_2 is for a model with two experts, this one has one: leave it out")
+    _check_text(request, transformer)
+    _check_images(request, transformer, options)
+    return shape
+
+
+def _check_text(request: GenerationRequest, transformer: WanConfig) -> None:
+    given = {name: getattr(request, name) for name in ("prompt_embeds", "negative_prompt_embeds")}
+    given = {name: embeds for name, embeds in given.items() if embeds is not None}
+    for name, embeds in given.items():
+        rows, length, width = embeds.shape
+        if rows != request.prompts or length == 0 or width != transformer.text_dim:
+            raise RequestError(
+                f"{name} are {tuple(embeds.shape)}: wanted [{request.prompts}, L, {transformer.text_dim}], "
+                "a row per prompt"
+            )
+    if len({embeds.shape[1] for embeds in given.values()}) > 1:
+        raise RequestError(
+            f"negative_prompt_embeds have {given['negative_prompt_embeds'].shape[1]} tokens, prompt_embeds "
+            f"{given['prompt_embeds'].shape[1]}: pad the shorter with zeros"
+        )
+
+
+def _check_images(request: GenerationRequest, transformer: WanConfig, options: PipelineOptions) -> None:
+    takes_channels = transformer.in_channels != transformer.latent_channels
+    if request.image is None:
+        if takes_channels:
+            raise RequestError("this is an image-to-video model: give image=, or load a text-to-video model")
+        return
+    if not takes_channels and not options.expand_timesteps:
+        raise RequestError("this is a text-to-video model: image= needs an image-to-video checkpoint (I2V, TI2V)")
+    between_two = transformer.pos_embed_seq_len is not None
+    if between_two and request.last_image is None:
+        raise RequestError("this model interpolates between two frames: give last_image= too")
+    first_only = not takes_channels or (transformer.image_dim is not None and not between_two)
+    if first_only and request.last_image is not None:
+        raise RequestError("this model takes a first frame only: leave last_image out")
+    if request.image_embeds is None:
+        return
+    if transformer.image_dim is None:
+        raise RequestError("this model reads no CLIP tokens: leave image_embeds out")
+    images, length, width = request.image_embeds.shape
+    wanted = 1 + (request.last_image is not None)
+    tokens = length if transformer.pos_embed_seq_len is None else transformer.pos_embed_seq_len // 2
+    if (images, length, width) != (wanted, tokens, transformer.image_dim) or length == 0:
+        raise RequestError(
+            f"image_embeds are {(images, length, width)}: wanted [{wanted}, "
+            f"{tokens if between_two else 'L'}, {transformer.image_dim}], one row per image"
+        )

@@ -1,0 +1,90 @@
+"""kinema train-sample: train the small model, resumably, and write it as a folder."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--runs", default="runs/sample", help="where the run's state lies; run again to go on (%(default)s)"
+    )
+    parser.add_argument("-o", "--output", default="runs/sample/model", help="the model folder to write (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="decides everything (%(default)s)")
+    parser.add_argument("--vae-steps", type=int, help="steps of the first phase")
+    parser.add_argument("--steps", type=int, help="steps of the second phase")
+    parser.add_argument("--minutes", type=float, help="stop each phase after this long; the next call goes on")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from kinema.checkpoints import Weights
+    from kinema.ops import build_ops, plan_ops, target_for
+    from kinema.sample.export import export_model
+    from kinema.sample.recipe import Recipe
+    from kinema.sample.train_dit import train_dit
+    from kinema.sample.train_vae import latent_statistics, train_vae
+    from kinema.vae.wan import WanVAE
+
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    recipe = _recipe(arguments)
+    ops = build_ops(plan_ops(target_for("cpu"), "reference"))
+    folder = Path(arguments.runs)
+    stop_after = None if arguments.minutes is None else 60 * arguments.minutes
+
+    vae_run = train_vae(recipe, ops, folder / "vae.safetensors", _reporter("vae"), stop_after=stop_after)
+    if not vae_run.done:
+        print(f"the VAE has done {vae_run.progress.step} steps; run the same command to go on")
+        return 0
+    vae = WanVAE(recipe.vae, Weights(vae_run.average), ops)
+    mean, std = latent_statistics(recipe, vae)
+    vae_config = replace(recipe.vae, latents_mean=mean, latents_std=std)
+    vae = WanVAE(vae_config, Weights(vae_run.average), ops)
+
+    dit_run = train_dit(recipe, ops, vae, folder, _reporter("dit"), stop_after=stop_after)
+    record = {
+        "commit": _commit(),
+        "recipe": asdict(recipe),
+        "vae": asdict(vae_run.progress),
+        "dit": asdict(dit_run.progress),
+        "torch": torch.__version__,
+    }
+    export_model(Path(arguments.output), recipe, vae_config, vae_run.average, dit_run.average, record)
+    print(f"{arguments.output}: written after {dit_run.progress.step} steps" + ("" if dit_run.done else ", not done"))
+    return 0
+
+
+def _recipe(arguments: argparse.Namespace) -> Any:
+    from kinema.sample.recipe import Recipe
+
+    recipe = Recipe(seed=arguments.seed)
+    if arguments.vae_steps is not None:
+        schedule = replace(recipe.train_vae.schedule, steps=arguments.vae_steps)
+        recipe = replace(recipe, train_vae=replace(recipe.train_vae, schedule=schedule))
+    if arguments.steps is not None:
+        schedule = replace(recipe.train_dit.schedule, steps=arguments.steps)
+        recipe = replace(recipe, train_dit=replace(recipe.train_dit, schedule=schedule))
+    return recipe
+
+
+def _reporter(phase: str) -> Any:
+    def report(progress: Any, figures: dict[str, float]) -> None:
+        rate = progress.step / max(progress.seconds, 1e-9)
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        print(f"{phase} step {progress.step}: {shown}; {rate:.2f} steps/s", flush=True)
+
+    return report
+
+
+def _commit() -> str:
+    """The commit that this checkout is at, "unknown" outside of one."""
+    here = Path(__file__).parent
+    done = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"

@@ -1,0 +1,98 @@
+"""Writes what was trained as a diffusers-format folder, with the record of its training beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kinema.checkpoints import save_component, save_json, save_model_index
+from kinema.sample.recipe import FPS, Recipe
+from kinema.sample.tokenizer import build_tokenizer
+from kinema.vae.wan import WanVAEConfig
+
+# What the scheduler does with the model's output, and Wan's own shift for small clips.
+SCHEDULER = {
+    "_class_name": "UniPCMultistepScheduler",
+    "num_train_timesteps": 1000,
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+    "flow_shift": 3.0,
+    "solver_order": 2,
+    "solver_type": "bh2",
+    "lower_order_final": True,
+    "final_sigmas_type": "zero",
+    "predict_x0": True,
+    "timestep_spacing": "linspace",
+}
+
+
+def export_model(
+    folder: Path,
+    recipe: Recipe,
+    vae_config: WanVAEConfig,
+    vae: Mapping[str, torch.Tensor],
+    dit: Mapping[str, torch.Tensor],
+    record: Mapping[str, Any],
+    *,
+    dtype: torch.dtype = torch.float16,
+) -> None:
+    """Replace `folder` by a whole pipeline that kinema and diffusers load; weights are stored in `dtype`.
+
+    vae, dit: tensors as trained (the averages). record: what goes into training.json.
+    """
+    staged = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(staged, ignore_errors=True)
+    try:
+        _write(staged, recipe, vae_config, vae, dit, record, dtype)
+        shutil.rmtree(folder, ignore_errors=True)
+        staged.rename(folder)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _write(
+    folder: Path,
+    recipe: Recipe,
+    vae_config: WanVAEConfig,
+    vae: Mapping[str, torch.Tensor],
+    dit: Mapping[str, torch.Tensor],
+    record: Mapping[str, Any],
+    dtype: torch.dtype,
+) -> None:
+    native = {
+        "height": recipe.size,
+        "width": recipe.size,
+        "num_frames": recipe.num_frames,
+        "fps": FPS,
+        "num_inference_steps": 20,
+        "guidance_scale": 3.0,
+    }
+    classes = {
+        "transformer": "WanTransformer3DModel",
+        "vae": "AutoencoderKLWan",
+        "text_encoder": "UMT5EncoderModel",
+        "tokenizer": "PreTrainedTokenizerFast",
+        "scheduler": "UniPCMultistepScheduler",
+        "transformer_2": None,
+    }
+    options = {"_kinema_defaults": native, "boundary_ratio": None, "expand_timesteps": False}
+    save_model_index(folder, "WanPipeline", classes, options)
+    transformer = {"_class_name": "WanTransformer3DModel", **asdict(recipe.transformer)}
+    save_component(folder / "transformer", transformer, _below(dit, "transformer."), dtype=dtype)
+    save_component(folder / "vae", {"_class_name": "AutoencoderKLWan", **asdict(vae_config)}, vae, dtype=dtype)
+    text = {"architectures": ["UMT5EncoderModel"], "model_type": "umt5", **asdict(recipe.text)}
+    save_component(folder / "text_encoder", text, _below(dit, "text."), dtype=dtype)
+    save_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
+    build_tokenizer(folder / "tokenizer")
+    save_json(folder / "training.json", json.loads(json.dumps(dict(record))))
+
+
+def _below(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,78 @@
+"""Encoded training clips: the VAE runs once per clip, the transformer reads each several times."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kinema.sample.recipe import Recipe
+from kinema.sample.render import render
+from kinema.sample.training import generator_for
+from kinema.sample.world import Scene, sample_scene
+from kinema.vae.wan import WanVAE
+
+PHASE = 2
+ENCODE_TOGETHER = 8
+
+
+class ClipPool:
+    """A ring of encoded clips in a file. Clip n is made from (seed, n) alone and lies at n mod capacity.
+
+    The pool starts small and grows by a few clips a step, then the oldest are replaced: training starts early
+    and never sees the same few clips for long. After `advance(step)` its content depends on the step only, so a
+    resumed run continues with the same clips; what the file lacks is encoded again.
+    """
+
+    def __init__(self, recipe: Recipe, vae: WanVAE, path: Path) -> None:
+        self.recipe = recipe
+        self.vae = vae
+        train, config = recipe.train_dit, recipe.vae
+        side = recipe.size // config.scale_factor_spatial
+        shape = (train.pool, config.z_dim, train.long_latents, side, side)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = not path.exists()
+        self._latents = np.lib.format.open_memmap(path, mode="w+" if fresh else "r+", dtype=np.float16, shape=shape)
+        numbers = path.with_suffix(".numbers.npy")
+        self._numbers = np.lib.format.open_memmap(
+            numbers, mode="w+" if fresh or not numbers.exists() else "r+", dtype=np.int64, shape=(train.pool,)
+        )
+        if fresh:
+            self._numbers[:] = -1
+        self.made = 0
+
+    def clips_at(self, step: int) -> int:
+        """How many clips have been made by step `step`."""
+        return self.recipe.train_dit.pool_start + step * self.recipe.train_dit.pool_per_step
+
+    def advance(self, step: int) -> None:
+        """Make the clips that step `step` may read."""
+        target = self.clips_at(step)
+        oldest = max(self.made, target - self.recipe.train_dit.pool)
+        missing = [n for n in range(oldest, target) if self._numbers[n % len(self._numbers)] != n]
+        for start in range(0, len(missing), ENCODE_TOGETHER):
+            self._encode(missing[start : start + ENCODE_TOGETHER])
+        self.made = target
+
+    def scene(self, number: int) -> Scene:
+        """What clip `number` shows."""
+        return sample_scene(generator_for(self.recipe.seed, PHASE, number))
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[list[int], torch.Tensor]:
+        """Numbers of `count` random clips of the pool, and their normalised latents [count, C, T, h, w]."""
+        low = max(0, self.made - len(self._numbers))
+        numbers = torch.randint(low, self.made, (count,), generator=generator).tolist()
+        latents = torch.from_numpy(self._latents[[n % len(self._numbers) for n in numbers]])
+        return numbers, latents.float()
+
+    @torch.no_grad()
+    def _encode(self, numbers: list[int]) -> None:
+        frames = 1 + (self.recipe.train_dit.long_latents - 1) * self.recipe.vae.scale_factor_temporal
+        video = render([self.scene(n) for n in numbers], frames, self.recipe.size)
+        latents = self.vae.normalize(self.vae.encode(video, chunk=None).mode())
+        for number, encoded in zip(numbers, latents, strict=True):
+            slot = number % len(self._numbers)
+            self._numbers[slot] = -1  # a kill while the slot is written leaves it empty
+            self._latents[slot] = encoded.to(torch.float16).numpy()
+            self._numbers[slot] = number

@@ -1,0 +1,120 @@
+"""What the sample model is and how it is trained: every number in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kinema.models.wan import WanConfig
+from kinema.sample.tokenizer import VOCABULARY_SIZE
+from kinema.text.umt5 import UMT5Config
+from kinema.vae.wan import WanVAEConfig
+
+FPS = 12.0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """An AdamW run: Loshchilov & Hutter 2019, arXiv 1711.05101.
+
+    The rate rises over `warmup` steps, holds, and falls linearly to 2 % over the last `decay` of the run. `average`:
+    the longest memory of the weights' moving average, which is what ships, as 1 − 1/steps.
+    """
+
+    steps: int
+    learning_rate: float
+    warmup: int = 100
+    decay: float = 0.4
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    average: float = 0.999
+
+    def rate(self, step: int) -> float:
+        """The learning rate of step `step`, counted from 0."""
+        falling = (self.steps - step) / max(1.0, self.decay * self.steps)
+        return self.learning_rate * min(1.0, (step + 1) / self.warmup, max(0.02, falling))
+
+    def memory(self, step: int) -> float:
+        """The share of the old average that step `step` keeps; short at first, so that the start is forgotten."""
+        return min(self.average, (1 + step) / (10 + step))
+
+
+@dataclass(frozen=True)
+class VaeRecipe:
+    """Training of the VAE on crops around the subject, at the end on whole frames.
+
+    loss = |x − x̂| + edges · |∇x − ∇x̂| + kl · KL(q ‖ N(0, 1)), each a mean over its elements.
+    """
+
+    schedule: Schedule = field(default_factory=lambda: Schedule(steps=4000, learning_rate=2e-3))
+    batch: int = 8
+    crop: int = 32
+    frames: int = 9
+    whole_frames: float = 0.1
+    edges: float = 0.5
+    kl: float = 1e-4
+
+
+@dataclass(frozen=True)
+class DitRecipe:
+    """Training of the transformer and the text encoder on encoded clips.
+
+    Three kinds of batches: single images, whole clips with one noise level, and windows of a long clip with a noise
+    level per latent frame under a block-causal mask (diffusion forcing, arXiv 2407.01392), which is what continuing
+    a video needs. Noise levels are σ = 1/(1 + e^−u), u ~ N(noise_mean, 1): layout, colour and direction are decided
+    at high noise.
+    """
+
+    schedule: Schedule = field(default_factory=lambda: Schedule(steps=20000, learning_rate=1e-3, warmup=200))
+    batch: int = 64
+    image_batch: int = 192
+    images_first: float = 0.1
+    image_share: float = 0.15
+    causal_share: float = 0.4
+    drop_caption: float = 0.1
+    noise_mean: float = 0.8
+    clean_context: float = 0.5
+    long_latents: int = 9
+    pool: int = 16384
+    pool_start: int = 1024
+    pool_per_step: int = 4
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The whole sample model. Sizes: 64×64 pixels, 4k + 1 frames, 17 by default."""
+
+    seed: int = 0
+    size: int = 64
+    num_frames: int = 17
+    vae: WanVAEConfig = field(
+        default_factory=lambda: WanVAEConfig(
+            base_dim=16,
+            z_dim=16,
+            dim_mult=(1, 2, 4, 4),
+            num_res_blocks=1,
+            temperal_downsample=(False, True, True),
+            latents_mean=(0.0,) * 16,
+            latents_std=(1.0,) * 16,
+        )
+    )
+    transformer: WanConfig = field(
+        default_factory=lambda: WanConfig(
+            patch_size=(1, 2, 2),
+            num_attention_heads=3,
+            attention_head_dim=64,
+            in_channels=16,
+            out_channels=16,
+            text_dim=96,
+            freq_dim=128,
+            ffn_dim=768,
+            num_layers=6,
+        )
+    )
+    text: UMT5Config = field(
+        default_factory=lambda: UMT5Config(
+            vocab_size=VOCABULARY_SIZE, d_model=96, d_kv=24, d_ff=256, num_layers=2, num_heads=4
+        )
+    )
+    train_vae: VaeRecipe = field(default_factory=VaeRecipe)
+    train_dit: DitRecipe = field(default_factory=DitRecipe)

@@ -1,0 +1,119 @@
+"""Phase one: the VAE learns to draw the world back from 1/12 of its numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from kinema.checkpoints.weights import Shapes, Weights
+from kinema.ops import Ops
+from kinema.sample.recipe import Recipe
+from kinema.sample.render import render
+from kinema.sample.training import Progress, Run, Tensors, generator_for
+from kinema.sample.world import Scene, sample_scene
+from kinema.vae.posterior import Posterior
+from kinema.vae.wan import WanVAE, WanVAEConfig, tensor_shapes
+
+PHASE = 1
+
+
+def initial_vae(config: WanVAEConfig, seed: int) -> Tensors:
+    """He-scaled convolutions; the last one of each residual block starts small, so that the block starts as identity."""
+    generator = generator_for(seed, PHASE)
+    tensors: Tensors = {}
+    shapes: Shapes = tensor_shapes(config)
+    for name, shape in shapes.items():
+        if name.endswith("gamma"):
+            tensors[name] = torch.ones(shape)
+        elif name.endswith("bias"):
+            tensors[name] = torch.zeros(shape)
+        else:
+            gain = 0.1 if ".conv2." in name or ".proj." in name else 1.0
+            fan_in = math.prod(shape[1:])
+            tensors[name] = torch.randn(shape, generator=generator) * gain * math.sqrt(1.6 / fan_in)
+    return tensors
+
+
+def training_clips(recipe: Recipe, step: int) -> torch.Tensor:
+    """A batch of crops around the subject, or of whole frames late in the run: [B, 3, T, h, w] in [−1, 1]."""
+    train = recipe.train_vae
+    generator = generator_for(recipe.seed, PHASE, step)
+    whole = step >= (1 - train.whole_frames) * train.schedule.steps
+    count = max(1, train.batch * train.crop**2 // recipe.size**2) if whole else train.batch
+    scenes = [sample_scene(generator) for _ in range(count)]
+    first = int(torch.randint(0, 64, (), generator=generator))
+    video = render(scenes, train.frames, recipe.size, first_frame=first)
+    if whole:
+        return video
+    return torch.stack([_crop(clip, scene, first, train.crop, generator) for clip, scene in zip(video, scenes)])
+
+
+def _crop(clip: torch.Tensor, scene: Scene, first: int, crop: int, generator: torch.Generator) -> torch.Tensor:
+    """A window that the subject is in for some of the frames; the world wraps, so the window may too."""
+    size = clip.shape[-1]
+    frame = first + int(torch.randint(0, clip.shape[1], (), generator=generator))
+    jitter = torch.randint(-crop // 2, crop // 2 + 1, (2,), generator=generator).tolist()
+    x, y = scene.subjects[0].position(frame)
+    left, top = int(x * size) - crop // 2 + jitter[0], int(y * size) - crop // 2 + jitter[1]
+    return clip.roll((-top, -left), dims=(2, 3))[:, :, :crop, :crop]
+
+
+def reconstruction_loss(recipe: Recipe, vae: WanVAE, video: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """The loss of `VaeRecipe`, with latents drawn from the posterior."""
+    train = recipe.train_vae
+    posterior = Posterior.from_moments(vae.encode_moments(video, chunk=None))
+    drawn = vae.decode(posterior.sample(generator), chunk=None, clamp=False)
+    error = drawn - video
+    edges = (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()) / 2
+    kl = 0.5 * (posterior.mean**2 + posterior.logvar.exp() - 1 - posterior.logvar).mean()
+    return error.abs().mean() + train.edges * edges + train.kl * kl
+
+
+def psnr(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Peak signal to noise of videos in [−1, 1], over all their numbers, in dB."""
+    return float(10 * torch.log10(4.0 / F.mse_loss(got.clamp(-1, 1), wanted)))
+
+
+def train_vae(
+    recipe: Recipe,
+    ops: Ops,
+    path: Path,
+    report: Callable[[Progress, dict[str, float]], None],
+    *,
+    stop_after: float | None = None,
+) -> Run:
+    """Train, or go on training, the VAE whose state is in `path`."""
+    run = Run(path, initial_vae(recipe.vae, recipe.seed), recipe.train_vae.schedule)
+
+    def loss_of(step: int) -> tuple[torch.Tensor, int]:
+        video = training_clips(recipe, step)
+        vae = WanVAE(recipe.vae, Weights(run.parameters), ops)
+        return reconstruction_loss(recipe, vae, video, generator_for(recipe.seed, PHASE, step, 1)), len(video)
+
+    @torch.no_grad()
+    def evaluate(step: int) -> dict[str, float]:
+        generator = generator_for(recipe.seed, PHASE, -1)
+        video = render([sample_scene(generator, "held_out") for _ in range(8)], recipe.num_frames, recipe.size)
+        vae = WanVAE(recipe.vae, Weights(run.average), ops)
+        return {"psnr": round(psnr(vae.decode(vae.encode(video).mode()), video), 2)}
+
+    run.train(loss_of, report=report, evaluate=evaluate, evaluate_every=500, stop_after=stop_after)
+    return run
+
+
+@torch.no_grad()
+def latent_statistics(recipe: Recipe, vae: WanVAE, clips: int = 256) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each latent channel over training clips, for the VAE's config."""
+    generator = generator_for(recipe.seed, PHASE, -2)
+    latents = torch.cat(
+        [
+            vae.encode(render([sample_scene(generator) for _ in range(16)], recipe.num_frames, recipe.size)).mode()
+            for _ in range(clips // 16)
+        ]
+    )
+    by_channel = latents.transpose(0, 1).flatten(1)
+    return tuple(by_channel.mean(1).tolist()), tuple(by_channel.std(1).tolist())
