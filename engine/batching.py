@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,14 +41,12 @@ def forward_together(transformer: WanTransformer, parts: Sequence[Rows]) -> list
         )
         output = _forward_in_pieces(transformer, joined)
         sizes = [parts[i].latents.shape[0] for i in members]
-        predictions.update(zip(members, output.split(sizes), strict=True))
+        predictions.update(zip(members, torch.split(output, sizes), strict=True))
     return [predictions[i] for i in range(len(parts))]
 
 
 def _forward_in_pieces(transformer: WanTransformer, rows: Rows) -> torch.Tensor:
-    tokens = rows.latents[0, 0].numel() // (
-        transformer.config.patch_size[0] * transformer.config.patch_size[1] * transformer.config.patch_size[2]
-    )
+    tokens = rows.latents[0, 0].numel() // math.prod(transformer.config.patch_size)
     size = max(1, MAX_TOKENS_PER_FORWARD // tokens)
     count = rows.latents.shape[0]
     if count <= size:

@@ -77,7 +77,7 @@ def _run(arguments: Sequence[str]) -> int:
     parser.add_argument("--version", action="version", version=f"kinema {kinema.__version__}")
     parser.add_verbs(VERBS)
     try:
-        parsed = parser.parse_args(arguments)
+        parsed = parser.parse_args(arguments, argparse.Namespace(words=list(arguments)))
     except SystemExit:  # argparse has printed the help or the version
         return 0
     if "run" not in parsed:

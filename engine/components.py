@@ -64,13 +64,17 @@ def _vae(component: Component, ops: Ops, variant: str | None) -> WanVAE:
 def _text_encoder(component: Component, ops: Ops, variant: str | None) -> UMT5Encoder:
     config = UMT5Config.from_dict(component.config)
     files = component.files(variant)
-    return UMT5Encoder(config, load_weights(files, umt5.tensor_shapes(config, files), ignored=umt5.IGNORED_TENSORS), ops)
+    return UMT5Encoder(
+        config, load_weights(files, umt5.tensor_shapes(config, files), ignored=umt5.IGNORED_TENSORS), ops
+    )
 
 
 def _image_encoder(component: Component, ops: Ops, variant: str | None) -> CLIPVisionEncoder:
     config = CLIPVisionConfig.from_dict(component.config)
     files = component.files(variant)
-    return CLIPVisionEncoder(config, load_weights(files, clip.tensor_shapes(config, files), ignored=clip.IGNORED_TENSORS), ops)
+    return CLIPVisionEncoder(
+        config, load_weights(files, clip.tensor_shapes(config, files), ignored=clip.IGNORED_TENSORS), ops
+    )
 
 
 class Components:

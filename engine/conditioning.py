@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -14,6 +15,7 @@ from kinema.media.inputs import ImageInput, load_image, picture_of
 from kinema.media.preprocess import preprocess_image, preprocess_video
 from kinema.models.wan import WanConfig
 from kinema.vae.wan import WanVAE
+from kinema.video import Video
 
 if TYPE_CHECKING:
     from kinema.request import GenerationRequest
@@ -118,6 +120,18 @@ def as_picture(image: ImageInput) -> Image.Image:
     if float(unit.min()) < 0:
         unit = unit / 2 + 0.5
     return picture_of(unit.mul(255).round().to(torch.uint8))
+
+
+def video_length(video: Any) -> int:
+    """Frames of a video in any form that `preprocess_video` takes, files apart."""
+    if isinstance(video, Video):
+        return video.num_frames
+    if not isinstance(video, (list, tuple, np.ndarray, torch.Tensor)):
+        raise RequestError(f"a video must be a path, a Video, frames, an array or a tensor, got {type(video).__name__}")
+    if len(video) == 0:
+        raise RequestError("the video has no frames")
+    is_batch = getattr(video, "ndim", 4) == 5 or isinstance(video[0], (list, tuple))
+    return len(video[0] if is_batch else video)
 
 
 def encode_video(components: Components, request: GenerationRequest) -> torch.Tensor | None:

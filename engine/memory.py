@@ -171,8 +171,10 @@ def available_bytes(device: torch.device | None = None) -> int:
     return min(limits) if limits else sys.maxsize
 
 
-def resident_bytes() -> int:
-    """What this process holds now."""
+def held_bytes(device: torch.device) -> int:
+    """What this process holds now, on the device that it runs on."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_reserved(device))
     status = Path("/proc/self/statm")
     return int(status.read_text().split()[1]) * resource.getpagesize() if status.exists() else 0
 

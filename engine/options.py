@@ -28,7 +28,9 @@ class LoadOptions:
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """A checkpoint's native clip: pixels, frames, frames per second, steps, guidance, prompt tokens."""
+    """A checkpoint's native clip: pixels, frames, frames per second, steps, guidance, prompt tokens, and how far
+    video-to-video changes a video.
+    """
 
     height: int = 480
     width: int = 832
@@ -37,6 +39,7 @@ class GenerationDefaults:
     num_inference_steps: int = 50
     guidance_scale: float = 5.0
     max_sequence_length: int = 512
+    strength: float = 0.8
 
     @staticmethod
     def of(index: Mapping[str, Any], latent_channels: int) -> GenerationDefaults:

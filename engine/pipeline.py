@@ -18,22 +18,23 @@ from kinema import schedulers
 from kinema.batching import Rows, forward_together
 from kinema.checkpoints import ModelFolder
 from kinema.components import Components, Path
-from kinema.conditioning import condition, encode_video
-from kinema.errors import RequestError
+from kinema.conditioning import Conditioning, condition, encode_video, video_length
+from kinema.errors import CheckpointError, RequestError
 from kinema.geometry import Geometry
 from kinema.media.inputs import load_video
 from kinema.media.postprocess import postprocess
-from kinema.memory import available_bytes, check_fits, experts, peak_bytes, predict, resident_bytes
+from kinema.memory import available_bytes, check_fits, experts, held_bytes, peak_bytes, predict
 from kinema.models.wan import WanConfig
 from kinema.ops import build_ops, plan_ops, target_for
 from kinema.options import GenerationDefaults, LoadOptions
 from kinema.progress import steps_bar
 from kinema.prompts import encode_prompts
 from kinema.request import GenerationRequest, RequestState, noise_generators
+from kinema.request_checks import check_request
 from kinema.schedulers import draw_noise
 from kinema.stats import Stats
 from kinema.vae.wan import WanVAEConfig
-from kinema.video import Video, VideoOutput
+from kinema.video import VideoOutput
 
 StepCallback = Callable[[RequestState, int, torch.Tensor, dict[str, torch.Tensor]], Mapping[str, torch.Tensor] | None]
 
@@ -47,6 +48,11 @@ class VideoPipeline:
         self.ops = build_ops(plan_ops(target_for(options.device, options.precision), options.backend))
         self.components = Components(folder, self.ops, options)
         self.experts = experts(folder)  # one, or Wan 2.2 A14B's high-noise and low-noise
+        if folder.options.boundary_ratio is not None and len(self.experts) < 2:
+            raise CheckpointError(
+                f"{folder.path} has boundary_ratio {folder.options.boundary_ratio} and no "
+                f"{'transformer' if 'transformer_2' in folder else 'transformer_2'}: a boundary is between two experts"
+            )
         self.scheduler = schedulers.core_from_config(folder.component("scheduler").config)
         self.transformer_config = WanConfig.from_dict(folder.component(self.experts[0]).config)
         self.vae_config = WanVAEConfig.from_dict(folder.component("vae").config)
@@ -77,48 +83,49 @@ class VideoPipeline:
         for, and stops the run by setting `state.interrupt`. progress: a bar over the steps, None: on a terminal.
         """
         state = self.prepare(_from_parameters(GenerationRequest, {"prompt": prompt, **parameters}))
+        state.tensors(callback_on_step_end_tensor_inputs)  # refuses unknown names before the first step
         with steps_bar(state.num_steps, progress) as advance:
             while not state.done:
                 step, timestep = state.step_index, state.timestep
                 self.step([state])
                 if callback_on_step_end is not None:
                     tensors = state.tensors(callback_on_step_end_tensor_inputs)
-                    state.replace_tensors(callback_on_step_end(state, step, timestep, tensors) or {})
+                    changed = callback_on_step_end(state, step, timestep, tensors)
+                    state.replace_tensors({} if changed is None else changed)
                 advance()
         output = self.finish(state)
         return output if return_dict else (output.frames,)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def prepare(self, request: GenerationRequest) -> RequestState:
-        """Check the request, encode its prompts and images, and draw its noise."""
+        """Check the request against model and memory, encode its prompts and images, and draw its noise."""
         request = self.complete(request)
-        latent_size = self.geometry.latent_size(*request.clip)
+        shape = check_request(request, self.transformer_config, self.vae_config, self.folder.options)
         prediction = predict(self.folder, request, self.ops.plan.target.precision, self.options)
-        check_fits(prediction, available_bytes(self.ops.device) + resident_bytes())
+        check_fits(prediction, available_bytes(self.ops.device) + held_bytes(self.ops.device))
         stats = Stats(backends={choice.op: choice.backend for choice in self.ops.plan.choices})
-        guidance = self._guidance(request)
-        with stats.stage("text"):
-            text = encode_prompts(self.components, request, guided=guidance[self.experts[0]] > 1)
-            self.components.release("text_encoder")
-        with stats.stage("image"):
-            conditioning = condition(self.components, request, self.transformer_config, self.folder.options)
-
         generators = noise_generators(request, stats)
         grid = self.scheduler.grid(request.num_inference_steps)
-        begin = schedulers.begin_index(len(grid), request.strength) if request.video is not None else 0
+        begin = schedulers.begin_index(len(grid), request.strength) if request.strength is not None else 0
         schedule = schedulers.start(self.scheduler, grid, begin=begin, generator=generators)
-        shape = (request.samples, self.transformer_config.latent_channels, *latent_size)
+
+        conditioning, clean = Conditioning(), None
+        if request.image is not None or request.video is not None:
+            with stats.stage("image"):
+                conditioning = condition(self.components, request, self.transformer_config)
+                clean = encode_video(self.components, request)
+        guidance = self._guidance(request)
+        with stats.stage("text"):
+            text = encode_prompts(self.components, request, guided=guidance["transformer"] > 1)
+
         latents = request.latents if request.latents is not None else draw_noise(shape, generators)
-        if latents.shape != shape:
-            raise RequestError(f"latents are {tuple(latents.shape)}, this request wants {shape} [B, C, T, h, w]")
-        latents = latents.to(self.ops.device, torch.float32)
-        if request.video is not None and request.latents is None:
-            clean, noise = self.scheduler.noising(grid, begin)
-            latents = clean * encode_video(self.components, request) + noise * latents
-        self.components.release("vae")
+        latents = latents.to(self.ops.device, torch.float32, copy=True)
+        if clean is not None:
+            keep, add = self.scheduler.noising(grid, begin)
+            latents = keep * clean + add * latents
         return RequestState(request, latents, schedule, guidance, text, conditioning, stats)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def step(self, states: Sequence[RequestState]) -> None:
         """One denoising step of every request that is not done; those of like shape share a forward."""
         running: dict[str, list[RequestState]] = {}
@@ -136,13 +143,17 @@ class VideoPipeline:
             if all(state.done or self._expert(state) != expert for state in group):
                 self.components.release(expert)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode_chunks(self, state: RequestState) -> Iterator[torch.Tensor]:
         """The clip as it is decoded: [B, 3, t, H, W] in [−1, 1], chunk after chunk, in bounded memory."""
-        latents = state.conditioning.hold_first_frame(state.latents)
+        state.forget_context()
+        self.components.release(*self.experts)
         vae = self.components.vae()
-        yield from vae.decode_chunks(vae.denormalize(latents), tiling=state.request.tiling)
-        self.components.release("vae")
+        latents = vae.denormalize(state.conditioning.hold_first_frame(state.latents))
+        try:
+            yield from vae.decode_chunks(latents, tiling=state.request.tiling)
+        finally:
+            self.components.release("vae")
 
     def finish(self, state: RequestState) -> VideoOutput:
         """What `__call__` returns, from a request whose steps are done."""
@@ -159,23 +170,22 @@ class VideoPipeline:
         """The request with this model's defaults where it says nothing; a video sets its own length."""
         if request.video is not None:
             video = load_video(request.video) if isinstance(request.video, (str, os.PathLike)) else request.video
-            length = video.num_frames if isinstance(video, Video) else len(video)
+            length = video_length(video)
             if request.num_frames not in (None, length):
                 raise RequestError(f"num_frames is {request.num_frames}, the video has {length}: leave it out")
-            request = replace(request, video=video, num_frames=length)
+            strength = self.defaults.strength if request.strength is None else request.strength
+            request = replace(request, video=video, num_frames=length, strength=strength)
         native = {name: getattr(self.defaults, name) for name in _DEFAULTED if getattr(request, name) is None}
         return replace(request, **native)
 
     def _expert(self, state: RequestState) -> str:
         boundary = self.folder.options.boundary_ratio
-        if boundary is None or len(self.experts) == 1:
+        if boundary is None:
             return self.experts[0]
         return self.experts[int(state.timestep < boundary * self.scheduler.config.num_train_timesteps)]
 
     def _guidance(self, request: GenerationRequest) -> dict[str, float]:
         assert request.guidance_scale is not None
-        if request.guidance_scale_2 is not None and self.folder.options.boundary_ratio is None:
-            raise RequestError("guidance_scale_2 is for a model with two experts: this one has one")
         second = request.guidance_scale if request.guidance_scale_2 is None else request.guidance_scale_2
         return {"transformer": request.guidance_scale, "transformer_2": second}
 
@@ -190,14 +200,7 @@ class VideoPipeline:
         )
 
 
-_DEFAULTED = (
-    "height",
-    "width",
-    "num_frames",
-    "num_inference_steps",
-    "guidance_scale",
-    "max_sequence_length",
-)
+_DEFAULTED = ("height", "width", "num_frames", "num_inference_steps", "guidance_scale", "max_sequence_length")
 
 
 def _from_parameters(cls: type[Any], parameters: Mapping[str, Any]) -> Any:

@@ -34,12 +34,17 @@ def waiting(title: str, show: bool | None = None) -> Iterator[None]:
     if not _shown(show):
         yield
         return
-    print(f"{title} ...", end="", file=sys.stderr, flush=True)
+    _put(f"{title} ...")
     try:
         yield
     finally:
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)  # to the line's begin, and erase it
+        _put("\r\x1b[K")  # back to where the line began, and erase it
 
 
 def _shown(show: bool | None) -> bool:
     return sys.stderr.isatty() if show is None else show
+
+
+def _put(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()

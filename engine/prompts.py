@@ -15,20 +15,18 @@ def encode_prompts(components: Components, request: GenerationRequest, *, guided
     Rows are zero after a prompt's last token, up to max_sequence_length.
     """
     prompts, negatives = request.prompt_embeds, request.negative_prompt_embeds
-    length = next((int(e.shape[1]) for e in (prompts, negatives) if e is not None), request.max_sequence_length)
-    texts: list[str] = []
-    if prompts is None:
-        texts += _listed(request.prompt, 1)
-    if guided and negatives is None:
-        texts += _listed(request.negative_prompt or "", request.prompts)
-    encoded = encode_texts(components, texts, length) if texts else None
-    if prompts is None:
-        assert encoded is not None
-        prompts = encoded[: request.prompts]
-    rows = [prompts]
-    if guided:
-        rows.append(negatives if negatives is not None else encoded[-request.prompts :])  # type: ignore[index]
-    return torch.cat([r.float().repeat_interleave(request.num_videos_per_prompt, dim=0) for r in rows])
+    texts = _listed(request.prompt, 1) if prompts is None else []
+    negative_texts = _listed(request.negative_prompt or "", request.prompts) if guided and negatives is None else []
+    if texts or negative_texts:
+        given = [embeds.shape[1] for embeds in (prompts, negatives) if embeds is not None]
+        length = given[0] if given else request.max_sequence_length
+        assert length is not None
+        encoded = encode_texts(components, [*texts, *negative_texts], length)
+        prompts = encoded[: len(texts)] if texts else prompts
+        negatives = encoded[len(texts) :] if negative_texts else negatives
+    rows = [embeds for embeds in (prompts, negatives if guided else None) if embeds is not None]
+    copies, device = request.num_videos_per_prompt, components.ops.device
+    return torch.cat([embeds.to(device, torch.float32).repeat_interleave(copies, dim=0) for embeds in rows])
 
 
 def encode_texts(components: Components, texts: list[str], max_length: int) -> torch.Tensor:

@@ -223,11 +223,14 @@ class RequestState:
 
     def replace_tensors(self, changed: Mapping[str, torch.Tensor]) -> None:
         """Take over what a callback returned; new embeddings make a new context."""
+        if not isinstance(changed, Mapping):
+            raise RequestError(f"a callback returned {_kind(changed)}: wanted a dict of tensors, or None")
         current = self.tensors(list(changed))
         for name, tensor in changed.items():
-            if tensor.shape != current[name].shape:
+            if not isinstance(tensor, torch.Tensor) or tensor.shape != current[name].shape:
                 raise RequestError(
-                    f"a callback returned {name} of shape {tuple(tensor.shape)}, wanted {tuple(current[name].shape)}"
+                    f"a callback returned for {name} {_kind(tensor)}: wanted a tensor of shape "
+                    f"{tuple(current[name].shape)}"
                 )
         self.latents = changed.get("latents", self.latents).to(self.latents)
         if "prompt_embeds" in changed or "negative_prompt_embeds" in changed:
@@ -251,5 +254,5 @@ def noise_generators(request: GenerationRequest, stats: Stats) -> list[torch.Gen
 
 
 def _kind(value: object) -> str:
-    """A value for a message: its shape, if it has one."""
-    return f"of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
+    """A value for a message: its type and, if it has one, its shape."""
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"

@@ -7,17 +7,21 @@ from kinema.errors import RequestError
 from kinema.geometry import Geometry
 from kinema.models.wan import WanConfig
 from kinema.request import GenerationRequest
+from kinema.vae.wan import WanVAEConfig
 
 
 def check_request(
-    request: GenerationRequest, transformer: WanConfig, options: PipelineOptions, geometry: Geometry
+    request: GenerationRequest, transformer: WanConfig, vae: WanVAEConfig, options: PipelineOptions
 ) -> tuple[int, ...]:
     """The shape [B, C, T, h, w] of a completed request's latents. RequestError names what this model cannot do."""
-    shape = (request.samples, transformer.latent_channels, *geometry.latent_size(*request.clip))
+    latent_size = Geometry.of(transformer, vae).latent_size(*request.clip)
+    shape = (request.samples, transformer.latent_channels, *latent_size)
     if request.latents is not None and request.latents.shape != shape:
         raise RequestError(f"latents are {tuple(request.latents.shape)}: this request wants {shape} [B, C, T, h, w]")
     if request.guidance_scale_2 is not None and options.boundary_ratio is None:
         raise RequestError("guidance_scale_2 is for a model with two experts, this one has one: leave it out")
+    if request.tiling is not None:
+        request.tiling.check(vae)
     _check_text(request, transformer)
     _check_images(request, transformer, options)
     return shape

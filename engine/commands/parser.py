@@ -46,7 +46,8 @@ class VerbParser(argparse.ArgumentParser):
         words = list(args or ())
         if self._verbs:
             self._check_verb(words)
-        parsed, unknown = super().parse_known_args(words, namespace)
+        parsed, rest = super().parse_known_args(words, namespace)
+        unknown = [word for word in rest if word != "--"]
         if unknown:
             self.error(self._unknown(unknown))
         return cast("argparse.Namespace", parsed), []

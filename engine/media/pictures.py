@@ -74,8 +74,6 @@ class AnimationEncoder:
             picture = Image.fromarray(frame)
             if self._format == "gif":
                 picture = picture.convert("P", palette=Image.Palette.ADAPTIVE)
-            else:
-                picture = picture.copy()  # the caller may reuse its buffer
             self._frames.append(picture)
 
     def finish(self) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 
@@ -11,9 +13,8 @@ from kinema.errors import RequestError
 from kinema.models.wan import WanConfig, WanTransformer
 
 
-@dataclass(frozen=True)
-class TransformerOutput:
-    """What `return_dict=True` gives."""
+class TransformerOutput(NamedTuple):
+    """What `return_dict=True` gives: `.sample`, or `[0]`."""
 
     sample: torch.Tensor
 
@@ -40,7 +41,12 @@ class TransformerFacade:
     def device(self) -> torch.device:
         return self.model.ops.device
 
-    @torch.inference_mode()
+    @contextmanager
+    def cache_context(self, name: str, **where: Any) -> Iterator[None]:
+        """By this diffusers' pipelines say which call follows ("cond", "uncond"). Nothing is kept between calls."""
+        yield
+
+    @torch.no_grad()
     def __call__(
         self,
         hidden_states: torch.Tensor,
@@ -50,24 +56,47 @@ class TransformerFacade:
         return_dict: bool | None = None,
         attention_kwargs: dict[str, Any] | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor] | TransformerOutput:
-        """hidden_states: [B, C, T, H, W]; timestep: [B] or [B, S]; encoder_hidden_states: [B, L, text_dim];
-        encoder_hidden_states_image: [B, L, image_dim]. Returns [B, out_channels, T, H, W] in hidden_states' dtype:
-        alone, in a tuple (return_dict=False) or as `.sample` (True).
+        """hidden_states: [B, C, T, H, W]; timestep: [B], or [B, S] by token; encoder_hidden_states: [B, L, text_dim];
+        encoder_hidden_states_image: [B, L, image_dim] (two rows per sample for a first and a last frame).
+
+        Returns [B, out_channels, T, H, W] where and in the dtype in which hidden_states came: alone, in a tuple
+        (return_dict=False) or as `.sample` (True).
         """
         if attention_kwargs:
             raise RequestError(f"attention_kwargs {sorted(attention_kwargs)} are not supported: pass none")
-        sizes = hidden_states.shape[2:]
-        if (
-            hidden_states.ndim != 5
-            or hidden_states.shape[1] != self.config.in_channels
-            or any(n % p for n, p in zip(sizes, self.config.patch_size, strict=True))
-        ):
-            raise RequestError(
-                f"hidden_states are {tuple(hidden_states.shape)}: wanted [B, {self.config.in_channels}, T, H, W] with "
-                f"T, H, W divisible by {self.config.patch_size}"
-            )
+        self._check(hidden_states, timestep, encoder_hidden_states, encoder_hidden_states_image)
         context = self.model.encode_context(encoder_hidden_states, encoder_hidden_states_image)
-        sample = self.model(hidden_states, timestep, context).to(hidden_states.dtype)
+        sample = self.model(hidden_states, timestep, context).to(hidden_states.device, hidden_states.dtype)
         if return_dict is None:
             return sample
         return TransformerOutput(sample) if return_dict else (sample,)
+
+    def _check(
+        self, latents: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor, image: torch.Tensor | None
+    ) -> None:
+        config = self.config
+        if (
+            latents.ndim != 5
+            or latents.shape[1] != config.in_channels
+            or any(n % p for n, p in zip(latents.shape[2:], config.patch_size, strict=True))
+        ):
+            raise RequestError(
+                f"hidden_states are {tuple(latents.shape)}: wanted [B, {config.in_channels}, T, H, W] with "
+                f"T, H, W divisible by {config.patch_size}"
+            )
+        batch = latents.shape[0]
+        tokens = latents[0, 0].numel() // math.prod(config.patch_size)
+        if timestep.shape not in ((batch,), (batch, tokens)):
+            raise RequestError(
+                f"timestep is {tuple(timestep.shape)}: wanted [{batch}], or [{batch}, {tokens}] by token"
+            )
+        if text.ndim != 3 or text.shape[0] != batch or text.shape[2] != config.text_dim:
+            raise RequestError(f"encoder_hidden_states are {tuple(text.shape)}: wanted [{batch}, L, {config.text_dim}]")
+        if (image is None) != (config.image_dim is None):
+            wanted = "takes no image" if image is not None else f"needs [{batch}, L, {config.image_dim}]"
+            raise RequestError(f"encoder_hidden_states_image: this transformer {wanted}")
+        rows = batch if config.pos_embed_seq_len is None else 2 * batch
+        if image is not None and (image.ndim != 3 or image.shape[0] != rows or image.shape[2] != config.image_dim):
+            raise RequestError(
+                f"encoder_hidden_states_image is {tuple(image.shape)}: wanted [{rows}, L, {config.image_dim}]"
+            )

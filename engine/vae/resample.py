@@ -6,6 +6,7 @@ A clip's first frame stands alone in time: no layer halves or doubles it.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from kinema.checkpoints.weights import Shapes, Weights
 from kinema.ops import Ops
@@ -64,8 +65,9 @@ class Upsample:
 
 def interleave(x: torch.Tensor) -> torch.Tensor:
     """[B, 2·C, T, H, W] → [B, C, 2·T, H, W]: the halves of the channels are the even and the odd frames."""
-    frames = x.movedim(1, -1).unflatten(-1, (2, -1)).movedim(4, 2)  # [B, T, 2, H, W, C]
-    return frames.flatten(1, 2).movedim(-1, 1)
+    batch, channels, frames, height, width = x.shape
+    halves = x.movedim(1, -1).reshape(batch, frames, height, width, 2, channels // 2)
+    return halves.movedim(4, 2).reshape(batch, 2 * frames, height, width, channels // 2).movedim(-1, 1)
 
 
 def average_down(x: torch.Tensor, channels: int, time: int, space: int) -> torch.Tensor:
@@ -74,11 +76,13 @@ def average_down(x: torch.Tensor, channels: int, time: int, space: int) -> torch
     x: [B, C, T, H, W], behind zeros if `time` does not divide T → [B, channels, ⌈T/time⌉, H/space, W/space].
     """
     if x.shape[2] % time:
-        x = torch.nn.functional.pad(x, (0, 0, 0, 0, time - x.shape[2] % time, 0))
-    x = x.movedim(1, -1).unflatten(3, (-1, space)).unflatten(2, (-1, space)).unflatten(1, (-1, time))
-    # [B, T', time, H', space, W', space, C] → [B, T', H', W', C · time · space · space]
-    folded = x.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(4)
-    return folded.unflatten(-1, (channels, -1)).mean(-1).movedim(-1, 1)
+        x = F.pad(x, (0, 0, 0, 0, time - x.shape[2] % time, 0))
+    batch, into, frames, height, width = x.shape
+    t, h, w = frames // time, height // space, width // space
+    x = x.movedim(1, -1).reshape(batch, t, time, h, space, w, space, into)
+    # [B, T', H', W', C, time, space, space], whose last four axes are the channels to average
+    folded = x.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(batch, t, h, w, channels, -1)
+    return folded.mean(-1).movedim(-1, 1)
 
 
 def duplicate_up(x: torch.Tensor, channels: int, time: int, space: int) -> torch.Tensor:
@@ -86,18 +90,20 @@ def duplicate_up(x: torch.Tensor, channels: int, time: int, space: int) -> torch
 
     x: [B, C, T, H, W] → [B, channels, T·time, H·space, W·space].
     """
-    repeats = channels * time * space**2 // x.shape[1]
-    spread = x.movedim(1, -1).repeat_interleave(repeats, dim=-1).unflatten(-1, (channels, time, space, space))
-    # [B, T, H, W, channels, time, space, space] → [B, T, time, H, space, W, space, channels]
+    batch, into, frames, height, width = x.shape
+    repeated = x.movedim(1, -1).repeat_interleave(channels * time * space**2 // into, dim=-1)
+    spread = repeated.view(batch, frames, height, width, channels, time, space, space)
+    # [B, T, time, H, space, W, space, channels]
     ordered = spread.permute(0, 1, 5, 2, 6, 3, 7, 4)
-    return ordered.flatten(5, 6).flatten(3, 4).flatten(1, 2).movedim(-1, 1)
+    return ordered.reshape(batch, frames * time, height * space, width * space, channels).movedim(-1, 1)
 
 
 def patchify(x: torch.Tensor, patch: int) -> torch.Tensor:
     """Pixels to channels: [B, C, T, H, W] → [B, C·patch², T, H/patch, W/patch], ordered (C, column, row)."""
     if patch == 1:
         return x
-    x = x.unflatten(4, (-1, patch)).unflatten(3, (-1, patch))
+    batch, channels, frames, height, width = x.shape
+    x = x.reshape(batch, channels, frames, height // patch, patch, width // patch, patch)
     return x.permute(0, 1, 6, 4, 2, 3, 5).flatten(1, 3)
 
 
@@ -105,5 +111,6 @@ def unpatchify(x: torch.Tensor, patch: int) -> torch.Tensor:
     """Channels to pixels: the inverse of `patchify`."""
     if patch == 1:
         return x
-    x = x.unflatten(1, (-1, patch, patch))
+    batch, channels, frames, height, width = x.shape
+    x = x.reshape(batch, channels // patch**2, patch, patch, frames, height, width)
     return x.permute(0, 1, 4, 5, 3, 6, 2).flatten(5, 6).flatten(3, 4)

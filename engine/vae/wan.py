@@ -84,6 +84,7 @@ class WanVAE:
         latents: [B, z_dim, T, H, W], floating, denormalised. chunk: latent frames at a time after the first, None
         for all; the result is the same, memory grows with it. Yields what `decode_frames` returns.
         """
+        self._check_latents(latents)
         cache = FeatureCache()
         for start, stop in _chunks(latents.shape[2], chunk):
             yield self.decode_frames(latents[:, :, start:stop], cache, tiling=tiling, clamp=clamp)
@@ -96,9 +97,8 @@ class WanVAE:
         latents: [B, z_dim, t, H, W]. clamp: False leaves values as the decoder gives them, for training.
         Returns fp32 [B, 3, 1 or t·ft, H·fs, W·fs] in [−1, 1].
         """
+        self._check_latents(latents)
         config = self.config
-        if latents.ndim != 5 or latents.shape[1] != config.z_dim:
-            raise RequestError(f"latents are {tuple(latents.shape)}, wanted [B, {config.z_dim}, T, H, W]")
         z = self.post_quant_conv(self._entering(latents, cache), cache)
         height, width = (n * config.scale_factor_spatial for n in z.shape[3:])
         tiling = _needed(tiling, config, height, width)
@@ -157,18 +157,22 @@ class WanVAE:
             raise RequestError(f"a clip starts with one frame alone, got {x.shape[2]}")
         return x.to(self.device, torch.promote_types(x.dtype, torch.float32))
 
+    def _check_latents(self, latents: torch.Tensor) -> None:
+        if latents.ndim != 5 or latents.shape[1] != self.config.z_dim or 0 in latents.shape:
+            raise RequestError(f"latents are {tuple(latents.shape)}, wanted [B, {self.config.z_dim}, T, H, W]")
+
     def _check_video(self, video: torch.Tensor, chunk: int | None) -> None:
         channels, time, space = (
             self.config.pixel_channels, self.config.scale_factor_temporal, self.config.scale_factor_spatial
         )  # fmt: skip
-        if video.ndim != 5 or video.shape[1] != channels:
+        if video.ndim != 5 or video.shape[1] != channels or 0 in video.shape:
             raise RequestError(f"video is {tuple(video.shape)}, wanted [B, {channels}, T, H, W]")
         frames, height, width = video.shape[2:]
         if (frames - 1) % time or height % space or width % space:
+            nearest = (frames - 1) // time * time + 1, *(max(n // space, 1) * space for n in (height, width))
             raise RequestError(
                 f"video has {frames} frames of {height}x{width}: wanted a multiple of {time} plus 1 frames, of "
-                f"multiples of {space}; the nearest below is {(frames - 1) // time * time + 1} frames of "
-                f"{height // space * space}x{width // space * space}"
+                f"multiples of {space}, for example {nearest[0]} frames of {nearest[1]}x{nearest[2]}"
             )
         if chunk is not None and chunk % time:
             raise RequestError(f"chunk={chunk} must be a multiple of {time} frames")
@@ -184,8 +188,8 @@ def _needed(tiling: Tiling | None, config: WanVAEConfig, height: int, width: int
 
 def _chunks(frames: int, chunk: int | None) -> Iterator[tuple[int, int]]:
     """The first frame alone, then `chunk` at a time (None: all), as (start, stop)."""
-    if frames < 1 or (chunk is not None and chunk < 1):
-        raise RequestError(f"got {frames} frames in chunks of {chunk}: wanted at least one of each")
+    if chunk is not None and chunk < 1:
+        raise RequestError(f"chunk={chunk} must be at least 1, or None for all frames at once")
     yield 0, 1
     step = frames if chunk is None else chunk
     for start in range(1, frames, step):

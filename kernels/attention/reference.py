@@ -38,28 +38,16 @@ def attention(
     if bias is not None:
         dense = bias.to(query.dtype)
         dense = dense.masked_fill(~mask, float("-inf")) if mask is not None else dense
-    y, blind = _softmax_average(query, key, value, dense, scale)
-    if blind is not None:
-        y = y.masked_fill(blind, 0.0)
+    y = F.scaled_dot_product_attention(query, key, value, attn_mask=dense, scale=scale)
+    if dense is not None:
+        # not every SDPA kernel gives 0 for a query that sees nothing
+        blind = ~dense.any(-1) if dense.dtype == torch.bool else dense.isneginf().all(-1)
+        y = y.masked_fill(blind.unsqueeze(-1), 0.0)
     y = y.transpose(1, 2).flatten(2)
     if residual is not None:
         y = residual + y
-    parts = y.split([segment.shape[2] for segment in queries], dim=1)
+    parts = torch.split(y, [segment.shape[2] for segment in queries], dim=1)
     return tuple(deliver(part.contiguous(), buffer) for part, buffer in zip(parts, outputs, strict=True))
-
-
-def _softmax_average(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dense: torch.Tensor | None, scale: float | None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """SDPA's [B, N, Sq, D], and which queries see no key at all, [B or 1, N or 1, Sq or 1, 1] (None: none)."""
-    blind = None
-    if dense is not None:
-        unseen = (~dense).all(-1, keepdim=True) if dense.dtype == torch.bool else dense.isneginf().all(-1, keepdim=True)
-        if bool(unseen.any()):
-            # SDPA and its gradient are NaN there: let those queries see everything, the caller drops the result
-            blind = unseen
-            dense = dense | unseen if dense.dtype == torch.bool else dense.masked_fill(unseen, 0.0)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=dense, scale=scale), blind
 
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:

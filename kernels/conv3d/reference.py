@@ -63,7 +63,7 @@ def conv3d(
         h = F.silu(h)
     if upsample > 1:
         images = F.interpolate(h.transpose(1, 2).flatten(0, 1), scale_factor=upsample, mode="nearest-exact")
-        h = images.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
+        h = images.view(x.shape[0], x.shape[2], *images.shape[1:]).transpose(1, 2)
     if weight.history:
         h = _with_past(h, weight.history, cache)
     top, bottom, left, right = weight.padding
@@ -72,7 +72,7 @@ def conv3d(
         top = left = 0
     y = _channels_last(_convolve(h.to(weight.weight.dtype), weight, (top, left))).to(x.dtype)
     if residual is not None:
-        y = residual + y
+        y = y + residual
     return deliver(y, out)
 
 
@@ -108,4 +108,4 @@ def _convolve(h: torch.Tensor, weight: ReferenceWeight, padding: tuple[int, int]
     images = torch.cat([images[tap : last + tap + 1 : step] for tap in range(taps)], dim=1)
     kernel = weight.weight.transpose(1, 2).flatten(1, 2)  # [Cout, taps·Cin, kh, kw]
     y = F.conv2d(images, kernel, weight.bias, stride=weight.stride[1:], padding=padding)
-    return y.unflatten(0, (1, -1)).transpose(1, 2)
+    return y.unsqueeze(0).transpose(1, 2)

@@ -38,7 +38,8 @@ class PackLinear(Protocol):
     ) -> LinearWeight:
         """Pack once, at load.
 
-        weight: [out, in]; several are stacked along `out` (a fused QKV). bias: [out], likewise.
+        weight: [out, in], any float dtype (a checkpoint's); several are stacked along `out` (a fused QKV).
+        bias: [out], likewise.
         gate_weight: [out, in], makes the weight gated.
         Stored as `target.precision.weights`; fp8 and int8 get one fp32 scale per output channel, as `quantize`
         gives one per token: max(max|w|, 1e-12) / limit, rounded to nearest even. Biases stay fp32.
@@ -64,8 +65,8 @@ class Linear(Protocol):
         precision quantises activations, x is quantised first, a pair with one scale per token over both.
         activation: "gelu" is the exact erf form, "gelu_tanh" the tanh form, "quick_gelu" x·σ(1.702x); of
         gated weights it is taken of the gate half.
-        gate: [B or 1, G, out] by group of tokens (see `by_group`), any stride over B and G. residual, out:
-        [B, S, out]; `out` may be `residual` itself. Sums accumulate in fp32.
+        gate: [B or 1, G, out] by group of tokens (see `by_group`), fp32 or x's dtype, any stride over B and G.
+        residual, out: [B, S, out]; `out` may be `residual` itself. Sums accumulate in fp32.
         Returns [B, S, out] in x's dtype; for quantised x in the target's dtype between ops.
         """
         ...

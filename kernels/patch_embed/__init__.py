@@ -21,7 +21,10 @@ class PatchEmbedWeight:
 
 class PackPatchEmbed(Protocol):
     def __call__(self, weight: torch.Tensor, bias: torch.Tensor | None = None, *, target: Target) -> PatchEmbedWeight:
-        """weight: [D, C, pt, ph, pw], a convolution whose stride is its kernel; bias: [D]."""
+        """weight: [D, C, pt, ph, pw], a convolution whose stride is its kernel; bias: [D]; both any float dtype.
+
+        Kept in fp32 in every precision.
+        """
         ...
 
 

@@ -15,7 +15,7 @@ class HeadNorm:
     """A norm of queries or keys.
 
     across_heads: statistics over all N·D channels of a token and weight [N·D] (Wan), else over each head's D
-    channels and weight [D] (HunyuanVideo, CogVideoX).
+    channels and weight [D] (HunyuanVideo, CogVideoX). weight, bias: fp32 or x's dtype.
     """
 
     kind: Literal["rms", "layer"]

@@ -22,7 +22,7 @@ def qk_norm_rope(
     h = wide(x)
     if norm is not None and norm.across_heads:
         h = norm_modulate(h, norm=norm.kind, eps=norm.eps, weight=norm.weight, bias=norm.bias)
-    h = h.unflatten(-1, (heads, -1)).transpose(1, 2)
+    h = h.reshape(*h.shape[:-1], heads, -1).transpose(1, 2)
     if norm is not None and not norm.across_heads:
         h = norm_modulate(h, norm=norm.kind, eps=norm.eps, weight=norm.weight, bias=norm.bias)
     if rope is not None:

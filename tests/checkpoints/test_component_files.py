@@ -185,7 +185,8 @@ def test_missing_shard(tmp_path: Path) -> None:
 
 def test_tensor_in_the_wrong_shard(tmp_path: Path) -> None:
     sharded(tmp_path, a=PARTS[0], bb=PARTS[1], ccc=PARTS[1])
-    refused(tmp_path, f"bb should be in {PARTS[1]} and is in {PARTS[0]}")
+    message = refused(tmp_path, f"bb should be in {PARTS[1]} and is in {PARTS[0]}")
+    assert "(1 tensors)" in message
 
 
 def test_tensor_in_no_shard(tmp_path: Path) -> None:
@@ -221,6 +222,7 @@ def test_damaged_shard_is_named(tmp_path: Path) -> None:
         ("[]", "JSON list, wanted an object"),
         ("{}", "no weight_map"),
         ('{"weight_map": []}', "no weight_map"),
+        ('{"weight_map": ["a"]}', "no weight_map"),
         ('{"weight_map": {}}', "no weight_map"),
         ('{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}', "key 'a' 2 times"),
     ],
@@ -252,6 +254,12 @@ def test_pickle_beside_safetensors_does_not_matter(tmp_path: Path) -> None:
     (tmp_path / "diffusion_pytorch_model.bin").write_bytes(b"")
     save_file(tensors("a"), tmp_path / SINGLE)
     assert list(ComponentFiles(tmp_path)) == ["a"]
+
+
+def test_pickle_beside_another_variant(tmp_path: Path) -> None:
+    (tmp_path / "diffusion_pytorch_model.bin").write_bytes(b"")
+    save_file(tensors("a"), tmp_path / "diffusion_pytorch_model.fp16.safetensors")
+    refused(tmp_path, "pass the variant")
 
 
 def test_the_conversion_command_works(tmp_path: Path) -> None:

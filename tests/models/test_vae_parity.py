@@ -19,7 +19,7 @@ from kinema.vae.feature_cache import FeatureCache
 from kinema.vae.tiling import Tiling
 from kinema.vae.wan import WanVAE, WanVAEConfig, tensor_shapes
 
-TOLERANCE = 1e-4
+TOLERANCE = 1e-5  # the contract is 1e-4; a tighter bound notices smaller mistakes
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,11 @@ CASES = {
     "one-frame": Case({"base_dim": 8, "z_dim": 4, "num_res_blocks": 1}, frames=1),
     "one-position": Case({"base_dim": 8, "z_dim": 4, "num_res_blocks": 1}, frames=5, grid=(1, 1)),
     "wan22": Case({"base_dim": 8, "decoder_base_dim": 12, "z_dim": 6, "num_res_blocks": 1, **RESIDUAL}, frames=9),
-    "wan22-batch": Case(
-        {**RESIDUAL, "base_dim": 8, "z_dim": 4, "dim_mult": [1, 2, 2], "temperal_downsample": [True, False]}
-        | {"scale_factor_spatial": 8, "scale_factor_temporal": 2},
+    "wan22-time-last": Case(
+        {**RESIDUAL, "base_dim": 8, "z_dim": 4, "num_res_blocks": 1, "temperal_downsample": [True, False, False]}
+        | {"scale_factor_temporal": 2},
         frames=5,
-        grid=(3, 5),
+        grid=(2, 3),
         batch=2,
     ),
     "wan22-no-patches": Case(
@@ -550,7 +550,7 @@ MISTAKES: list[tuple[Callable[[Setup], None], str, str, tuple[int, int, int, int
     (second_frame_remembers_the_first, "wan22", "decode", None),
     (halving_forgets_the_first_frame, "wan21", "encode", None),
     (average_pads_behind, "wan22", "encode", None),
-    (duplicate_keeps_the_earlier_copy, "wan22", "decode", None),
+    (duplicate_keeps_the_earlier_copy, "wan22-time-last", "decode", None),
     (patch_rows_and_columns_swapped, "wan22", "decode", None),
     (patch_rows_and_columns_swapped, "wan22", "encode", None),
     (without("post_quant_conv"), "wan21", "decode", None),
@@ -585,7 +585,7 @@ def test_planted_mistakes_show(
     setup = Setup(config, dict(weights), reference_ops(), patch)
     mistake(setup)
     vae = WanVAE(setup.config, Weights(setup.weights), setup.ops)
-    assert error(run(vae, name, way, tile), wanted) > 10 * TOLERANCE
+    assert error(run(vae, name, way, tile), wanted) > 1e-3
 
 
 def test_every_tensor_of_the_checkpoint_is_listed() -> None:

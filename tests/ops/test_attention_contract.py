@@ -3,9 +3,11 @@
 import dataclasses
 import math
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import pytest
 import torch
+
 from kinema.ops import attention
 from kinema.ops.attention import KV, BlockCausal, BlockList
 from kinema.ops.common import Rope
@@ -453,6 +455,16 @@ def without_maximum(impl):
     return {"attention": run}
 
 
+def result_cut(impl):
+    def run(q, kv, **options):
+        if isinstance(q, tuple) or isinstance(kv, tuple) or q.dtype != BF16:
+            return impl.functions.attention(q, kv, **options)
+        kv = replace(kv, k=kv.k.float(), v=kv.v.float())
+        return tuple(impl.cut_to_bf16(y) for y in impl.functions.attention(q.float(), kv, **options))
+
+    return {"attention": run}
+
+
 def last_query_unwritten(got, queries, segments, options):
     if options.get("out") is None:
         got[-1][:, -1] = NAN
@@ -498,6 +510,7 @@ MISTAKES = {
     "residual_dropped": lambda impl: wrapped(impl, option("residual", torch.zeros_like)),
     "blind_queries_average": lambda impl: wrapped(impl, after=blind_queries_average),
     "no_maximum": without_maximum,
+    "result_cut": result_cut,
     "last_query_unwritten": lambda impl: wrapped(impl, after=last_query_unwritten),
 }
 
@@ -569,7 +582,7 @@ def test_segments_are_one_sequence(impl):
     (whole,) = impl.functions.attention(q, KV(k, v))
     for cut_q, cuts in ((1, (4,)), (6, (1, 20)), (8, (10, 11))):
         bounds = [0, *cuts, 21]
-        segments = tuple(KV(k[:, :, a:b], v[:, :, a:b]) for a, b in zip(bounds, bounds[1:], strict=False))
+        segments = tuple(KV(k[:, :, a:b], v[:, :, a:b]) for a, b in pairwise(bounds))
         parts = impl.functions.attention((q[:, :, :cut_q], q[:, :, cut_q:]), segments)
         assert [part.shape[1] for part in parts] == [cut_q, 9 - cut_q]
         assert close(torch.cat(parts, dim=1), whole)

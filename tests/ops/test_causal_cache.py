@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+
 from kinema.ops.attention import KV, BlockCausal
 from kinema.ops.common import Rope
 from kinema.ops.qk_norm_rope import HeadNorm

@@ -12,6 +12,7 @@ from diffusers.models.transformers.transformer_hunyuan_video import (
     HunyuanVideoRotaryPosEmbed,
     HunyuanVideoSingleTransformerBlock,
 )
+
 from kinema.ops.attention import KV
 from kinema.ops.common import Rope
 from kinema.ops.qk_norm_rope import HeadNorm

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+
 from kinema.ops import linear
 from kinema.ops.common import PRECISIONS, Precision, Quantized
 
@@ -15,7 +16,7 @@ CPU, GPU = PRECISIONS["cpu"], PRECISIONS["cuda"]
 
 @dataclass(frozen=True)
 class Case:
-    """size: B, S, in, out. groups: of the gate (None: no gate)."""
+    """size: B, S, in, out. groups: of the gate (None: no gate). checkpoint: the dtype that weights come in."""
 
     size: tuple[int, int, int, int] = (2, 12, 13, 10)
     precision: Precision = CPU["fp32"]
@@ -30,6 +31,8 @@ class Case:
     std: float = 1.0
     dtype: torch.dtype | None = None
     out: bool = False
+    checkpoint: torch.dtype = torch.float32
+    narrow_gate: bool = False
 
 
 ACTIVATIONS = ("none", "gelu", "gelu_tanh", "quick_gelu", "silu")
@@ -59,7 +62,11 @@ CASES = {
     **{f"gpu_{k}_quantised": Case(source=k, precision=GPU[k], groups=2, residual="given") for k in ("fp8", "int8")},
     "stacked": Case(stacked=3),
     "stacked_int8": Case(stacked=2, precision=CPU["int8"]),
+    **{f"{k}_from_bf16": Case(precision=CPU[k], checkpoint=torch.bfloat16) for k in CPU},
+    "fp32_from_fp16": Case(checkpoint=torch.float16),
+    "gate_in_bf16": Case(precision=GPU["bf16"], groups=3, narrow_gate=True, residual="given"),
     "no_bias": Case(bias=False),
+    "no_bias_int8": Case(bias=False, precision=CPU["int8"]),
     "no_bias_gated_stored_fp8": Case(bias=False, gated=True, activation="silu", precision=CPU["fp8"]),
     "columns_of_a_wider_tensor": Case(source="columns"),
     "samples_inside_tokens": Case(source="transposed", residual="given"),
@@ -133,7 +140,7 @@ def check_linear(impl, case: Case):
     dtype = case.dtype or precision.activations
     target = impl.target(precision) if case.dtype is None else impl.flowing(case.dtype)
     draw = impl.draw(seed=sum(case.size))
-    wide = torch.float64 if case.dtype == torch.float64 else torch.float32
+    wide = torch.float64 if case.dtype == torch.float64 else case.checkpoint
 
     def weights():
         w = draw.normal(out, into, std=into**-0.5, dtype=wide)
@@ -152,7 +159,8 @@ def check_linear(impl, case: Case):
     gate = None
     if case.groups is not None:
         # a row of a modulation table, as the blocks pass it
-        table = draw.normal(1 if case.shared_gate else batch, case.groups, 6, total, dtype=wide)
+        rows = 1 if case.shared_gate else batch
+        table = draw.normal(rows, case.groups, 6, total, dtype=dtype if case.narrow_gate else wide)
         gate = table.unbind(2)[2]
     residual = draw.normal(batch, tokens, total, std=2.0, dtype=dtype) if case.residual != "none" else None
 
@@ -278,6 +286,15 @@ def last_row_unwritten(y, options):
     return y
 
 
+def result_cut(impl):
+    def run(x, weight, **options):
+        if not isinstance(x, torch.Tensor) or x.dtype != torch.bfloat16:
+            return impl.functions.linear(x, weight, **options)
+        return impl.cut_to_bf16(impl.functions.linear(x.float(), weight, **options))
+
+    return {"linear": run}
+
+
 def repack(impl, change):
     def pack(weight, bias=None, **options):
         return impl.functions.pack_linear(*change(weight, bias, options), **options)
@@ -326,6 +343,7 @@ MISTAKES = {
     "last_row_unwritten": lambda impl: {"linear": wrapped(impl, after=last_row_unwritten)},
     "sources_swapped": lambda impl: {"linear": wrapped(impl, swap_pair)},
     "sources_quantised_alone": lambda impl: {"linear": wrapped(impl, quantise_each_source_alone)},
+    "result_cut": result_cut,
     "inputs_in_bf16": lambda impl: {"linear": wrapped(impl, half_inputs)},
     "scale_per_tensor": lambda impl: {"pack_linear": repack(impl, scale_per_tensor)},
     "weights_truncated": lambda impl: {"pack_linear": repack(impl, truncate_weights)},

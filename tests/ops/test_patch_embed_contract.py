@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
+
 from kinema.ops import patch_embed
 from kinema.ops.common import PRECISIONS
 
@@ -26,6 +27,7 @@ class Case:
     layout: str = "contiguous"
     out: bool = False
     dtype: torch.dtype = FP32
+    checkpoint: torch.dtype = FP32
 
 
 PATCHES = ((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 3, 1), (3, 1, 2), (4, 8, 8))
@@ -39,6 +41,7 @@ CASES = {
     "no_bias": Case(bias=False),
     "position": Case(position="shared"),
     "position_per_sample": Case((2, 3, 1), position="per_sample", batch=3),
+    "from_bf16": Case((2, 3, 1), checkpoint=BF16),
     "own_buffer": Case((2, 3, 1), position="shared", out=True),
 }
 
@@ -67,8 +70,9 @@ def check_patch_embed(impl, case: Case):
     size = [g * p for g, p in zip(case.grid, case.patch, strict=True)]
     tokens = case.grid[0] * case.grid[1] * case.grid[2]
     x = laid_out(draw, draw.normal(case.batch, case.channels, *size, dtype=case.dtype), case.layout)
-    weight = draw.normal(case.features, case.channels, *case.patch, dtype=wide)
-    bias = draw.normal(case.features, dtype=wide) if case.bias else None
+    stored = FP64 if case.dtype == FP64 else case.checkpoint
+    weight = draw.normal(case.features, case.channels, *case.patch, dtype=stored)
+    bias = draw.normal(case.features, dtype=stored) if case.bias else None
     shape = {None: None, "shared": (tokens, case.features), "per_sample": (case.batch, tokens, case.features)}
     position = draw.normal(*shape[case.position], dtype=wide) if case.position is not None else None
 
@@ -131,6 +135,15 @@ def last_token_unwritten(y, x, weight):
     return y
 
 
+def result_cut(impl):
+    def run(x, weight, **options):
+        if x.dtype != BF16:
+            return impl.functions.patch_embed(x, weight, **options)
+        return impl.cut_to_bf16(impl.functions.patch_embed(x.float(), weight, **options))
+
+    return {"patch_embed": run}
+
+
 def position_of_the_first(x, options):
     if options.get("position") is not None:
         options["position"] = options["position"].reshape(-1, *options["position"].shape[-2:])[0]
@@ -160,6 +173,7 @@ MISTAKES = {
     "bias_dropped": lambda impl: {
         "pack_patch_embed": lambda w, b=None, *, target: impl.functions.pack_patch_embed(w, None, target=target)
     },
+    "result_cut": result_cut,
     "input_in_bf16": lambda impl: wrapped(impl, lambda x, o: (x.to(BF16).to(x.dtype), o)),
     "last_token_unwritten": lambda impl: wrapped(impl, after=last_token_unwritten),
 }

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+
 from kinema.ops import qk_norm_rope
 from kinema.ops.common import Rope
 from kinema.ops.qk_norm_rope import HeadNorm
@@ -17,7 +18,10 @@ FP32, BF16, FP16, FP64 = torch.float32, torch.bfloat16, torch.float16, torch.flo
 
 @dataclass(frozen=True)
 class Case:
-    """size: B, S, N, D. rope: the tokens that rotate, (start, length), (0, None) for all; None: no rotation."""
+    """size: B, S, N, D. rope: the tokens that rotate, (start, length), (0, None) for all; None: no rotation.
+
+    narrow: the norm's weights in x's dtype as well.
+    """
 
     size: tuple[int, int, int, int] = (2, 13, 3, 10)
     norm: str | None = None
@@ -33,6 +37,7 @@ class Case:
     out: str = "new"
     std: float = 1.0
     dtype: torch.dtype = FP32
+    narrow: bool = False
 
 
 ALL = (0, None)
@@ -52,6 +57,7 @@ CASES = {
     **{f"{n}_unrotated": Case(**k) for n, k in KINDS.items()},
     **{f"{n}_half_split": Case(rope=ALL, interleaved=False, **k) for n, k in KINDS.items()},
     **{f"{n}_{d}": Case(rope=ALL, dtype=d, **k) for n, k in KINDS.items() for d in (BF16, FP16, FP64)},
+    "all_bf16": Case(norm="layer", rope=ALL, dtype=BF16, narrow=True),
     "production_head": Case((1, 5, 2, 128), norm="rms", across=True, rope=ALL),
     "video_after_text": Case(norm="layer", rope=(5, 8)),
     "video_before_text": Case(norm="rms", rope=(0, 9)),
@@ -161,7 +167,7 @@ def check_qk_norm_rope(impl, case: Case):
     impl.flowing(case.dtype)
     batch, tokens, heads, head_dim = case.size
     draw = impl.draw(seed=sum(case.size))
-    wide = FP64 if case.dtype == FP64 else FP32
+    wide = case.dtype if case.narrow or case.dtype == FP64 else FP32
     channels = heads * head_dim
     x = draw.normal(batch, tokens, channels, std=case.std, mean=0.3 * case.std, dtype=case.dtype)
     if case.layout == "fused":
@@ -328,6 +334,15 @@ def rotated_first(impl):
     return {"qk_norm_rope": run}
 
 
+def result_cut(impl):
+    def run(x, heads, **options):
+        if x.dtype != BF16 or options.get("out") is not None:
+            return impl.functions.qk_norm_rope(x, heads, **options)
+        return impl.cut_to_bf16(impl.functions.qk_norm_rope(x.float(), heads, **options))
+
+    return {"qk_norm_rope": run}
+
+
 def heads_not_transposed(y, options):
     return y.transpose(1, 2).reshape(y.shape)
 
@@ -359,6 +374,7 @@ MISTAKES = {
     "weight_dropped": lambda impl: wrapped(impl, changed_norm(weight=torch.ones_like)),
     "bias_dropped": lambda impl: wrapped(impl, changed_norm(bias=torch.zeros_like)),
     "rotated_before_the_norm": rotated_first,
+    "result_cut": result_cut,
     "heads_not_transposed": lambda impl: wrapped(impl, after=heads_not_transposed),
     "input_in_bf16": lambda impl: wrapped(impl, lambda x, heads, o: (x.to(BF16).to(x.dtype), o)),
 }

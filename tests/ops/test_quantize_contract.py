@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+
 from kinema.ops import quantize
 from kinema.ops.common import Quantized
 
@@ -25,7 +26,7 @@ CASES = {
     **{f"{k}_{'x'.join(map(str, s))}": Case(k, s) for k in ("fp8", "int8") for s in SHAPES},
     **{f"{k}_{d}": Case(k, (2, 9, 40), d) for k in ("fp8", "int8") for d in (torch.bfloat16, torch.float16)},
     **{f"{k}_std_{std}": Case(k, (2, 5, 40), std=std) for k in ("fp8", "int8") for std in (1e-8, 3e4, 1e30)},
-    **{f"{k}_{l}": Case(k, (3, 5, 24), layout=l) for k in ("fp8", "int8") for l in ("columns", "transposed")},
+    **{f"{k}_{y}": Case(k, (3, 5, 24), layout=y) for k in ("fp8", "int8") for y in ("columns", "transposed")},
 }
 
 

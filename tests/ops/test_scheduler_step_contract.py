@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+
 from kinema.ops import scheduler_step
 
 OP = scheduler_step.OP

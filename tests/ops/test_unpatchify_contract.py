@@ -6,6 +6,7 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
+
 from kinema.ops import unpatchify
 from kinema.ops.common import PRECISIONS, Target
 from kinema.ops.patch_embed.reference import pack_patch_embed, patch_embed

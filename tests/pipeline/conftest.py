@@ -26,7 +26,10 @@ CLIP_WIDTH, CLIP_TOKENS = 16, 5
 CONCAT = {**DIT, "in_channels": 12}  # noise, mask of 4 frames, encoded frames
 CLIPPED = {**CONCAT, "image_dim": CLIP_WIDTH, "added_kv_proj_dim": 32}
 UNIPC = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
-WORDS = "a red blue green circle square digit seven moving left right up down slowly no".split()
+WORDS = [
+    *["a", "red", "blue", "green", "circle", "square", "digit", "seven"],
+    *["moving", "left", "right", "up", "down", "slowly", "no"],
+]
 
 # kind: transformers, VAE, options of the pipeline, whether it has a CLIP image encoder
 KINDS: dict[str, tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any], bool]] = {
@@ -83,9 +86,7 @@ def rescale(module: torch.nn.Module, seed: int) -> None:
                 p.copy_(0.5 + torch.rand(p.shape, generator=generator))
             elif name.endswith("bias") or "pos_embed" in name:
                 normal(p, 0.3)
-            elif "relative_attention_bias" in name:
-                normal(p, 1.0)
-            elif "embed" in name and p.ndim == 2 and "embedder" not in name:
+            elif "relative_attention_bias" in name or ("embed" in name and "embedder" not in name and p.ndim == 2):
                 normal(p, 1.0)
             elif "time_proj" in name:
                 normal(p, 0.5 / math.sqrt(p.shape[1]))

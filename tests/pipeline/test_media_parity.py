@@ -92,7 +92,9 @@ def test_uint8_arrays_are_pictures(tmp_path):
 @pytest.mark.parametrize("mode", ["RGBA", "L", "P", "CMYK", "1"])
 def test_other_modes_become_rgb_before_they_are_resized(mode):
     picture = Image.fromarray(pixels(37, 53, 3)).convert(mode)
-    assert torch.equal(preprocess_image(picture, 32, 48), THEIRS.preprocess(picture.convert("RGB"), 32, 48))
+    theirs = THEIRS.preprocess(picture.convert("RGB"), 32, 48)
+    assert torch.equal(preprocess_image(picture, 32, 48), theirs)
+    assert torch.equal(preprocess_video([picture], 32, 48)[:, :, 0], theirs)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -131,6 +131,12 @@ def test_empty_frames_and_noise_show_nothing() -> None:
         assert not (verdict.subject_ok or verdict.motion_ok or verdict.all_ok)
 
 
+def test_two_subjects_are_none_of_the_world() -> None:
+    small = [Subject("circle", "red", "still", None, x, 0.5, radius=0.1) for x in (0.3, 0.7)]
+    seen = observe(clips([Scene(tuple(small))])[0])
+    assert seen.present and seen.seen.subject is None and seen.seen.colour == "red"
+
+
 def test_a_subject_that_fades_changes_or_turns_is_not_what_was_asked() -> None:
     star, heart = clips([still("star"), still("heart")])
     said = still().describe()
@@ -138,10 +144,10 @@ def test_a_subject_that_fades_changes_or_turns_is_not_what_was_asked() -> None:
     gone = star.copy()
     gone[12:] = 0
     assert not judge(gone, said).observation.present
-    changed = np.concatenate([star[:8], heart[8:]])
+    changed = np.concatenate([star[:10], heart[10:]])  # a star in three of the five frames read
     assert judge(changed, said).subject_ok is False
     blue = clips([still(colour="blue")])[0]
-    assert judge(np.concatenate([star[:8], blue[8:]]), said).colour_ok is False
+    assert judge(np.concatenate([star[:10], blue[10:]]), said).colour_ok is False
 
     moving = Subject("star", "red", "left", "normal", 0.5, 0.5)
     left = clips([Scene((moving,))])[0]

@@ -170,6 +170,16 @@ def test_a_circle_has_its_area_colour_and_soft_edge() -> None:
     assert later - centre == pytest.approx(0.5, abs=0.02)  # half a pixel is half a pixel
 
 
+def test_a_place_is_where_it_says() -> None:
+    """The middle of the frame lies between pixels 31 and 32, so a circle there is its own mirror image."""
+    mask = render([circle()], 1)[0, 0, 0]
+    torch.testing.assert_close(mask, mask.flip(0), rtol=0, atol=1e-5)
+    torch.testing.assert_close(mask, mask.T, rtol=0, atol=1e-5)
+    wide = render([circle(x=0.25)], 1, (32, 64))[0, 0, 0]
+    torch.testing.assert_close(wide[:, :32], wide[:, :32].flip(1), rtol=0, atol=1e-5)
+    assert wide[16, 16] > 0.9 and (wide[:, 32:] == -1).all()
+
+
 def test_wrapping_keeps_all_of_a_subject() -> None:
     inside, corner = render([circle(), circle(x=0.0, y=0.0)], 1)[:, 0, 0]
     assert corner[0, 0] > 0.9 and corner[-1, -1] > 0.9 and corner[32, 32] == -1

@@ -1,0 +1,10 @@
+"""The verbs of `kinema bench`. A new one is a file here with `add_arguments(parser)` and `run(arguments) -> int`."""
+
+from __future__ import annotations
+
+from kinema.commands.parser import Verbs
+
+# verb: (module, one line of help); a module is imported when its verb is used
+VERBS: Verbs = {
+    "generate": ("kinema.bench.generate", "a whole generation, stage by stage"),
+}

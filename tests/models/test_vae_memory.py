@@ -1,0 +1,81 @@
+"""The VAE's memory does not grow with the number of frames."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from kinema.checkpoints.weights import Weights
+from kinema.ops import build_ops, plan_ops, target_for
+from kinema.vae.tiling import Tiling
+from kinema.vae.wan import WanVAE, WanVAEConfig, tensor_shapes
+
+CONFIG = WanVAEConfig(base_dim=32, z_dim=8, num_res_blocks=1, latents_mean=(0.0,) * 8, latents_std=(1.0,) * 8)
+WEIGHTS = {name: torch.full(shape, 0.01) for name, shape in tensor_shapes(CONFIG).items()}
+SIZE = 64
+FEW, MANY = 17, 81
+
+
+class PeakBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors that operators have made and someone still holds, given ones apart."""
+
+    def __init__(self, given: list[torch.Tensor]) -> None:
+        super().__init__()
+        self.peak = 0
+        self._given = {tensor.untyped_storage().data_ptr() for tensor in given}
+        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in self._given:
+                reference = StorageWeakRef(tensor.untyped_storage())
+                self._alive[reference.cdata] = (reference, tensor.untyped_storage().nbytes())
+        self._alive = {key: held for key, held in self._alive.items() if not held[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
+        return result
+
+
+def peak_beyond_output(run: Callable[[WanVAE, torch.Tensor], torch.Tensor], given: torch.Tensor) -> int:
+    vae = WanVAE(CONFIG, Weights(WEIGHTS), build_ops(plan_ops(target_for("cpu"))))
+    with torch.no_grad(), PeakBytes([given, *WEIGHTS.values()]) as bytes_held:
+        result = run(vae, given)
+    assert bytes_held.peak > result.nbytes
+    return bytes_held.peak - result.nbytes
+
+
+def latents(frames: int) -> torch.Tensor:
+    return torch.ones(1, CONFIG.z_dim, 1 + (frames - 1) // 4, SIZE // 8, SIZE // 8)
+
+
+def video(frames: int) -> torch.Tensor:
+    return torch.ones(1, 3, frames, SIZE, SIZE)
+
+
+def test_decoding_more_frames_takes_no_more_memory() -> None:
+    few, many = (peak_beyond_output(lambda vae, z: vae.decode(z), latents(n)) for n in (FEW, MANY))
+    assert few > 2_000_000
+    assert many <= 1.3 * few
+
+
+def test_decoding_more_frames_in_tiles_takes_no_more_memory() -> None:
+    tiling = Tiling(40, 64, 32, 64)
+    few, many = (peak_beyond_output(lambda vae, z: vae.decode(z, tiling=tiling), latents(n)) for n in (9, 33))
+    assert many <= 1.3 * few
+
+
+def test_encoding_more_frames_takes_no_more_memory() -> None:
+    few, many = (peak_beyond_output(lambda vae, v: vae.encode_moments(v), video(n)) for n in (9, 33))
+    assert many <= 1.3 * few
+
+
+def test_the_measure_sees_what_does_grow() -> None:
+    few, many = (peak_beyond_output(lambda vae, z: vae.decode(z, chunk=None), latents(n)) for n in (5, FEW))
+    assert many > 2 * few

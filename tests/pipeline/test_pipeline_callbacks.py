@@ -1,0 +1,148 @@
+"""Callbacks after each step: what they see, what they may change, how they stop a run."""
+
+import numpy as np
+import pytest
+import torch
+
+from kinema.errors import RequestError
+
+CALL = {
+    **{"prompt": "a red circle", "height": 32, "width": 48, "num_frames": 5, "max_sequence_length": 24},
+    **{"num_inference_steps": 4, "guidance_scale": 3.0},
+}
+NAMES = ["latents", "prompt_embeds", "negative_prompt_embeds"]
+TOLERANCE = 1e-5
+
+
+def both(models, ours, theirs, **changes):
+    """(theirs, ours) frames of one call, each with its own callback."""
+    model = models("t2v")
+    call = {**CALL, "callback_on_step_end_tensor_inputs": NAMES, **changes}
+    expected = model.theirs(**call, generator=torch.Generator().manual_seed(3), callback_on_step_end=theirs).frames
+    return expected, model.ours(**call, seed=3, callback_on_step_end=ours).frames
+
+
+def test_callbacks_see_what_those_of_diffusers_see(models):
+    seen = {"theirs": [], "ours": []}
+
+    def watch(name, result):
+        def callback(owner, step, timestep, tensors):
+            copies = {key: tensor.clone() for key, tensor in tensors.items()}
+            seen[name].append((step, timestep, copies))
+            return result
+
+        return callback
+
+    both(models, watch("ours", None), watch("theirs", {}), prompt=["a red circle", "no"])
+    assert len(seen["ours"]) == len(seen["theirs"]) == 4
+    for (step, timestep, tensors), (their_step, their_timestep, their_tensors) in zip(*seen.values(), strict=True):
+        assert step == their_step and float(timestep) == float(their_timestep)
+        assert type(step) is int and timestep.shape == () and timestep.dtype == their_timestep.dtype
+        assert list(tensors) == list(their_tensors)
+        for name in NAMES:
+            assert tensors[name].shape == their_tensors[name].shape
+            assert float((tensors[name] - their_tensors[name]).abs().max()) <= TOLERANCE
+
+
+def test_a_callback_replaces_latents_and_embeddings(models):
+    other = torch.randn(1, 24, 24, generator=torch.Generator().manual_seed(1))
+
+    def change(owner, step, timestep, tensors):
+        if step == 0:
+            return {"latents": tensors["latents"] * 0.9 + 0.1}
+        if step == 1:
+            return {"prompt_embeds": other}
+        if step == 2:
+            return {"negative_prompt_embeds": -other}
+        return {}
+
+    expected, ours = both(models, change, change)
+    assert np.abs(expected - ours).max() <= TOLERANCE
+    plain = models("t2v").ours(**CALL, seed=3).frames
+    assert np.abs(plain - ours).max() > 0.1
+
+
+def test_a_callback_may_write_into_the_latents(models):
+    def halve(owner, step, timestep, tensors):
+        tensors["latents"].mul_(0.5)
+        return {}
+
+    expected, ours = both(models, halve, halve)
+    assert np.abs(expected - ours).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("last", [0, 2])
+def test_an_interrupted_run_decodes_what_it_has(models, last):
+    calls = []
+
+    def theirs(owner, step, timestep, tensors):
+        owner._interrupt = step == last
+        return {}
+
+    def ours(state, step, timestep, tensors):
+        calls.append(step)
+        state.interrupt = step == last
+
+    expected, frames = both(models, ours, theirs)
+    assert calls == list(range(last + 1))
+    assert np.abs(expected - frames).max() <= TOLERANCE
+
+
+def test_statistics_count_the_steps_that_ran(models):
+    def stop(state, step, timestep, tensors):
+        state.interrupt = step == 1
+
+    stats = models("t2v").ours(**CALL, callback_on_step_end=stop).stats
+    assert (stats.steps, stats.forwards) == (2, 4)
+    assert list(stats.seconds) == ["text", "denoise", "decode"] and stats.peak_bytes > 2**20
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no more"), KeyboardInterrupt()])
+def test_what_a_callback_raises_arrives_and_the_pipeline_lives_on(models, error):
+    pipe = models("t2v").ours
+    before = pipe(**CALL, seed=3).frames
+
+    def fail(state, step, timestep, tensors):
+        if step == 1:
+            raise error
+
+    with pytest.raises(type(error)):
+        pipe(**CALL, seed=3, callback_on_step_end=fail)
+    assert np.array_equal(pipe(**CALL, seed=3).frames, before)
+
+
+@pytest.mark.parametrize("names", [["noise_pred"], ["latents", "image_embeds"]])
+def test_unknown_tensors_are_refused_before_the_first_step(models, names):
+    def never(*arguments):
+        raise AssertionError("a step was taken")
+
+    with pytest.raises(RequestError, match=rf"{names[-1]}.*this request has.*negative_prompt_embeds.*prompt_embeds"):
+        models("t2v").ours(**CALL, callback_on_step_end=never, callback_on_step_end_tensor_inputs=names)
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        ({"latents": torch.zeros(1, 4, 2, 4, 7)}, r"latents a tensor of shape \(1, 4, 2, 4, 7\): .* \(1, 4, 2, 4, 6\)"),
+        ({"prompt_embeds": torch.zeros(2, 24, 24)}, r"prompt_embeds a tensor of shape \(2, 24, 24\): .* \(1, 24, 24\)"),
+        ({"timestep": torch.zeros(())}, "timestep.*this request has"),
+        ({"latents": None}, "latents a NoneType: wanted a tensor of shape"),
+        ("stop", "a callback returned a str: wanted a dict of tensors, or None"),
+    ],
+)
+def test_what_a_callback_returns_is_checked(models, result, message):
+    with pytest.raises(RequestError, match=message):
+        models("t2v").ours(**CALL, callback_on_step_end=lambda *arguments: result)
+
+
+def test_embeddings_change_for_the_expert_that_runs(models):
+    """A context belongs to an expert and to embeddings: a change of either makes a new one."""
+    other = torch.randn(1, 24, 24, generator=torch.Generator().manual_seed(1))
+
+    def change(owner, step, timestep, tensors):
+        return {"prompt_embeds": other} if step in (1, 3) else {}
+
+    model = models("two_experts")
+    call = {**CALL, "num_inference_steps": 6, "callback_on_step_end": change}
+    expected = model.theirs(**call, generator=torch.Generator().manual_seed(3)).frames
+    assert np.abs(expected - model.ours(**call, seed=3).frames).max() <= TOLERANCE
