@@ -268,7 +268,7 @@ class WanBlock:
         q, k, v = ops.linear(h, self.qkv).chunk(3, dim=-1)
         q = ops.qk_norm_rope(q, self.heads, norm=self.norm_q, rope=rope)
         k = ops.qk_norm_rope(k, self.heads, norm=self.norm_k, rope=rope)
-        v = v.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        v = v.view(*v.shape[:2], self.heads, -1).transpose(1, 2)
         (h,) = ops.attention(q, KV(k, v), causal=causal)
         x = ops.linear(h, self.out, gate=gate1, residual=x)
 
@@ -352,7 +352,8 @@ class WanTransformer:
         """[R] or [R, G] → the time embedding [R, G, C] and the blocks' modulation [R, G, 6, C], fp32."""
         timesteps = timesteps if timesteps.ndim == 2 else timesteps.unsqueeze(1)
         time = self.time_embed(sinusoid(timesteps, self.config.freq_dim))
-        return time, self.ops.linear(torch.nn.functional.silu(time), self.time_proj).unflatten(2, (6, -1))
+        modulation = self.ops.linear(torch.nn.functional.silu(time), self.time_proj)
+        return time, modulation.view(*time.shape[:2], 6, -1)
 
 
 class ImageEmbedding:

@@ -131,8 +131,11 @@ def target_for(device: str | torch.device = "auto", precision: str = "auto") -> 
     """Resolve `auto`: a GPU if torch sees one; fp32, since lower precision is never on unless asked for."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    resolved = torch.device(device)
-    if resolved.type not in PRECISIONS:
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        resolved = None
+    if resolved is None or resolved.type not in PRECISIONS:
         raise UnsupportedError(f"device {str(device)!r} is not supported: wanted one of {sorted(PRECISIONS)} or 'auto'")
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise UnsupportedError("device 'cuda' was asked for, but torch sees no GPU here; use device='cpu'")

@@ -17,6 +17,6 @@ def deliver(result: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
     """`result`, written into `out` if the caller owns the output buffer."""
     if out is None:
         return result
-    if out.shape != result.shape:
-        raise ValueError(f"out has shape {tuple(out.shape)}, the op writes {tuple(result.shape)}")
+    if out.shape != result.shape or out.dtype != result.dtype:
+        raise ValueError(f"out is {out.dtype} {tuple(out.shape)}, the op writes {result.dtype} {tuple(result.shape)}")
     return out.copy_(result)
