@@ -18,5 +18,7 @@ def deliver(result: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
     if out is None:
         return result
     if out.shape != result.shape or out.dtype != result.dtype:
-        raise ValueError(f"out is {out.dtype} {tuple(out.shape)}, the op writes {result.dtype} {tuple(result.shape)}")
+        raise ValueError(
+            f"out is {out.dtype} of shape {tuple(out.shape)}, the op writes {result.dtype} {tuple(result.shape)}"
+        )
     return out.copy_(result)
