@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -243,9 +243,8 @@ def _component_classes(entries: Mapping[str, Any], where: Path) -> dict[str, str
 
 
 def _options(entries: Mapping[str, Any], where: Path) -> PipelineOptions:
-    known = {field.name for field in fields(PipelineOptions)}
     try:
-        options = from_config(PipelineOptions, {k: v for k, v in entries.items() if k not in known or v is not None})
+        options = from_config(PipelineOptions, {key: value for key, value in entries.items() if value is not None})
     except CheckpointError as error:
         raise CheckpointError(f"{where}: {error}") from error
     ratio = options.boundary_ratio

@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     started = time.perf_counter()
     paths = _output_paths(arguments.output, arguments.num_videos_per_prompt or 1)
-    for path in paths:
+    for path in paths[:1]:
         check_writable(path, fps=arguments.fps)  # before torch is even imported
 
     from kinema.media.postprocess import to_uint8

@@ -176,6 +176,17 @@ def test_what_cannot_be_stored(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+class Lying(Lazy):
+    def shapes(self) -> Shapes:
+        return {**super().shapes(), "blocks.2.weight": (5, 3)}
+
+
+def test_a_tensor_of_another_shape_than_was_planned(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"blocks\.2\.weight changed its shape while it was saved: \(5, 3\) to"):
+        save_component(tmp_path, DIFFUSERS, Lying(some_tensors()))
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize("limit", [None, 2000])
 def test_diffusers_loads_what_we_write(tmp_path: Path, limit: int | None) -> None:
     from diffusers import WanTransformer3DModel

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,10 @@ def test_options_default_when_they_are_absent_or_null(tmp_path: Path) -> None:
     assert ModelFolder(folder).options == PipelineOptions(None, True)
 
 
+def test_one_expert_is_enough(tmp_path: Path) -> None:
+    assert "transformer" not in ModelFolder(pipeline(tmp_path, transformer=[None, None]))
+
+
 def test_prompts_may_come_as_embeddings(tmp_path: Path) -> None:
     model = ModelFolder(pipeline(tmp_path, text_encoder=[None, None], tokenizer=[None, None]))
     assert "text_encoder" not in model
@@ -111,8 +116,8 @@ BAD_INDEX: dict[str, tuple[dict[str, Any], str]] = {
     "unknown component": ({"upscaler": ["diffusers", "X"]}, "component 'upscaler' .X., which kinema does not know"),
     "unknown option": ({"magic": 3}, r"model_index\.json: PipelineOptions does not know magic=3"),
     "one entry": ({"vae": ["diffusers"]}, r"vae is \['diffusers'\], wanted \[library, class\]"),
-    "half null": ({"vae": ["diffusers", None]}, "vae is "),
-    "number for a class": ({"vae": [1, 2]}, "vae is "),
+    "half null": ({"vae": ["diffusers", None]}, r"wanted \[library, class\]"),
+    "number for a class": ({"vae": [1, 2]}, r"vae is \[1, 2\], wanted \[library, class\]"),
     "ratio above 1": ({"boundary_ratio": 875}, "boundary_ratio is 875, wanted a number of 0 to 1"),
     "ratio is text": ({"boundary_ratio": "0.9"}, "boundary_ratio is '0.9'"),
     "ratio is a truth value": ({"boundary_ratio": True}, "boundary_ratio is True"),
@@ -183,6 +188,16 @@ def test_paths_that_are_not_pipelines(tmp_path: Path) -> None:
     refused(r"holds one component \(scheduler_config\.json\)", tmp_path / "p/scheduler")
 
 
+def test_a_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # the superuser may read everything
+    refused("cannot be read: permission denied", pipeline(tmp_path))
+
+
+def test_a_huge_index_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kinema.checkpoints.json_object.MAX_BYTES", 100)
+    refused(r"model_index\.json has \d+ bytes: wanted JSON of at most 100", pipeline(tmp_path))
+
+
 def test_the_sample_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     pipeline(tmp_path / "sample", boundary_ratio=0.25)
@@ -236,9 +251,10 @@ def test_a_component_alone_refused(tmp_path: Path, where: str, name: str, messag
 
 
 def test_a_component_alone_without_a_class(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="does not say its class"):
-        open_component(tmp_path, "vae")
+    for text in ("{}", '{"architectures": []}', '{"architectures": "AutoencoderKLWan"}'):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(CheckpointError, match="does not say its class"):
+            open_component(tmp_path, "vae")
 
 
 def test_what_diffusers_saves_is_taken(tmp_path: Path) -> None:
