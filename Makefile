@@ -1,66 +1,72 @@
-# The verbs of this repo. Everything lives in .venv; `make video` and `make test` need Python 3.10+ and nothing else.
+# The verbs of this repo. `make video` and `make test` need Python 3.11 and a C++ compiler; the rest goes into .venv.
 
 PYTHON ?= python3
-PIP_ARGS ?=
 PROMPT ?= a red circle moving left
 OUT ?= out.mp4
 SEED ?= 0
+MODEL ?= sample
+BENCH ?= generate
+# the package index that pytorch.org/get-started names for your CUDA version or for CPU-only builds (README, "Install")
+TORCH_INDEX ?=
+export PROMPT OUT
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
-# the link tree of a strict editable install must be renewed when a file comes or goes
-SOURCES := $(shell find engine kernels benchmarks -name '*.py' -o -name '*.json' | LC_ALL=C sort | cksum | tr -d ' ')
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# an editable install maps folders, so it is renewed when an op comes or goes
+INSTALLED := $(VENV)/installed-$(shell ls -d kernels/*/ benchmarks/ | cksum | cut -d' ' -f1)
+CPP = git ls-files '*.cpp' '*.cc' '*.h' '*.cu' '*.cuh' | xargs -r $(BIN)/clang-format
 
-.PHONY: video test test-slow lint types format bench clean
+.PHONY: video test test-slow bench lint format types clean
 
-video: $(VENV)/installed
-	$(BIN)/kinema generate "$(PROMPT)" --output "$(OUT)" --seed $(SEED)
+video: $(INSTALLED)
+	@$(BIN)/kinema generate "$$PROMPT" --model "$(MODEL)" --output "$$OUT" --seed $(SEED)
 
-test: $(VENV)/installed $(VENV)/test-tools
+test: $(VENV)/test-tools
 	$(BIN)/pytest -m "not slow"
 
-test-slow: $(VENV)/installed $(VENV)/test-tools
+test-slow: $(VENV)/test-tools
 	$(BIN)/pytest -m slow
+
+bench: $(INSTALLED)
+	$(BIN)/kinema bench $(BENCH)
 
 lint: $(VENV)/lint-tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	git ls-files '*.cpp' '*.cc' '*.h' '*.cu' '*.cuh' | xargs -r $(BIN)/clang-format --dry-run --Werror
+	$(CPP) --dry-run --Werror
 
 format: $(VENV)/lint-tools
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	git ls-files '*.cpp' '*.cc' '*.h' '*.cu' '*.cuh' | xargs -r $(BIN)/clang-format -i
+	$(CPP) -i
 
-types: $(VENV)/strict-$(SOURCES) $(VENV)/lint-tools
+# mypy and editors follow files, not import hooks: this is the installed package as a tree of links to its sources
+types: $(VENV)/lint-tools
+	@rm -rf $(VENV)/types && mkdir -p $(VENV)/types/kinema/ops
+	@ln -s $(filter-out %/ops %/__pycache__,$(wildcard $(CURDIR)/engine/*)) $(VENV)/types/kinema
+	@ln -s $(filter-out %/__pycache__,$(wildcard $(CURDIR)/engine/ops/* $(CURDIR)/kernels/*)) $(VENV)/types/kinema/ops
+	@ln -s $(CURDIR)/benchmarks $(VENV)/types/kinema/bench
 	$(BIN)/mypy
 
-bench: $(VENV)/installed $(VENV)/test-tools
-	$(BIN)/kinema bench --list
-
 $(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kinema needs Python 3.11: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed: pyproject.toml setup.py constraints.txt | $(BIN)/python
-	@echo "installing kinema and its libraries into $(VENV) (once) ..."
-	$(PIP) -e .
+$(INSTALLED): pyproject.toml setup.py constraints.txt | $(BIN)/python
+	@echo "installing kinema and its libraries into $(VENV), once ..."
+	@$(PIP) $(addprefix --extra-index-url ,$(TORCH_INDEX)) --editable .
+	@rm -f $(VENV)/installed-* && touch $@
+
+$(VENV)/test-tools: $(INSTALLED)
+	@echo "installing what the tests need, once ..."
+	@$(PIP) --editable '.[test]'
 	@touch $@
 
-$(VENV)/test-tools: constraints.txt pyproject.toml | $(VENV)/installed
-	@echo "installing what the tests need (once) ..."
-	$(PIP) -e '.[test]'
-	@touch $@
-
-$(VENV)/lint-tools: constraints.txt pyproject.toml | $(VENV)/installed
-	$(PIP) -e '.[lint]'
-	@touch $@
-
-# mypy follows files, not import hooks: a strict editable install is a tree of links that it can read
-$(VENV)/strict-$(SOURCES): | $(VENV)/installed
-	rm -f $(VENV)/strict-*
-	$(PIP) --no-deps -e . --config-settings editable_mode=strict
+$(VENV)/lint-tools: $(INSTALLED)
+	@echo "installing ruff, mypy and clang-format, once ..."
+	@$(PIP) --editable '.[lint]'
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info engine/*.egg-info out.mp4
+	rm -rf $(VENV) build dist *.egg-info out.mp4

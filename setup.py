@@ -29,8 +29,9 @@ PACKAGE_DIR = {
 setup(
     packages=list(PACKAGE_DIR),
     package_dir=PACKAGE_DIR,
+    include_package_data=False,  # package_data alone says what is shipped, whatever MANIFEST.in adds to the archive
     package_data={
         "kinema": ["py.typed"],
-        "kinema.sample": ["model/**/*.json", "model/**/*.safetensors", "model/*.json"],
+        "kinema.sample": ["model/**/*.json", "model/**/*.safetensors"],
     },
 )

@@ -61,14 +61,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 def measure(pipe: VideoPipeline, request: GenerationRequest) -> tuple[Stats, str]:
     """One generation, decoded and not written: its stats, and the SHA-256 of its frames (uint8)."""
+    from kinema.machine_memory import peak_bytes
     from kinema.media.postprocess import to_uint8
-    from kinema.memory import peak_bytes
 
     state = pipe.prepare(request)
     while not state.done:
         pipe.step([state])
     digest = hashlib.sha256()
-    with state.stats.stage("decode"):
+    with state.stats.stage("decode", pipe.components.loading):
         for chunk in pipe.decode_chunks(state):
             digest.update(to_uint8(chunk).tobytes())
     state.stats.steps, state.stats.peak_bytes = state.step_index, peak_bytes(pipe.ops.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from kinema.checkpoints import Component, ModelFolder, load_weights, open_compon
 from kinema.image import clip
 from kinema.image.clip import CLIPVisionConfig, CLIPVisionEncoder
 from kinema.image.preprocess import ClipPreprocessor
+from kinema.machine_memory import return_freed_bytes
 from kinema.models import wan
 from kinema.models.facade import TransformerFacade
 from kinema.models.wan import WanConfig, WanTransformer
@@ -85,6 +87,7 @@ class Components:
         self.ops = ops
         self._options = options
         self._loaded: dict[str, Any] = {}
+        self._loading = 0.0
         if options.threads is not None:
             torch.set_num_threads(options.threads)
 
@@ -95,6 +98,10 @@ class Components:
     def loaded(self) -> tuple[str, ...]:
         """Names of the parts that are in memory now."""
         return tuple(self._loaded)
+
+    def loading(self) -> float:
+        """Seconds spent loading parts so far: a clock for `Stats.stage`."""
+        return self._loading
 
     def release(self, *names: str) -> None:
         """Let go of parts that a stage is done with, unless they are to be kept."""
@@ -127,5 +134,9 @@ class Components:
 
     def _get(self, name: str, load: Callable[[Component], Any]) -> Any:
         if name not in self._loaded:
+            if not self._options.keep_loaded:
+                return_freed_bytes()  # of the parts of the stage before, which nothing refers to by now
+            start = time.perf_counter()
             self._loaded[name] = load(self.folder.component(name))
+            self._loading += time.perf_counter() - start
         return self._loaded[name]

@@ -1,17 +1,16 @@
-"""Predicts the peak memory of a request before it starts, and reads what there is and was used."""
+"""Predicts the peak memory of a request, and refuses what cannot fit before anything is loaded."""
 
 from __future__ import annotations
 
 import math
-import resource
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
-import torch
-
+from kinema.activation_memory import decode_bytes, denoise_bytes, encode_bytes, frames_bytes, text_bytes
 from kinema.checkpoints import ModelFolder, Shapes
 from kinema.errors import RequestError
+from kinema.image import clip
+from kinema.image.clip import CLIPVisionConfig
+from kinema.machine_memory import available_bytes, held_bytes, peak_bytes
 from kinema.models import wan
 from kinema.models.wan import WanConfig
 from kinema.ops.common import Precision
@@ -20,14 +19,27 @@ from kinema.request import GenerationRequest
 from kinema.text import umt5
 from kinema.text.umt5 import UMT5Config
 from kinema.vae import wan as wan_vae
-from kinema.vae.decoder import UpStageSpec
 from kinema.vae.wan import WanVAEConfig
 
-# Tensors of a feature map's size that a residual block of the VAE holds at once: its input, the normed
-# and padded copies, the convolution's own buffer, its output and the shortcut.
-VAE_LIVE_MAPS = 6
-# What the process holds before any model: Python, torch and its kernels.
-PROCESS_BYTES = 400 * 2**20
+__all__ = [
+    "Prediction",
+    "available_bytes",
+    "check_fits",
+    "component_shapes",
+    "experts",
+    "gib",
+    "held_bytes",
+    "peak_bytes",
+    "predict",
+    "weight_bytes",
+]
+
+# What the process holds before any model: Python, torch and its kernels (245 MiB measured with torch 2.13 for CPUs).
+PROCESS_BYTES = 256 * 2**20
+# Holes between the weights of a loaded model (2 to 8 % measured).
+WEIGHT_HOLES = 0.05
+# Freed blocks that malloc keeps: up to what a stage used, but blocks of more than 32 MiB always go back.
+KEPT_FREE_BYTES = 160 * 2**20
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,23 @@ class Prediction:
 def predict(folder: ModelFolder, request: GenerationRequest, precision: Precision, options: LoadOptions) -> Prediction:
     """Peak bytes of a completed request (every size known), stage by stage."""
     parts = weight_bytes(folder, precision)
+    resident = {
+        "image": ("vae", "image_encoder"),
+        "text": ("text_encoder",),
+        "denoise": experts(folder),
+        "decode": ("vae",),
+    }
+    stages = {}
+    for stage, work in _work_bytes(folder, request, precision).items():
+        held = [parts[name] for name in (parts if options.keep_loaded else resident[stage]) if name in parts]
+        # without keep_loaded the parts of a stage come one after the other
+        weights = sum(held) if options.keep_loaded else max(held, default=0)
+        stages[stage] = PROCESS_BYTES + int((1 + WEIGHT_HOLES) * weights) + work + min(work, KEPT_FREE_BYTES)
+    return Prediction(parts, stages)
+
+
+def _work_bytes(folder: ModelFolder, request: GenerationRequest, precision: Precision) -> dict[str, int]:
+    """What each stage of the request holds beside weights."""
     num_frames, height, width = request.clip
     transformer = WanConfig.from_dict(folder.component(experts(folder)[0]).config)
     vae = WanVAEConfig.from_dict(folder.component("vae").config)
@@ -57,20 +86,34 @@ def predict(folder: ModelFolder, request: GenerationRequest, precision: Precisio
         height // vae.scale_factor_spatial,
         width // vae.scale_factor_spatial,
     )
-    guided = request.guidance_scale is None or request.guidance_scale > 1
-    work = {
-        "denoise": _denoise_bytes(transformer, latent, request.samples * (1 + guided)),
-        "decode": _decode_bytes(vae, latent, request.samples) + _frames_bytes(request),
-    }
-    used = {"text": ("text_encoder",), "denoise": experts(folder), "decode": ("vae",)}
-    if "text_encoder" in parts and request.prompt is not None:
-        work["text"] = 64 * 2**20
-    kept = sum(parts.values())
-    stages = {
-        stage: PROCESS_BYTES + bytes_ + (kept if options.keep_loaded else max(parts.get(n, 0) for n in used[stage]))
-        for stage, bytes_ in work.items()
-    }
-    return Prediction(parts, stages)
+    guided = request.guidance_scale is not None and request.guidance_scale > 1
+    tokens = _text_tokens(request)
+    pixels = frames_bytes(num_frames, height, width)
+    work = {}
+    if request.image is not None or request.video is not None:
+        # a TI2V model encodes the image alone, an I2V model a whole clip that begins with it
+        only_first = request.image is not None and transformer.in_channels == transformer.latent_channels
+        encoded = 1 if only_first else num_frames
+        work["image"] = encode_bytes(vae, height, width, encoded) + 2 * frames_bytes(encoded, height, width)
+    if request.prompt is not None and "text_encoder" in folder:
+        config = UMT5Config.from_dict(folder.component("text_encoder").config)
+        work["text"] = text_bytes(config, precision, request.prompts * (1 + guided), tokens)
+    work["denoise"] = denoise_bytes(transformer, precision, latent, request.samples * (1 + guided), tokens)
+    if request.output_type != "latent":
+        clips = request.samples * pixels
+        decoding = decode_bytes(vae, latent[1], latent[2], request.samples, request.tiling) + clips
+        work["decode"] = max(decoding, 3 * clips)  # the finished clip, an intermediate and the result
+    return work
+
+
+def _text_tokens(request: GenerationRequest) -> int:
+    """Tokens that the transformer reads at most: a tokenizer makes no more of a text than it has letters, and one."""
+    embeds = [e for e in (request.prompt_embeds, request.negative_prompt_embeds) if e is not None]
+    if embeds:
+        return int(embeds[0].shape[1])
+    texts = [request.prompt or "", request.negative_prompt or ""]
+    longest = max(len(text) for texts_ in texts for text in ([texts_] if isinstance(texts_, str) else texts_))
+    return min(longest + 9, request.max_sequence_length or longest + 9)
 
 
 def experts(folder: ModelFolder) -> tuple[str, ...]:
@@ -84,104 +127,54 @@ def component_shapes(folder: ModelFolder) -> dict[str, Shapes]:
     shapes["vae"] = wan_vae.tensor_shapes(WanVAEConfig.from_dict(folder.component("vae").config))
     if "text_encoder" in folder:
         shapes["text_encoder"] = umt5.tensor_shapes(UMT5Config.from_dict(folder.component("text_encoder").config))
+    if "image_encoder" in folder:
+        shapes["image_encoder"] = clip.tensor_shapes(
+            CLIPVisionConfig.from_dict(folder.component("image_encoder").config)
+        )
     return shapes
 
 
 def weight_bytes(folder: ModelFolder, precision: Precision) -> dict[str, int]:
     """Resident bytes of each component's weights: matrices as `precision` stores them, the rest in fp32.
 
-    A text encoder's embedding table stays in its file, and the VAE is always fp32.
+    The time embedder and the VAE are always fp32, and a text encoder's embedding table stays in its file.
     """
+    width = precision.weights.itemsize
     found = {}
     for name, shapes in component_shapes(folder).items():
-        stored = 4 if name == "vae" else precision.weights.itemsize
-        found[name] = sum(
-            math.prod(shape) * (stored if len(shape) == 2 else 4)
-            for tensor, shape in shapes.items()
-            if not _stays_mapped(tensor)
-        )
+        found[name] = 0
+        for tensor, shape in shapes.items():
+            if name != "vae" and len(shape) == 2 and not _is_exact(tensor):
+                scales = 4 * shape[0] if width == 1 else 0
+                found[name] += width * math.prod(shape) + scales
+            elif not _stays_mapped(tensor):
+                found[name] += 4 * math.prod(shape)
     return found
 
 
+def _is_exact(tensor: str) -> bool:
+    exact = ("condition_embedder.time", "embeddings.")
+    return tensor.startswith(exact) or "relative_attention_bias" in tensor or _stays_mapped(tensor)
+
+
 def _stays_mapped(tensor: str) -> bool:
-    return tensor in ("shared.weight", "encoder.embed_tokens.weight")
+    return tensor in (umt5.SHARED_EMBEDDING, umt5.OWN_EMBEDDING)
 
 
-def _denoise_bytes(config: WanConfig, latent: tuple[int, int, int], rows: int) -> int:
-    """Activations of one block, at its widest in the MLP or around attention, and the prompt's keys and values."""
-    from kinema.batching import MAX_TOKENS_PER_FORWARD
-
-    tokens = math.prod(n // p for n, p in zip(latent, config.patch_size, strict=True))
-    together = min(rows, max(1, MAX_TOKENS_PER_FORWARD // tokens))
-    widest = max(2 * config.dim + 2 * config.ffn_dim, 9 * config.dim)
-    context = 2 * config.num_layers * rows * 128 * config.dim
-    latents = 12 * rows * config.latent_channels * math.prod(latent)
-    return 4 * (together * tokens * widest + context + latents)
-
-
-def _decode_bytes(config: WanVAEConfig, latent: tuple[int, int, int], batch: int) -> int:
-    """The largest feature maps of one latent frame, and the past frames that every convolution keeps."""
-    _, height, width = latent
-    frames, area, past, largest = 1, height * width, 0, 0
-    for stage in UpStageSpec.all(config):
-        pixels = area * frames
-        past += (2 * len(stage.blocks) + 1) * 2 * stage.hidden * area
-        largest = max(largest, VAE_LIVE_MAPS * stage.hidden * pixels)
-        if stage.doubling is not None:
-            frames *= 2 if stage.temporal else 1
-            area *= 4
-            # the map before the upsampler's convolution has the new size and the old channels
-            largest = max(largest, (2 * stage.hidden + 2 * stage.out) * area * frames)
-    return 4 * batch * (past + largest)
-
-
-def _frames_bytes(request: GenerationRequest) -> int:
-    """The clip in fp32, while it is put together and converted."""
-    num_frames, height, width = request.clip
-    return 3 * 4 * request.samples * num_frames * height * width * 3
-
-
-def check_fits(prediction: Prediction, available: int) -> None:
+def check_fits(prediction: Prediction, available: int, options: LoadOptions) -> None:
     """RequestError if a request cannot fit, with what would make it smaller."""
-    if prediction.peak > available:
-        raise RequestError(
-            f"this needs about {gib(prediction.peak)} in its {prediction.largest_stage} stage, {gib(available)} are "
-            "available: use a smaller size or fewer frames, --low-memory (keep_loaded=False), --tiled, or a lower "
-            "precision"
-        )
+    if prediction.peak <= available:
+        return
+    remedies = ["a smaller size or fewer frames"]
+    if options.keep_loaded:
+        remedies.append("--low-memory (keep_loaded=False)")
+    if options.precision in ("auto", "fp32"):
+        remedies.append("--precision bf16")
+    raise RequestError(
+        f"this needs about {gib(prediction.peak)} in its {prediction.largest_stage} stage, {gib(available)} are "
+        f"available: use {', or '.join(remedies)}"
+    )
 
 
 def gib(count: int) -> str:
     return f"{count / 2**30:.1f} GiB"
-
-
-def available_bytes(device: torch.device | None = None) -> int:
-    """Memory that this process could still get: of the GPU, or of the machine within its control group's limit."""
-    if device is not None and device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    limits = []
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        limits.append(int(lines["MemAvailable"].split()[0]) * 1024)
-    group = Path("/sys/fs/cgroup")
-    if (group / "memory.max").exists() and (group / "memory.max").read_text().strip() != "max":
-        used = int((group / "memory.current").read_text())
-        limits.append(int((group / "memory.max").read_text()) - used)
-    return min(limits) if limits else sys.maxsize
-
-
-def held_bytes(device: torch.device) -> int:
-    """What this process holds now, on the device that it runs on."""
-    if device.type == "cuda":
-        return int(torch.cuda.memory_reserved(device))
-    status = Path("/proc/self/statm")
-    return int(status.read_text().split()[1]) * resource.getpagesize() if status.exists() else 0
-
-
-def peak_bytes(device: torch.device) -> int:
-    """The most that this process has held so far: on the GPU if that is where it runs."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

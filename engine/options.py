@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from kinema.errors import CheckpointError
+from kinema.errors import CheckpointError, RequestError
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,11 @@ class LoadOptions:
     variant: str | None = None
     keep_loaded: bool = True
     threads: int | None = None
+
+    def __post_init__(self) -> None:
+        cores = os.cpu_count() or 1
+        if self.threads is not None and not 1 <= self.threads <= cores:
+            raise RequestError(f"threads is {self.threads!r}: wanted 1 to {cores}, the cores of this machine")
 
 
 @dataclass(frozen=True)

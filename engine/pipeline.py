@@ -102,7 +102,7 @@ class VideoPipeline:
         request = self.complete(request)
         shape = check_request(request, self.transformer_config, self.vae_config, self.folder.options)
         prediction = predict(self.folder, request, self.ops.plan.target.precision, self.options)
-        check_fits(prediction, available_bytes(self.ops.device) + held_bytes(self.ops.device))
+        check_fits(prediction, available_bytes(self.ops.device) + held_bytes(self.ops.device), self.options)
         stats = Stats(backends={choice.op: choice.backend for choice in self.ops.plan.choices})
         generators = noise_generators(request, stats)
         grid = self.scheduler.grid(request.num_inference_steps)
@@ -111,11 +111,11 @@ class VideoPipeline:
 
         conditioning, clean = Conditioning(), None
         if request.image is not None or request.video is not None:
-            with stats.stage("image"):
+            with stats.stage("image", self.components.loading):
                 conditioning = condition(self.components, request, self.transformer_config)
                 clean = encode_video(self.components, request)
         guidance = self._guidance(request)
-        with stats.stage("text"):
+        with stats.stage("text", self.components.loading):
             text = encode_prompts(self.components, request, guided=guidance["transformer"] > 1)
 
         latents = request.latents if request.latents is not None else draw_noise(shape, generators)
@@ -133,10 +133,10 @@ class VideoPipeline:
             if not state.done:
                 running.setdefault(self._expert(state), []).append(state)
         for expert, group in running.items():
-            transformer = self.components.transformer(expert)
             with ExitStack() as stages:
                 for state in group:
-                    stages.enter_context(state.stats.stage("denoise"))
+                    stages.enter_context(state.stats.stage("denoise", self.components.loading))
+                transformer = self.components.transformer(expert)
                 predictions = forward_together(transformer, [self._rows(state, expert) for state in group])
                 for state, prediction in zip(group, predictions, strict=True):
                     state.advance(self.ops, prediction, expert)
@@ -161,7 +161,7 @@ class VideoPipeline:
         if output_type == "latent":
             frames: Any = state.conditioning.hold_first_frame(state.latents)
         else:
-            with stats.stage("decode"):
+            with stats.stage("decode", self.components.loading):
                 frames = postprocess(torch.cat(list(self.decode_chunks(state)), dim=2), output_type)
         stats.steps, stats.peak_bytes = state.step_index, peak_bytes(self.ops.device)
         return VideoOutput(frames, self.defaults.fps, output_type, stats)

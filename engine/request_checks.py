@@ -9,6 +9,8 @@ from kinema.models.wan import WanConfig
 from kinema.request import GenerationRequest
 from kinema.vae.wan import WanVAEConfig
 
+MAX_PROMPT_TOKENS = 512
+
 
 def check_request(
     request: GenerationRequest, transformer: WanConfig, vae: WanVAEConfig, options: PipelineOptions
@@ -28,6 +30,10 @@ def check_request(
 
 
 def _check_text(request: GenerationRequest, transformer: WanConfig) -> None:
+    if request.max_sequence_length is not None and request.max_sequence_length > MAX_PROMPT_TOKENS:
+        raise RequestError(
+            f"max_sequence_length is {request.max_sequence_length}: Wan reads up to {MAX_PROMPT_TOKENS} tokens"
+        )
     given = {name: getattr(request, name) for name in ("prompt_embeds", "negative_prompt_embeds")}
     given = {name: embeds for name, embeds in given.items() if embeds is not None}
     for name, embeds in given.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -30,16 +30,21 @@ class Stats:
         return sum(self.seconds.values())
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
+    def stage(self, name: str, loading: Callable[[], float] = lambda: 0.0) -> Iterator[None]:
         """Add the wall time of the block to `seconds[name]`, also when the block raises.
 
-        A GPU works on after its launches return: synchronise at the end of the block if the stage ran there.
+        loading: a clock that runs while parts of a model are loaded (`Components.loading`); what it advances by
+        within the block is the stage "load". A GPU works on after its launches return: synchronise at the end of
+        the block if the stage ran there.
         """
-        start = time.perf_counter()
+        start, loaded = time.perf_counter(), loading()
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            spent, loaded = time.perf_counter() - start, loading() - loaded
+            if loaded:
+                self.seconds["load"] = self.seconds.get("load", 0.0) + loaded
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent - loaded
 
     def summary(self) -> dict[str, Any]:
         """All fields and `total_seconds` as plain values that `json.dumps` takes."""

@@ -44,7 +44,8 @@ def machine() -> dict[str, str]:
     """System, processor, instruction set, threads, memory and GPUs."""
     import torch
 
-    from kinema.memory import available_bytes, gib
+    from kinema.machine_memory import available_bytes
+    from kinema.memory import gib
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {

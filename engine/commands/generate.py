@@ -44,9 +44,9 @@ def run(arguments: argparse.Namespace) -> int:
     for path in paths[:1]:
         check_writable(path, fps=arguments.fps)  # before torch is even imported
 
+    from kinema.machine_memory import peak_bytes
     from kinema.media.postprocess import to_uint8
     from kinema.media.writer import open_video
-    from kinema.memory import peak_bytes
     from kinema.pipeline import VideoPipeline
     from kinema.progress import steps_bar, waiting
 
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     stats = state.stats
     with (
         ExitStack() as files,
-        stats.stage("decode and write"),
+        stats.stage("decode and write", pipe.components.loading),
         steps_bar(num_frames, show, unit="frame", title="decode") as advance,
     ):
         writers = [files.enter_context(open_video(path, fps)) for path in paths]

@@ -22,7 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from kinema.memory import available_bytes, component_shapes, predict
+    from kinema.machine_memory import available_bytes
+    from kinema.memory import component_shapes, predict
     from kinema.pipeline import VideoPipeline
     from kinema.request import GenerationRequest
 

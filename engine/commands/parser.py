@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 Verbs = Mapping[str, tuple[str, str]]
 
@@ -22,8 +22,8 @@ class VerbParser(argparse.ArgumentParser):
     when an option is added.
     """
 
-    def __init__(self, *args: Any, module: str | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+    def __init__(self, *, module: str | None = None, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
         self._module = module
         self._verbs: tuple[str, ...] = ()
 
@@ -50,7 +50,7 @@ class VerbParser(argparse.ArgumentParser):
         unknown = [word for word in rest if word != "--"]
         if unknown:
             self.error(self._unknown(unknown))
-        return cast("argparse.Namespace", parsed), []
+        return parsed, []
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{self.prog}: error: {message}; see {self.prog} --help")

@@ -26,8 +26,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     from kinema.checkpoints import Weights
     from kinema.ops import build_ops, plan_ops, target_for
+    from kinema.sample.evaluate import Quiz, adherence
     from kinema.sample.export import export_model
-    from kinema.sample.recipe import Recipe
     from kinema.sample.train_dit import train_dit
     from kinema.sample.train_vae import latent_statistics, train_vae
     from kinema.vae.wan import WanVAE
@@ -48,7 +48,16 @@ def run(arguments: argparse.Namespace) -> int:
     vae_config = replace(recipe.vae, latents_mean=mean, latents_std=std)
     vae = WanVAE(vae_config, Weights(vae_run.average), ops)
 
-    dit_run = train_dit(recipe, ops, vae, folder, _reporter("dit"), stop_after=stop_after)
+    quiz = Quiz.draw(recipe, 64)
+    dit_run = train_dit(
+        recipe,
+        ops,
+        vae,
+        folder,
+        _reporter("dit"),
+        lambda tensors: adherence(recipe, tensors, vae, ops, quiz),
+        stop_after=stop_after,
+    )
     record = {
         "commit": _commit(),
         "recipe": asdict(recipe),

@@ -15,6 +15,7 @@ import torch
 from kinema.checkpoints import save_component, save_json, save_model_index
 from kinema.sample.recipe import FPS, Recipe
 from kinema.sample.tokenizer import build_tokenizer
+from kinema.sample.train_vae import with_past_taps
 from kinema.vae.wan import WanVAEConfig
 
 # What the scheduler does with the model's output, and Wan's own shift for small clips.
@@ -86,6 +87,7 @@ def _write(
     save_model_index(folder, "WanPipeline", classes, options)
     transformer = {"_class_name": "WanTransformer3DModel", **asdict(recipe.transformer)}
     save_component(folder / "transformer", transformer, _below(dit, "transformer."), dtype=dtype)
+    vae = with_past_taps(vae_config, dict(vae))
     save_component(folder / "vae", {"_class_name": "AutoencoderKLWan", **asdict(vae_config)}, vae, dtype=dtype)
     text = {"architectures": ["UMT5EncoderModel"], "model_type": "umt5", **asdict(recipe.text)}
     save_component(folder / "text_encoder", text, _below(dit, "text."), dtype=dtype)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,22 +27,27 @@ class ClipPool:
     resumed run continues with the same clips; what the file lacks is encoded again.
     """
 
-    def __init__(self, recipe: Recipe, vae: WanVAE, path: Path) -> None:
+    def __init__(self, recipe: Recipe, vae: WanVAE, folder: Path) -> None:
         self.recipe = recipe
         self.vae = vae
         train, config = recipe.train_dit, recipe.vae
         side = recipe.size // config.scale_factor_spatial
         shape = (train.pool, config.z_dim, train.long_latents, side, side)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = not path.exists()
-        self._latents = np.lib.format.open_memmap(path, mode="w+" if fresh else "r+", dtype=np.float16, shape=shape)
-        numbers = path.with_suffix(".numbers.npy")
-        self._numbers = np.lib.format.open_memmap(
-            numbers, mode="w+" if fresh or not numbers.exists() else "r+", dtype=np.int64, shape=(train.pool,)
-        )
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"pool-{recipe.seed}-{self._fingerprint()}"
+        latents, numbers = folder / f"{name}.npy", folder / f"{name}.numbers.npy"
+        fresh = not (latents.exists() and numbers.exists())
+        mode: Literal["w+", "r+"] = "w+" if fresh else "r+"
+        self._latents = np.lib.format.open_memmap(latents, mode=mode, dtype=np.float16, shape=shape)
+        self._numbers = np.lib.format.open_memmap(numbers, mode=mode, dtype=np.int64, shape=shape[:1])
         if fresh:
             self._numbers[:] = -1
         self.made = 0
+
+    def _fingerprint(self) -> str:
+        """Of the VAE, by what it does to one clip: latents of another VAE must not be taken for this one's."""
+        latents = self._latents_of([0])
+        return hashlib.sha256((latents * 20).round().to(torch.int16).numpy().tobytes()).hexdigest()[:12]
 
     def clips_at(self, step: int) -> int:
         """How many clips have been made by step `step`."""
@@ -67,11 +74,13 @@ class ClipPool:
         return numbers, latents.float()
 
     @torch.no_grad()
-    def _encode(self, numbers: list[int]) -> None:
+    def _latents_of(self, numbers: list[int]) -> torch.Tensor:
         frames = 1 + (self.recipe.train_dit.long_latents - 1) * self.recipe.vae.scale_factor_temporal
         video = render([self.scene(n) for n in numbers], frames, self.recipe.size)
-        latents = self.vae.normalize(self.vae.encode(video, chunk=None).mode())
-        for number, encoded in zip(numbers, latents, strict=True):
+        return self.vae.normalize(self.vae.encode(video, chunk=None).mode())
+
+    def _encode(self, numbers: list[int]) -> None:
+        for number, encoded in zip(numbers, self._latents_of(numbers), strict=True):
             slot = number % len(self._numbers)
             self._numbers[slot] = -1  # a kill while the slot is written leaves it empty
             self._latents[slot] = encoded.to(torch.float16).numpy()

@@ -46,10 +46,10 @@ class VaeRecipe:
     loss = |x − x̂| + edges · |∇x − ∇x̂| + kl · KL(q ‖ N(0, 1)), each a mean over its elements.
     """
 
-    schedule: Schedule = field(default_factory=lambda: Schedule(steps=4000, learning_rate=2e-3))
+    schedule: Schedule = field(default_factory=lambda: Schedule(steps=5000, learning_rate=2e-3))
     batch: int = 8
     crop: int = 32
-    frames: int = 9
+    frames: int = 17
     whole_frames: float = 0.1
     edges: float = 0.5
     kl: float = 1e-4
@@ -65,10 +65,10 @@ class DitRecipe:
     at high noise.
     """
 
-    schedule: Schedule = field(default_factory=lambda: Schedule(steps=20000, learning_rate=1e-3, warmup=200))
+    schedule: Schedule = field(default_factory=lambda: Schedule(steps=3000, learning_rate=1.5e-3, warmup=200))
     batch: int = 64
     image_batch: int = 192
-    images_first: float = 0.1
+    images_first: float = 0.3
     image_share: float = 0.15
     causal_share: float = 0.4
     drop_caption: float = 0.1

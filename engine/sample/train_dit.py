@@ -22,7 +22,7 @@ from kinema.sample.captions import caption
 from kinema.sample.pool import ClipPool
 from kinema.sample.recipe import Recipe
 from kinema.sample.tokenizer import make_tokenizer
-from kinema.sample.training import Progress, Run, Tensors, generator_for
+from kinema.sample.training import Progress, Run, Tensors, bf16_products_are_faster, generator_for, mixed_precision
 from kinema.text import umt5
 from kinema.text.umt5 import UMT5Encoder
 from kinema.vae.wan import WanVAE
@@ -173,13 +173,16 @@ def train_dit(
 ) -> Run:
     """Train, or go on training, the transformer and text encoder whose state is in `folder`."""
     run = Run(folder / "dit.safetensors", initial_dit(recipe), recipe.train_dit.schedule)
-    pool = ClipPool(recipe, vae, folder / "pool.npy")
+    pool = ClipPool(recipe, vae, folder)
+    ops, arithmetic = mixed_precision(ops, bf16_products_are_faster())
 
     def loss_of(step: int) -> tuple[torch.Tensor, int]:
         pool.advance(step)
         batch = training_batch(recipe, pool, step)
-        models = Models(recipe, dict(run.parameters), ops)
-        return flow_loss(models, batch, generator_for(recipe.seed, PHASE, step, 1)), len(batch.captions)
+        with arithmetic:
+            models = Models(recipe, dict(run.parameters), ops)
+            loss = flow_loss(models, batch, generator_for(recipe.seed, PHASE, step, 1))
+        return loss, len(batch.captions)
 
     run.train(
         loss_of,

@@ -21,12 +21,33 @@ from kinema.vae.wan import WanVAE, WanVAEConfig, tensor_shapes
 PHASE = 1
 
 
+def training_shapes(config: WanVAEConfig) -> Shapes:
+    """The VAE's tensors while it is trained: only the resampling convolutions look into the past.
+
+    A kernel whose past taps are zero is a frame-by-frame one, at a third of the work. What a frame depends on then
+    reaches back a few latent frames and no further, so a model trained on short clips is right on endless ones.
+    """
+    return {
+        name: (*shape[:2], 1, *shape[3:]) if len(shape) == 5 and "time_conv" not in name else shape
+        for name, shape in tensor_shapes(config).items()
+    }
+
+
+def with_past_taps(config: WanVAEConfig, tensors: Tensors) -> Tensors:
+    """The trained tensors in their published shapes: the missing past taps are zeros."""
+    published = tensor_shapes(config)
+    padded = {}
+    for name, tensor in tensors.items():
+        missing = published[name][2] - tensor.shape[2] if tensor.ndim == 5 else 0
+        padded[name] = F.pad(tensor, (0, 0, 0, 0, missing, 0)) if missing else tensor
+    return padded
+
+
 def initial_vae(config: WanVAEConfig, seed: int) -> Tensors:
-    """He-scaled convolutions; the last one of each residual block starts small, so that the block starts as identity."""
+    """He-scaled convolutions; a residual block's last one starts small, so that the block starts as identity."""
     generator = generator_for(seed, PHASE)
     tensors: Tensors = {}
-    shapes: Shapes = tensor_shapes(config)
-    for name, shape in shapes.items():
+    for name, shape in training_shapes(config).items():
         if name.endswith("gamma"):
             tensors[name] = torch.ones(shape)
         elif name.endswith("bias"):
@@ -49,7 +70,9 @@ def training_clips(recipe: Recipe, step: int) -> torch.Tensor:
     video = render(scenes, train.frames, recipe.size, first_frame=first)
     if whole:
         return video
-    return torch.stack([_crop(clip, scene, first, train.crop, generator) for clip, scene in zip(video, scenes)])
+    return torch.stack(
+        [_crop(clip, scene, first, train.crop, generator) for clip, scene in zip(video, scenes, strict=True)]
+    )
 
 
 def _crop(clip: torch.Tensor, scene: Scene, first: int, crop: int, generator: torch.Generator) -> torch.Tensor:

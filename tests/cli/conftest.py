@@ -83,7 +83,9 @@ def process() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     started: list[subprocess.Popen[str]] = []
 
     def start(*words: object, before: str = "", **options: Any) -> subprocess.Popen[str]:
-        code = f"import sys\n{before}\nfrom kinema.cli import main\nsys.exit(main(sys.argv[1:]))"
+        # a test run in the background ignores ctrl-C, and what it starts inherits that
+        signals = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)"
+        code = f"import sys\n{signals}\n{before}\nfrom kinema.cli import main\nsys.exit(main(sys.argv[1:]))"
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
         command = [sys.executable, "-c", code, *(str(word) for word in words)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "", **options.pop("env", {})}

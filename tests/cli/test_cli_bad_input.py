@@ -212,6 +212,12 @@ def a_device(out):
     return f"{out}/a.mp4", ["not a regular file"]
 
 
+def a_place_where_not_even_root_writes(out):
+    if not os.path.isdir("/proc/1"):
+        pytest.skip("has no /proc")
+    return "/proc/a.mp4", ["No such file or directory"]
+
+
 def unknown_suffix(out):
     return f"{out}/a.docx", ["'.docx'"]
 
@@ -220,7 +226,16 @@ def several_frames_in_a_picture(out):
     return f"{out}/a.png", ["one frame, got 9"]
 
 
-UNWRITABLE = [a_file, missing_folder, a_folder, a_full_folder, a_device, unknown_suffix, several_frames_in_a_picture]
+UNWRITABLE = [
+    a_file,
+    missing_folder,
+    a_folder,
+    a_full_folder,
+    a_device,
+    a_place_where_not_even_root_writes,
+    unknown_suffix,
+    several_frames_in_a_picture,
+]
 
 
 def contents(folder: Path) -> dict[str, str | None]:
@@ -268,11 +283,9 @@ def test_bench_refuses_no_rounds(cli, tiny, option):
 
 def test_a_message_of_several_lines_becomes_one(cli, monkeypatch):
     from kinema.errors import RequestError
-    from kinema.ops import plan
 
     def plan_ops(target, backend):
         raise RequestError("first\n  second")
 
     monkeypatch.setattr("kinema.ops.plan_ops", plan_ops)
-    assert plan is not None
     assert cli("doctor") == (1, "", "kinema: error: first second\n")

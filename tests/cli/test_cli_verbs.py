@@ -212,13 +212,14 @@ def test_bench_generate(cli, tiny, out, monkeypatch):
 def test_a_report_names_the_commit_only_of_our_own_checkout(tmp_path, monkeypatch):
     from kinema.bench.report import commit
 
-    package = tmp_path / "site" / "kinema"
-    package.mkdir(parents=True)
+    packages = [tmp_path / "site" / "kinema", tmp_path / "kinema"]
     git = ["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b"]
     subprocess.run([*git, "init", "-q"], check=True)
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
-    monkeypatch.setattr(kinema, "__file__", str(package / "__init__.py"))
-    assert commit() is None  # installed into a folder of someone else's repository
+    for package in packages:
+        package.mkdir(parents=True)
+        monkeypatch.setattr(kinema, "__file__", str(package / "__init__.py"))
+        assert commit() is None  # in a folder of someone else's repository
     (tmp_path / "engine").mkdir()
     monkeypatch.setattr(kinema, "__file__", str(tmp_path / "engine" / "__init__.py"))
     clean = commit()

@@ -1,5 +1,4 @@
 """The tokenizer against transformers and sentencepiece, on small models trained here."""
-# ruff: noqa: RUF001
 
 import json
 import random

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
+
 from kinema.checkpoints.weights import Weights
 from kinema.models import wan
 from kinema.models.wan import WanConfig, WanTransformer, tensor_shapes

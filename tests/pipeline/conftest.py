@@ -3,6 +3,7 @@
 import math
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,12 @@ def build(kind: str, folder: Path) -> Any:
     return pipeline
 
 
+def open_on_cpu(folder: Path, **options: Any) -> Any:
+    import kinema
+
+    return kinema.VideoPipeline.from_pretrained(folder, device="cpu", **options)
+
+
 class Models:
     """The models of `KINDS`, each built once per session."""
 
@@ -154,17 +161,16 @@ class Models:
 
     def __call__(self, kind: str) -> Model:
         if kind not in self._built:
-            import kinema
-
-            theirs = build(kind, self._root / kind)
-            ours = kinema.VideoPipeline.from_pretrained(self._root / kind)
-            self._built[kind] = Model(self._root / kind, theirs, ours)
+            folder = self._root / kind
+            self._built[kind] = Model(folder, build(kind, folder), open_on_cpu(folder))
         return self._built[kind]
+
+    def fresh(self, kind: str, **options: Any) -> Any:
+        """A pipeline of our own that has loaded nothing yet."""
+        return open_on_cpu(self(kind).folder, **options)
 
     def with_scheduler(self, kind: str, scheduler: Any) -> Model:
         """The same weights under another diffusers scheduler."""
-        import kinema
-
         model = self(kind)
         folder = self._root / f"{kind}-{type(scheduler).__name__}"
         if not folder.exists():
@@ -177,9 +183,32 @@ class Models:
             index.write_text(text)
         theirs = type(model.theirs)(**{**model.theirs.components, "scheduler": scheduler})
         theirs.set_progress_bar_config(disable=True)
-        return Model(folder, theirs, kinema.VideoPipeline.from_pretrained(folder))
+        return Model(folder, theirs, open_on_cpu(folder))
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     return Models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def tensors_of() -> Callable[[Any], list[torch.Tensor]]:
+    """Every tensor that an object reaches through its own attributes and containers, each once."""
+
+    def search(value: Any, seen: dict[int, Any]) -> list[torch.Tensor]:
+        if id(value) in seen or isinstance(value, (str, int, float, type, torch.Generator)):
+            return []
+        seen[id(value)] = value
+        if isinstance(value, torch.Tensor):
+            return [value]
+        if isinstance(value, dict):
+            inside = list(value.values())
+        elif isinstance(value, (list, tuple)):
+            inside = list(value)
+        elif hasattr(value, "__dict__") and type(value).__module__.startswith("kinema"):
+            inside = list(vars(value).values())
+        else:
+            return []
+        return [tensor for one in inside for tensor in search(one, seen)]
+
+    return lambda value: search(value, {})

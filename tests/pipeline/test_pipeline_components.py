@@ -25,7 +25,7 @@ def close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
 @pytest.fixture(scope="module")
 def transformer(models):
     model = models("t2v")
-    return kinema.load_transformer(model.folder / "transformer"), model.theirs.transformer
+    return kinema.load_transformer(model.folder / "transformer", device="cpu"), model.theirs.transformer
 
 
 INPUTS = (randn(2, 4, 3, 6, 10), torch.tensor([900, 37]), randn(2, 9, 24, seed=1))
@@ -74,7 +74,7 @@ def test_timesteps_per_token(transformer):
 @pytest.mark.parametrize(("kind", "images"), [("i2v_clip", 1), ("i2v_first_last", 2)])
 def test_image_tokens(models, kind, images):
     model = models(kind)
-    ours, theirs = kinema.load_transformer(model.folder / "transformer"), model.theirs.transformer
+    ours, theirs = kinema.load_transformer(model.folder / "transformer", device="cpu"), model.theirs.transformer
     # diffusers takes the text to be 512 tokens where there are image tokens
     inputs = (randn(2, 12, 2, 4, 6), torch.tensor([900, 37]), randn(2, 512, 24), randn(2 * images, 5, 16))
     with torch.no_grad():
@@ -104,7 +104,7 @@ def test_inputs_that_do_not_fit_are_refused(transformer, changes, message):
 
 
 def test_an_image_transformer_needs_its_image(models):
-    ours = kinema.load_transformer(models("i2v_first_last").folder / "transformer")
+    ours = kinema.load_transformer(models("i2v_first_last", device="cpu").folder / "transformer")
     inputs = (randn(2, 12, 2, 4, 6), torch.tensor([900, 37]), randn(2, 9, 24))
     with pytest.raises(RequestError, match=r"needs \[2, L, 16\]"):
         ours(*inputs)
@@ -118,7 +118,7 @@ def test_diffusers_own_pipeline_runs_on_our_transformer(models, kind):
     parts = dict(model.theirs.components)
     for name in ("transformer", "transformer_2"):
         if parts[name] is not None:
-            parts[name] = kinema.load_transformer(model.folder / name)
+            parts[name] = kinema.load_transformer(model.folder / name, device="cpu")
     theirs = type(model.theirs)(**parts, boundary_ratio=model.theirs.config.boundary_ratio)
     theirs.set_progress_bar_config(disable=True)
     call = {"prompt": "a red circle", "height": 32, "width": 48, "num_frames": 5, "num_inference_steps": 5}
@@ -134,7 +134,7 @@ def test_diffusers_own_pipeline_runs_on_our_transformer(models, kind):
 @pytest.mark.parametrize("kind", ["t2v", "ti2v"])
 def test_the_vae_encodes_and_decodes(models, kind):
     model = models(kind)
-    ours, theirs = kinema.load_vae(model.folder / "vae"), model.theirs.vae
+    ours, theirs = kinema.load_vae(model.folder / "vae", device="cpu"), model.theirs.vae
     latents = randn(1, 4, 3, 4, 6)
     with torch.no_grad():
         expected = theirs.decode(latents).sample
@@ -144,7 +144,7 @@ def test_the_vae_encodes_and_decodes(models, kind):
 
 def test_the_text_encoder_gives_the_last_hidden_state(models):
     model = models("t2v")
-    ours, theirs = kinema.load_text_encoder(model.folder / "text_encoder"), model.theirs.text_encoder
+    ours, theirs = kinema.load_text_encoder(model.folder / "text_encoder", device="cpu"), model.theirs.text_encoder
     ids = torch.randint(0, 40, (2, 11), generator=torch.Generator().manual_seed(0))
     mask = torch.ones(2, 11, dtype=torch.int64)
     mask[1, 6:] = 0

@@ -55,7 +55,7 @@ STAGES = {
 def test_only_the_running_stage_is_in_memory(models, kind, monkeypatch):
     changes, stages = STAGES[kind]
     kept = models(kind).ours
-    pipe = kinema.VideoPipeline.from_pretrained(models(kind).folder, keep_loaded=False)
+    pipe = models.fresh(kind, keep_loaded=False)
     assert pipe.components.loaded == ()
     seen = record(pipe, monkeypatch)
     out = pipe(**CALL, **changes)
@@ -65,7 +65,7 @@ def test_only_the_running_stage_is_in_memory(models, kind, monkeypatch):
 
 
 def test_parts_are_loaded_once_and_kept(models, monkeypatch):
-    pipe = kinema.VideoPipeline.from_pretrained(models("t2v").folder)
+    pipe = models.fresh("t2v")
     assert pipe.components.loaded == ()
     seen = record(pipe, monkeypatch)
     state = pipe.prepare(GenerationRequest(**CALL))
@@ -78,17 +78,17 @@ def test_parts_are_loaded_once_and_kept(models, monkeypatch):
 
 
 def test_given_embeddings_need_no_text_encoder(models, monkeypatch):
-    pipe = kinema.VideoPipeline.from_pretrained(models("t2v").folder)
+    pipe = models.fresh("t2v")
     embeds = torch.randn(1, 24, 24, generator=torch.Generator().manual_seed(0))
     pipe(**{**CALL, "prompt": None}, prompt_embeds=embeds, negative_prompt_embeds=-embeds)
     assert pipe.components.loaded == ("transformer", "vae")
-    pipe = kinema.VideoPipeline.from_pretrained(models("t2v").folder)
+    pipe = models.fresh("t2v")
     pipe(**{**CALL, "prompt": None, "guidance_scale": 1.0}, prompt_embeds=embeds, output_type="latent")
     assert pipe.components.loaded == ("transformer",)
 
 
 def test_an_interrupted_run_holds_one_stage_too(models, monkeypatch):
-    pipe = kinema.VideoPipeline.from_pretrained(models("t2v").folder, keep_loaded=False)
+    pipe = models.fresh("t2v", keep_loaded=False)
     seen = record(pipe, monkeypatch)
 
     def stop(state, step, timestep, tensors):
@@ -99,7 +99,7 @@ def test_an_interrupted_run_holds_one_stage_too(models, monkeypatch):
 
 
 def test_decoding_that_is_given_up_releases_the_vae(models):
-    pipe = kinema.VideoPipeline.from_pretrained(models("t2v").folder, keep_loaded=False)
+    pipe = models.fresh("t2v", keep_loaded=False)
     state = pipe.prepare(GenerationRequest(**CALL))
     while not state.done:
         pipe.step([state])
@@ -111,7 +111,7 @@ def test_decoding_that_is_given_up_releases_the_vae(models):
 
 
 def test_requests_may_interleave_without_keeping(models):
-    pipe = kinema.VideoPipeline.from_pretrained(models("two_experts").folder, keep_loaded=False)
+    pipe = models.fresh("two_experts", keep_loaded=False)
     requests = [GenerationRequest(**CALL), GenerationRequest(**{**CALL, "num_frames": 1, "num_inference_steps": 2})]
     states = [pipe.prepare(one) for one in requests]
     while not all(state.done for state in states):
@@ -134,7 +134,7 @@ def edited(models, tmp_path, kind, **index):
 def test_defaults_come_from_the_folder(models, tmp_path):
     native = {"height": 32, "width": 48, "num_frames": 5, "num_inference_steps": 2, "fps": 12.0}
     native |= {"max_sequence_length": 24, "guidance_scale": 1.0}
-    pipe = kinema.VideoPipeline.from_pretrained(edited(models, tmp_path, "t2v", _kinema_defaults=native))
+    pipe = kinema.VideoPipeline.from_pretrained(edited(models, tmp_path, "t2v", _kinema_defaults=native), device="cpu")
     out = pipe("a red circle", seed=0)
     assert out.frames.shape == (1, 5, 32, 48, 3) and out.fps == 12.0
     assert (out.stats.steps, out.stats.forwards) == (2, 2)
@@ -160,9 +160,9 @@ def test_wan_is_native_at_its_published_size(models):
 def test_incomplete_folders_are_refused(models, tmp_path, kind, index, message):
     folder = edited(models, tmp_path, kind, **index)
     with pytest.raises(CheckpointError, match=message):
-        kinema.VideoPipeline.from_pretrained(folder)(**CALL, image=PICTURE if kind != "t2v" else None)
+        kinema.VideoPipeline.from_pretrained(folder, device="cpu")(**CALL, image=PICTURE if kind != "t2v" else None)
 
 
 def test_unknown_options_are_refused(models):
     with pytest.raises(RequestError, match=r"unknown parameter dtype: wanted some of device, backend, precision"):
-        kinema.VideoPipeline.from_pretrained(models("t2v").folder, dtype="bf16")
+        models.fresh("t2v", dtype="bf16")

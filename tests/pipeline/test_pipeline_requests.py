@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 
-import kinema
 from kinema import GenerationRequest
 from kinema.errors import RequestError
 from kinema.vae.tiling import Tiling
@@ -153,7 +152,7 @@ def test_no_model_could(changes, parts):
 
 @pytest.mark.parametrize(("kind", "changes", "parts"), THIS_MODEL.values(), ids=THIS_MODEL.keys())
 def test_this_model_cannot(models, kind, changes, parts):
-    pipe = kinema.VideoPipeline.from_pretrained(models(kind).folder)
+    pipe = models.fresh(kind)
     with pytest.raises(RequestError, match=refusal(parts)) as refused:
         pipe(**{**CALL, **changes})
     assert "\n" not in str(refused.value)

@@ -160,7 +160,8 @@ def test_a_really_full_disk(tmp_path):
 @pytest.mark.parametrize("name", ["out.mp4", "out/"])
 def test_ctrl_c_in_a_running_program(tmp_path, name):
     program = (
-        "import sys, numpy as np\n"
+        "import signal, sys, numpy as np\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background ignores it\n"
         "from kinema.media.writer import open_video\n"
         "with open_video(sys.argv[1], 16) as writer:\n"
         "    while True:\n"

@@ -9,6 +9,7 @@ from math import prod
 
 import pytest
 import torch
+
 from kinema.bench.random_model import write_random_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(5400)]
@@ -49,7 +50,9 @@ def test_loading_peaks_near_one_copy(folder, precision):
 
     stored = {"fp32": 4, "bf16": 2}[precision]
     shapes = component_shapes(ModelFolder(folder))
-    size = sum(prod(shape) * (4 if name == "vae" else stored) for name, part in shapes.items() for shape in part.values())
+    size = sum(
+        prod(shape) * (4 if name == "vae" else stored) for name, part in shapes.items() for shape in part.values()
+    )
     peak = int(run_python(LOAD, str(folder), precision))
     print(f"{precision}: peak {peak / 2**30:.2f} GiB for weights of {size / 2**30:.2f} GiB, {peak / size:.3f}")
     assert peak <= 1.15 * size
@@ -89,12 +92,9 @@ def test_forward_at_1280_tokens_equals_diffusers(folder, tmp_path):
 
 def test_two_steps_through_the_command_line(folder, tmp_path):
     out = tmp_path / "real.mp4"
-    done = subprocess.run(
-        [sys.executable, "-m", "kinema", "generate", "a cat on a boat", "--model", str(folder), "-o", str(out)]
-        + ["--height", "256", "--width", "256", "--num-frames", "17", "--steps", "2", "--seed", "1", "--json"],
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-m", "kinema", "generate", "a cat on a boat", "--model", str(folder), "-o", str(out)]
+    size = ["--height", "256", "--width", "256", "--num-frames", "17"]
+    done = subprocess.run([*command, *size, "--steps", "2", "--seed", "1", "--json"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads(done.stdout)
     print(json.dumps(report["seconds"]), f"peak {report['peak_bytes'] / 2**30:.2f} GiB")

@@ -1,0 +1,114 @@
+"""What the stages of a run hold beside the weights: counts of the tensors alive at each peak, in bytes.
+
+The counts are the reference ops' (taken from an allocation trace of each stage); ops that fuse more hold less.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from kinema.batching import MAX_TOKENS_PER_FORWARD
+from kinema.models.wan import WanConfig
+from kinema.ops.common import Precision
+from kinema.text.umt5 import UMT5Config
+from kinema.vae.config import WanVAEConfig
+from kinema.vae.decoder import UpStageSpec
+from kinema.vae.encoder import DownStageSpec
+from kinema.vae.tiling import Tiling
+
+FP32 = torch.float32.itemsize
+
+# In the MLP of a block: x, its norm, and what attention left behind (q, k, and v inside a whole qkv).
+BLOCK_MAPS_IN_MLP = 8
+# In its attention: the same before q and k have lost their copies of before the norm and the rotation.
+BLOCK_MAPS_IN_ATTENTION = 11
+# Around a convolution of the VAE: input, shortcut, steps of the norm, output; the input once more with its past.
+CONV_MAPS = 5
+# Latents, noise, predictions, guided prediction, scheduler history.
+LATENT_MAPS = 12
+
+
+def denoise_bytes(
+    config: WanConfig, precision: Precision, latent: tuple[int, int, int], rows: int, text_tokens: int
+) -> int:
+    """One forward of `rows` rows, as many at a time as share it, and the prompt's keys and values."""
+    tokens = math.prod(n // p for n, p in zip(latent, config.patch_size, strict=True))
+    together = tokens * min(rows, max(1, MAX_TOKENS_PER_FORWARD // tokens))
+    flowing = precision.activations.itemsize
+    # the hidden layer before and after its activation; quantised, an intermediate and the bytes too
+    hidden = (2 if precision.quantize_activations is None else 3.25) * together * config.ffn_dim * flowing
+    widened = together * config.ffn_dim * flowing + widened_bytes(precision, config.dim * config.ffn_dim)
+    mlp = BLOCK_MAPS_IN_MLP * together * config.dim * flowing + max(hidden, widened)
+    attention = BLOCK_MAPS_IN_ATTENTION * together * config.dim * flowing
+    context = 2 * config.num_layers * rows * text_tokens * config.dim * flowing
+    latents = LATENT_MAPS * rows * config.latent_channels * math.prod(latent) * FP32
+    return int(max(mlp, attention) + context + latents)
+
+
+def text_bytes(config: UMT5Config, precision: Precision, prompts: int, tokens: int) -> int:
+    """One forward of the text encoder: a block's maps, its position bias and scores."""
+    inner = config.num_heads * config.d_kv
+    maps = prompts * tokens * (4 * config.d_model + 5 * inner + 3 * config.d_ff) * FP32
+    bias = 3 * config.num_heads * tokens**2 * FP32
+    largest = config.d_model * max(2 * config.d_ff, 3 * inner)
+    # while the last matrix is packed, its parts, their concatenation and the result are there at once
+    return maps + bias + max(widened_bytes(precision, largest), 2 * largest * FP32)
+
+
+def widened_bytes(precision: Precision, elements: int) -> int:
+    """A matrix as it is multiplied, where its storage is narrower than what flows; scaled, there is a step between."""
+    if precision.weights.itemsize >= precision.activations.itemsize:
+        return 0
+    return (2 if precision.weights.itemsize == 1 else 1) * elements * FP32
+
+
+def decode_bytes(config: WanVAEConfig, height: int, width: int, batch: int, tiling: Tiling | None) -> int:
+    """One latent frame of (height, width) through the decoder, and the past frames that every convolution keeps."""
+    tile_area, repeats = _tiles(config, height, width, tiling)
+    frames, scale, past, largest = 1, 1, 0.0, 0.0
+    for stage in UpStageSpec.all(config):
+        hidden = max(stage.into, stage.hidden)
+        past += (2 * len(stage.blocks) + 1) * 2 * stage.hidden * scale * height * width * repeats
+        largest = max(largest, _conv_maps(hidden, frames) * scale * tile_area)
+        if stage.doubling is not None:
+            frames *= 2 if stage.temporal else 1
+            scale *= 4
+            # before the upsampler's convolution the map has the new size and the old channels
+            largest = max(largest, 2 * (stage.hidden + stage.out) * frames * scale * tile_area)
+    return int(FP32 * batch * (past + largest))
+
+
+def encode_bytes(config: WanVAEConfig, height: int, width: int, num_frames: int) -> int:
+    """Frames of (height, width) pixels through the encoder, `scale_factor_temporal` at a time."""
+    area, past, largest = height * width / config.patch**2, 0.0, 0.0
+    frames = 1 if num_frames == 1 else config.scale_factor_temporal
+    for stage in DownStageSpec.all(config):
+        past += (2 * len(stage.blocks) + 1) * 2 * stage.out * area
+        largest = max(largest, _conv_maps(max(stage.into, stage.out), frames) * area)
+        if stage.halving is not None:
+            frames = max(1, frames // (2 if stage.temporal else 1))
+            area /= 4
+    return int(FP32 * (past + largest))
+
+
+def frames_bytes(num_frames: int, height: int, width: int, batch: int = 1) -> int:
+    """The clip as pixels, once, in fp32."""
+    return FP32 * 3 * batch * num_frames * height * width
+
+
+def _conv_maps(channels: int, frames: int) -> int:
+    return channels * (CONV_MAPS * frames + frames + 2)
+
+
+def _tiles(config: WanVAEConfig, height: int, width: int, tiling: Tiling | None) -> tuple[float, float]:
+    """Latent positions of the largest tile, and how often a position lies in a tile (each keeps its own past)."""
+    if tiling is None:
+        return height * width, 1.0
+    covered, tile = 1.0, 1.0
+    for extent, size, stride in zip((height, width), tiling.size, tiling.stride, strict=True):
+        size, stride = size // config.scale_factor_spatial, stride // config.scale_factor_spatial
+        covered *= sum(min(size, extent - start) for start in range(0, extent, stride)) / extent
+        tile *= min(size, extent)
+    return tile, covered

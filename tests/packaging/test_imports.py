@@ -1,0 +1,118 @@
+"""What an import costs, and what it may not need."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from statistics import median
+
+import pytest
+
+OPTIONAL = ("triton", "sentencepiece", "flash_attn")
+TESTS_ONLY = ("diffusers", "transformers", "accelerate", "ftfy", "pytest", "sklearn", "scipy")
+
+
+def run(code: str, **options) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, **options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def cpu_seconds(code: str) -> float:
+    """Of the processor, and not of the clock: the figure is the same on a busy machine."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    run(code)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import kinema",
+        "from kinema.cli import main; main(['--version'])",
+        "from kinema.cli import main; main(['--help'])",
+    ],
+)
+def test_import_is_quick(code):
+    rounds = [(cpu_seconds("pass"), cpu_seconds(code)) for _ in range(5)]
+    assert median(ours - plain for plain, ours in rounds) < 0.3
+
+
+def test_import_does_not_import_torch():
+    loaded = run("import kinema, sys; print(*sys.modules)").split()
+    assert "kinema" in loaded
+    assert not {"torch", "numpy", "av", "PIL", "safetensors", "tokenizers"} & set(loaded)
+
+
+def test_every_public_name_is_there():
+    run("import kinema\nfor name in kinema.__all__: assert getattr(kinema, name) is not None\nassert dir(kinema)")
+
+
+def test_every_module_imports_without_what_only_tests_need():
+    """And without Triton, except for the files that are Triton kernels."""
+    code = f"""
+import importlib, pkgutil, sys
+for name in {OPTIONAL + TESTS_ONLY}:
+    sys.modules[name] = None
+import kinema
+count = 0
+for module in pkgutil.walk_packages(kinema.__path__, "kinema."):
+    if module.name != "kinema.__main__" and not module.name.endswith(".triton"):
+        importlib.import_module(module.name)
+        count += 1
+print(count)
+"""
+    assert int(run(code)) > 80
+
+
+def test_doctor_says_that_triton_is_not_there():
+    code = """
+import sys
+sys.modules["triton"] = None
+from kinema.cli import main
+sys.exit(main(["doctor"]))
+"""
+    assert "\nops\n" in run(code)
+
+
+USES = (
+    "import kernels, kinema.ops.linear; from transformers import UMT5EncoderModel; from diffusers import WanPipeline;"
+    "from transformers.utils import is_kernels_available;"
+    "print(kernels.__file__, is_kernels_available())"
+)
+
+
+def test_the_public_kernels_package_wins_in_the_root(root, tmp_path):
+    """transformers and diffusers import it by that name; our folder of the same name must not come before it."""
+    from transformers.utils import import_utils
+
+    version = getattr(import_utils, "KERNELS_MIN_VERSION", "0.18.2")
+    package, metadata = tmp_path / "kernels", tmp_path / f"kernels-{version}.dist-info"
+    package.mkdir()
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: kernels\nVersion: {version}\n")
+    (package / "__init__.py").write_text(
+        "from unittest.mock import MagicMock\n"
+        "def use_kernel_forward_from_hub(*names): return lambda decorated: decorated\n"
+        "use_kernelized_func = use_kernel_forward_from_hub\n"
+        "def __getattr__(name):\n"
+        "    if name.startswith('__'): raise AttributeError(name)\n"
+        "    return MagicMock(name=name)\n"
+    )
+    shown = run(USES, cwd=root, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert shown.split() == [str(package / "__init__.py"), "True"]
+
+
+def test_our_folder_is_not_taken_for_the_public_kernels_package(root):
+    try:
+        from importlib.metadata import version
+
+        version("kernels")
+    except ModuleNotFoundError:
+        # a folder without __init__.py has no file: a namespace, which the libraries do not take for the package
+        assert run(USES, cwd=root).split() == ["None", "False"]
+    else:
+        pytest.skip("the public package is installed here")
