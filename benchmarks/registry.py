@@ -7,4 +7,6 @@ from kinema.commands.parser import Verbs
 # verb: (module, one line of help); a module is imported when its verb is used
 VERBS: Verbs = {
     "generate": ("kinema.bench.generate", "a whole generation, stage by stage"),
+    "adherence": ("kinema.bench.adherence", "does the sample model do what its prompts say?"),
+    "contact-sheet": ("kinema.bench.contact_sheet", "prompts and their clips as one picture"),
 }

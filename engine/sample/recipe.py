@@ -46,7 +46,7 @@ class VaeRecipe:
     loss = |x − x̂| + edges · |∇x − ∇x̂| + kl · KL(q ‖ N(0, 1)), each a mean over its elements.
     """
 
-    schedule: Schedule = field(default_factory=lambda: Schedule(steps=5000, learning_rate=2e-3))
+    schedule: Schedule = field(default_factory=lambda: Schedule(steps=3000, learning_rate=2e-3))
     batch: int = 8
     crop: int = 32
     frames: int = 17

@@ -44,7 +44,10 @@ def with_past_taps(config: WanVAEConfig, tensors: Tensors) -> Tensors:
 
 
 def initial_vae(config: WanVAEConfig, seed: int) -> Tensors:
-    """He-scaled convolutions; a residual block's last one starts small, so that the block starts as identity."""
+    """He-scaled convolutions; a residual block's last one starts small, so that the block starts as identity.
+
+    The posterior starts narrow: a decoder that sees mostly noise at first learns to ignore its latents.
+    """
     generator = generator_for(seed, PHASE)
     tensors: Tensors = {}
     for name, shape in training_shapes(config).items():
@@ -56,6 +59,8 @@ def initial_vae(config: WanVAEConfig, seed: int) -> Tensors:
             gain = 0.1 if ".conv2." in name or ".proj." in name else 1.0
             fan_in = math.prod(shape[1:])
             tensors[name] = torch.randn(shape, generator=generator) * gain * math.sqrt(1.6 / fan_in)
+    tensors["quant_conv.bias"][config.z_dim :] = -6.0
+    tensors["quant_conv.weight"][config.z_dim :] *= 0.1
     return tensors
 
 

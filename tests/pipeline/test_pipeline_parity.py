@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-# The contract is 1/255. What is measured is around 2e-6, so a tighter bound notices smaller mistakes.
-TOLERANCE = 1e-4
+# The contract is 1/255. Up to 8e-6 is measured, so a tighter bound notices smaller mistakes.
+TOLERANCE = 3e-5
 
 CLIP = {"height": 48, "width": 80, "num_frames": 9, "max_sequence_length": 24}
 CALL = {"prompt": "a red circle moving left", "num_inference_steps": 4, "guidance_scale": 4.0, **CLIP}
@@ -255,3 +255,15 @@ def test_video_to_video(models, strength, prompt):
     out = model.ours(**call, seed=5)
     assert np.abs(expected - out.frames).max() <= TOLERANCE
     assert out.stats.steps == round(10 * strength)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", ["t2v", "two_experts", "ti2v", "i2v_clip"])
+def test_a_gpu_makes_the_same_clip(models, kind):
+    """The noise is drawn on the CPU, so a seed means the same; sums are taken in another order."""
+    import kinema
+
+    model = models(kind)
+    call = {**CALL, "height": 64, "width": 96, "seed": 5, "image": picture(1) if kind == "i2v_clip" else None}
+    on_gpu = kinema.VideoPipeline.from_pretrained(model.folder, device="cuda")
+    assert np.abs(on_gpu(**call).frames - model.ours(**call).frames).max() <= 1 / 255

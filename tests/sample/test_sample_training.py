@@ -1,0 +1,212 @@
+"""The training of the sample model: it learns, it resumes as if it had never stopped, and what it writes loads."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kinema import VideoPipeline
+from kinema.checkpoints import Weights
+from kinema.models.wan import WanConfig
+from kinema.ops import build_ops, plan_ops, target_for
+from kinema.sample.evaluate import Quiz, adherence
+from kinema.sample.export import export_model
+from kinema.sample.pool import ClipPool
+from kinema.sample.recipe import DitRecipe, Recipe, Schedule, VaeRecipe
+from kinema.sample.tokenizer import VOCABULARY_SIZE
+from kinema.sample.train_dit import Models, _noise_levels, flow_loss, train_dit, training_batch
+from kinema.sample.train_vae import initial_vae, latent_statistics, train_vae, training_clips, with_past_taps
+from kinema.sample.training import Run, generator_for
+from kinema.text.umt5 import UMT5Config
+from kinema.vae.wan import WanVAE, WanVAEConfig
+
+OPS = build_ops(plan_ops(target_for("cpu"), "reference"))
+
+
+def tiny_recipe(**changes) -> Recipe:
+    vae = WanVAEConfig(
+        base_dim=4, z_dim=4, dim_mult=(1, 2, 2, 2), num_res_blocks=1, latents_mean=(0.0,) * 4, latents_std=(1.0,) * 4
+    )
+    transformer = WanConfig(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=16,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=1,
+    )
+    text = UMT5Config(vocab_size=VOCABULARY_SIZE, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2)
+    return Recipe(
+        num_frames=5,
+        vae=vae,
+        transformer=transformer,
+        text=text,
+        train_vae=VaeRecipe(Schedule(8, 5e-3, warmup=2), batch=2, crop=32, frames=5),
+        train_dit=DitRecipe(
+            Schedule(8, 5e-3, warmup=2), batch=3, image_batch=4, long_latents=3, pool=12, pool_start=6, pool_per_step=2
+        ),
+        **changes,
+    )
+
+
+def quiet(progress, figures) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def vae() -> WanVAE:
+    recipe = tiny_recipe()
+    return WanVAE(recipe.vae, Weights(initial_vae(recipe.vae, 0)), OPS)
+
+
+def test_the_vae_learns_one_batch(tmp_path):
+    recipe = tiny_recipe()
+    clips = training_clips(recipe, 0)
+    run = Run(tmp_path / "never-saved", initial_vae(recipe.vae, 0), Schedule(30, 5e-3, warmup=2))
+    losses = []
+    for step in range(30):
+        vae = WanVAE(recipe.vae, Weights(run.parameters), OPS)
+        loss = (vae.decode(vae.encode(clips, chunk=None).mode(), chunk=None, clamp=False) - clips).abs().mean()
+        run._update(loss, step)
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("phase", ["vae", "dit"])
+def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path, vae, phase):
+    recipe = tiny_recipe()
+
+    def train(folder, stop_after=None):
+        if phase == "vae":
+            return train_vae(recipe, OPS, folder / "vae.safetensors", quiet, stop_after=stop_after)
+        return train_dit(recipe, OPS, vae, folder, quiet, stop_after=stop_after)
+
+    whole = train(tmp_path / "whole")
+    while True:  # stops after every step
+        run = train(tmp_path / "pieces", stop_after=0.0)
+        if run.done:
+            break
+    assert run.progress.step == whole.progress.step == 8
+    assert run.progress.samples == whole.progress.samples > 0
+    for name in whole.parameters:
+        assert torch.equal(run.parameters[name], whole.parameters[name]), name
+        assert torch.equal(run.average[name], whole.average[name]), name
+    changed = [n for n, p in whole.parameters.items() if not torch.equal(p, whole.average[n])]
+    assert len(changed) > 0.8 * len(whole.parameters), "nearly everything is trained"
+
+
+def test_runs_of_other_seeds_differ(tmp_path):
+    first, second = (
+        train_vae(replace(tiny_recipe(), seed=seed), OPS, tmp_path / f"{seed}.safetensors", quiet) for seed in (0, 1)
+    )
+    assert not torch.equal(first.average["decoder.conv_in.weight"], second.average["decoder.conv_in.weight"])
+
+
+def test_without_past_taps_is_the_published_model(vae):
+    recipe = tiny_recipe()
+    tensors = initial_vae(recipe.vae, 0)
+    published = WanVAE(recipe.vae, Weights(with_past_taps(recipe.vae, tensors)), OPS)
+    video = training_clips(recipe, 1)
+    with torch.no_grad():
+        ours, theirs = vae.encode(video), published.encode(video)
+        assert torch.allclose(ours.mean, theirs.mean, atol=1e-5)
+        latents = torch.randn(1, 4, 4, 3, 3, generator=generator_for(1))
+        assert torch.allclose(vae.decode(latents), published.decode(latents), atol=1e-5)
+
+
+class TestPool:
+    def test_content_depends_on_the_step_alone(self, tmp_path, vae):
+        recipe = tiny_recipe()
+        walked, jumped = ClipPool(recipe, vae, tmp_path / "a"), ClipPool(recipe, vae, tmp_path / "b")
+        for step in range(6):
+            walked.advance(step)
+        jumped.advance(5)
+        drawn = [pool.draw(20, generator_for(3)) for pool in (walked, jumped)]
+        assert drawn[0][0] == drawn[1][0]
+        assert torch.equal(drawn[0][1], drawn[1][1])
+        assert min(drawn[0][0]) >= 4, "the oldest clips have been replaced"
+
+    def test_latents_are_those_of_the_clip(self, tmp_path, vae):
+        recipe = tiny_recipe()
+        pool = ClipPool(recipe, vae, tmp_path)
+        pool.advance(2)
+        numbers, latents = pool.draw(2, generator_for(0))
+        assert torch.allclose(latents, pool._latents_of(numbers), atol=2e-2)
+
+    def test_another_vae_does_not_reuse_it(self, tmp_path, vae):
+        recipe = tiny_recipe()
+        ClipPool(recipe, vae, tmp_path).advance(0)
+        other = WanVAE(recipe.vae, Weights(initial_vae(recipe.vae, 9)), OPS)
+        pool = ClipPool(recipe, other, tmp_path)
+        assert (pool._numbers == -1).all()
+
+
+class TestBatches:
+    @pytest.fixture
+    def pool(self, tmp_path, vae):
+        recipe = tiny_recipe()
+        pool = ClipPool(recipe, vae, tmp_path)
+        pool.advance(7)
+        return pool
+
+    def test_the_three_kinds_occur(self, pool):
+        recipe = tiny_recipe()
+        kinds = set()
+        for step in range(1, 400):
+            batch = training_batch(recipe, pool, step)
+            kinds.add((batch.latents.shape[2], batch.causal))
+            assert batch.latents.shape[0] == len(batch.captions) == batch.sigmas.shape[0]
+            if len(kinds) == 3:
+                break
+        assert kinds == {(1, False), (2, False), (2, True)}
+
+    def test_clean_context_does_not_count_and_something_always_does(self):
+        sigmas, counts = _noise_levels(tiny_recipe(), 200, 5, True, generator_for(0))
+        assert (sigmas[counts == 0] <= 0.05).all()
+        assert (counts.sum(dim=1) >= 1).all() and (counts == 0).any()
+        assert (sigmas[counts == 1] > 0.05).float().mean() > 0.95
+
+    def test_the_loss_reaches_every_tensor(self, pool):
+        recipe = tiny_recipe()
+        from kinema.sample.train_dit import initial_dit
+
+        generator = generator_for(5)
+        # zeros at the start of residual branches would hide what lies behind them
+        tensors = {n: t + 0.1 * torch.randn(t.shape, generator=generator) for n, t in initial_dit(recipe).items()}
+        parameters = {n: torch.nn.Parameter(t) for n, t in tensors.items()}
+        for step in (1, 3, 5, 6, 7):
+            batch = training_batch(recipe, pool, step)
+            flow_loss(Models(recipe, parameters, OPS), batch, generator_for(2)).backward()
+        silent = [n for n, p in parameters.items() if p.grad is None or not p.grad.abs().sum() > 0]
+        assert silent == []
+
+
+def test_what_is_written_loads_in_kinema_and_diffusers(tmp_path, vae):
+    from diffusers import WanPipeline
+
+    recipe = tiny_recipe()
+    mean, std = latent_statistics(recipe, vae, clips=16)
+    assert min(std) > 0
+    config = replace(recipe.vae, latents_mean=mean, latents_std=std)
+    run = train_dit(recipe, OPS, vae, tmp_path / "run", quiet)
+    export_model(
+        tmp_path / "model",
+        recipe,
+        config,
+        initial_vae(recipe.vae, 0),
+        run.average,
+        {"note": "test"},
+        dtype=torch.float32,
+    )
+    ours = VideoPipeline.from_pretrained(tmp_path / "model")
+    request = {"num_inference_steps": 3, "guidance_scale": 3.0, "height": 64, "width": 64, "num_frames": 5}
+    out = ours("a red circle moving left", seed=1, **request)
+    theirs = WanPipeline.from_pretrained(tmp_path / "model", torch_dtype=torch.float32)
+    wanted = theirs("a red circle moving left", generator=torch.Generator().manual_seed(1), **request).frames
+    assert abs(out.frames - wanted).max() <= 1 / 255
+    assert ours.defaults.num_frames == recipe.num_frames
+    quiz = Quiz.draw(recipe, 4)
+    figures = adherence(recipe, run.average, WanVAE(config, Weights(initial_vae(recipe.vae, 0)), OPS), OPS, quiz)
+    assert set(figures) == {"subject", "colour", "motion", "all"} and all(0 <= v <= 1 for v in figures.values())
