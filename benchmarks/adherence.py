@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kinema.commands.load import MODEL_HELP, add_load_arguments, load_options
 from kinema.commands.output import emit
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def judged(
-    pipe: VideoPipeline, split: str, seed: int, count: int, options: dict[str, int | float | None]
+    pipe: VideoPipeline, split: str, seed: int, count: int, options: dict[str, Any]
 ) -> list[tuple[Scene, Verdict]]:
     """Generate `count` random scenes of a split from their captions, and judge each clip."""
     from kinema.sample.adherence import judge
@@ -85,13 +85,12 @@ def shares(scenes: list[Scene], verdicts: list[Verdict]) -> dict[str, dict[str, 
     from kinema.sample.adherence import wilson_interval
     from kinema.sample.digits import DIGITS
 
-    groups = {"subject": lambda v: v.subject_ok, "all three": lambda v: v.all_ok}
     rows = {name: [getattr(v, f"{name}_ok") for v in verdicts] for name in ATTRIBUTES}
     rows["all three"] = [v.all_ok for v in verdicts]
     for kind, wanted in (("shapes", False), ("digits", True)):
         members = [v for s, v in zip(scenes, verdicts, strict=True) if (s.subjects[0].name in DIGITS) is wanted]
-        for name, ok in groups.items():
-            rows[f"{name}, {kind}"] = [ok(v) for v in members]
+        rows[f"subject, {kind}"] = [v.subject_ok for v in members]
+        rows[f"all three, {kind}"] = [v.all_ok for v in members]
     result: dict[str, dict[str, float | int]] = {}
     for name, oks in rows.items():
         asked = [ok for ok in oks if ok is not None]

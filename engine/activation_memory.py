@@ -20,12 +20,10 @@ from kinema.vae.tiling import Tiling
 
 FP32 = torch.float32.itemsize
 
-# In the MLP of a block: x, its norm, and what attention left behind (q, k, and v inside a whole qkv).
-BLOCK_MAPS_IN_MLP = 8
-# In its attention: the same before q and k have lost their copies of before the norm and the rotation.
-BLOCK_MAPS_IN_ATTENTION = 11
-# Around a convolution of the VAE: input, shortcut, steps of the norm, output; the input once more with its past.
-CONV_MAPS = 5
+# In the MLP of a block: x, its norm and the result.
+BLOCK_MAPS_IN_MLP = 3
+# In its attention: x, the whole qkv, q, and k with the copies that its norm and rotation make.
+BLOCK_MAPS_IN_ATTENTION = 8
 # Latents, noise, predictions, guided prediction, scheduler history.
 LATENT_MAPS = 12
 
@@ -69,9 +67,8 @@ def decode_bytes(config: WanVAEConfig, height: int, width: int, batch: int, tili
     tile_area, repeats = _tiles(config, height, width, tiling)
     frames, scale, past, largest = 1, 1, 0.0, 0.0
     for stage in UpStageSpec.all(config):
-        hidden = max(stage.into, stage.hidden)
         past += (2 * len(stage.blocks) + 1) * 2 * stage.hidden * scale * height * width * repeats
-        largest = max(largest, _conv_maps(hidden, frames) * scale * tile_area)
+        largest = max(largest, _block_maps(stage.into, stage.hidden, frames) * scale * tile_area)
         if stage.doubling is not None:
             frames *= 2 if stage.temporal else 1
             scale *= 4
@@ -84,13 +81,14 @@ def encode_bytes(config: WanVAEConfig, height: int, width: int, num_frames: int)
     """Frames of (height, width) pixels through the encoder, `scale_factor_temporal` at a time."""
     area, past, largest = height * width / config.patch**2, 0.0, 0.0
     frames = 1 if num_frames == 1 else config.scale_factor_temporal
+    entering = 2 * config.in_channels * frames * area  # as given, and channels last
     for stage in DownStageSpec.all(config):
         past += (2 * len(stage.blocks) + 1) * 2 * stage.out * area
-        largest = max(largest, _conv_maps(max(stage.into, stage.out), frames) * area)
+        largest = max(largest, _block_maps(stage.into, stage.out, frames) * area)
         if stage.halving is not None:
             frames = max(1, frames // (2 if stage.temporal else 1))
             area /= 4
-    return int(FP32 * (past + largest))
+    return int(FP32 * (entering + past + largest))
 
 
 def frames_bytes(num_frames: int, height: int, width: int, batch: int = 1) -> int:
@@ -98,8 +96,15 @@ def frames_bytes(num_frames: int, height: int, width: int, batch: int = 1) -> in
     return FP32 * 3 * batch * num_frames * height * width
 
 
-def _conv_maps(channels: int, frames: int) -> int:
-    return channels * (CONV_MAPS * frames + frames + 2)
+def _block_maps(into: int, out: int, frames: int) -> int:
+    """Frames × channels alive in a residual block: in its second convolution, or in its first if that sees more.
+
+    The second: the block's input, the first's output, steps of the norm and the result; the first: less of them.
+    Both hold what they convolve once more, behind two past frames.
+    """
+    second = out * (5 * frames + frames + 2)
+    first = into * (2 * frames + frames + 2) + 2 * out * frames
+    return max(first, second)
 
 
 def _tiles(config: WanVAEConfig, height: int, width: int, tiling: Tiling | None) -> tuple[float, float]:

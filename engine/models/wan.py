@@ -261,29 +261,30 @@ class WanBlock:
         causal: BlockCausal | None,
     ) -> torch.Tensor:
         """x: [R, S, C]; modulation: [R, G, 6, C] fp32 → [R, S, C]."""
-        ops = self.ops
         shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.table).unbind(2)
+        h = self.ops.norm_modulate(x, eps=self.eps, scale=scale1, shift=shift1)
+        x = self.ops.linear(self._self_attention(h, rope, causal), self.out, gate=gate1, residual=x)
+        x = self.ops.linear(self._cross_attention(x, text, text_bias, image), self.cross_out, residual=x)
+        h = self.ops.norm_modulate(x, eps=self.eps, scale=scale2, shift=shift2)
+        return self.ffn(h, gate=gate2, residual=x)
 
-        h = ops.norm_modulate(x, eps=self.eps, scale=scale1, shift=shift1)
-        q, k, v = ops.linear(h, self.qkv).chunk(3, dim=-1)
-        q = ops.qk_norm_rope(q, self.heads, norm=self.norm_q, rope=rope)
-        k = ops.qk_norm_rope(k, self.heads, norm=self.norm_k, rope=rope)
+    def _self_attention(self, h: torch.Tensor, rope: Rope, causal: BlockCausal | None) -> torch.Tensor:
+        q, k, v = self.ops.linear(h, self.qkv).chunk(3, dim=-1)
+        q = self.ops.qk_norm_rope(q, self.heads, norm=self.norm_q, rope=rope)
+        k = self.ops.qk_norm_rope(k, self.heads, norm=self.norm_k, rope=rope)
         v = v.view(*v.shape[:2], self.heads, -1).transpose(1, 2)
-        (h,) = ops.attention(q, KV(k, v), causal=causal)
-        x = ops.linear(h, self.out, gate=gate1, residual=x)
+        return self.ops.attention(q, KV(k, v), causal=causal)[0]
 
-        h = x
+    def _cross_attention(
+        self, x: torch.Tensor, text: KV, text_bias: torch.Tensor | None, image: KV | None
+    ) -> torch.Tensor:
         if self.norm2 is not None:
             weight, bias = self.norm2
-            h = ops.norm_modulate(x, eps=self.eps, weight=weight, bias=bias)
-        q = ops.qk_norm_rope(ops.linear(h, self.cross_q), self.heads, norm=self.cross_norm_q)
-        (h,) = ops.attention(q, text, bias=text_bias)
-        if image is not None:
-            (h,) = ops.attention(q, image, residual=h)
-        x = ops.linear(h, self.cross_out, residual=x)
-
-        h = ops.norm_modulate(x, eps=self.eps, scale=scale2, shift=shift2)
-        return self.ffn(h, gate=gate2, residual=x)
+            x = self.ops.norm_modulate(x, eps=self.eps, weight=weight, bias=bias)
+        q = self.ops.qk_norm_rope(self.ops.linear(x, self.cross_q), self.heads, norm=self.cross_norm_q)
+        h = self.ops.attention(q, text, bias=text_bias)[0]
+        # the image has a softmax of its own
+        return h if image is None else self.ops.attention(q, image, residual=h)[0]
 
 
 class WanTransformer:

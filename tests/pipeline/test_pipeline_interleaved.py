@@ -112,6 +112,39 @@ def test_requests_of_one_shape_share_a_forward_at_different_steps(models, forwar
         assert float((state.latents - latents).abs().max()) <= TOLERANCE
 
 
+def test_shared_rows_that_are_split_keep_their_own_step(models, forwards, monkeypatch):
+    pipe = models("t2v").ours
+    wanted = [request(SMALL, num_inference_steps=4), request(SMALL, num_inference_steps=6, prompt="no", seed=8)]
+    expected = [alone(pipe, one) for one in wanted]
+    forwards.clear()
+    monkeypatch.setattr(batching, "MAX_TOKENS_PER_FORWARD", 3 * 12)
+    states = [pipe.prepare(one) for one in wanted]
+    while not all(state.done for state in states):
+        pipe.step(states)
+    assert forwards == [3, 1] * 4 + [2, 2]
+    for state, latents in zip(states, expected, strict=True):
+        assert float((state.latents - latents).abs().max()) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"prompt": "a red circle moving left slowly up down no"}, {"max_sequence_length": 32}],
+    ids=["long", "more"],
+)
+def test_prompts_of_other_lengths_take_a_forward_of_their_own(models, forwards, other):
+    pipe = models("t2v").ours
+    wanted = [request(SMALL), request(SMALL, **other)]
+    expected = [alone(pipe, one) for one in wanted]
+    forwards.clear()
+    states = [pipe.prepare(one) for one in wanted]
+    while not all(state.done for state in states):
+        pipe.step(states)
+    assert forwards == [2, 2] * 3
+    for state, latents in zip(states, expected, strict=True):
+        assert torch.equal(state.latents, latents)
+    assert not torch.equal(*expected)
+
+
 def test_guided_and_unguided_requests_share_a_forward(models, forwards):
     pipe = models("t2v").ours
     wanted = [request(SMALL), request(SMALL, guidance_scale=1.0, seed=8)]

@@ -1,6 +1,7 @@
 """Memory: what is predicted is what is used, what cannot fit is refused, and narrow weights are narrow."""
 
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,14 @@ import torch
 
 import kinema
 from kinema import GenerationRequest, machine_memory
+from kinema.activation_memory import decode_bytes, denoise_bytes, encode_bytes
+from kinema.checkpoints.weights import Weights
 from kinema.errors import RequestError
 from kinema.memory import PROCESS_BYTES, predict, weight_bytes
+from kinema.models.wan import WanConfig, WanTransformer, tensor_shapes
+from kinema.ops import build_ops, plan_ops, target_for
 from kinema.ops.common import PRECISIONS
+from kinema.vae.feature_cache import FeatureCache
 from kinema.vae.tiling import Tiling
 
 CALL = {
@@ -87,6 +93,75 @@ def test_the_predicted_peak_is_the_measured_one(middle, precision, stage, size):
     added = result["measured"][stage] - result["before"]
     assert added > 90e6
     assert 0.7 <= (result["predicted"][stage] - PROCESS_BYTES) / added <= 1.6
+
+
+def most_alive(run) -> int:
+    """The most bytes that tensors of torch's CPU allocator take at once while `run` runs."""
+    with (
+        torch.no_grad(),
+        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as trace,
+    ):
+        run()
+    events = [event for event in trace.profiler.kineto_results.events() if event.name() == "[memory]"]
+    alive = np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
+    return int(alive.max())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("ffn_dim", [64, 1024])
+def test_live_tensors_of_a_forward(ffn_dim, precision):
+    """Counts of the reference ops: one that holds less should say so in activation_memory.py."""
+    sizes = {"num_attention_heads": 4, "attention_head_dim": 32, "num_layers": 2, "text_dim": 32}
+    config = WanConfig(**sizes, ffn_dim=ffn_dim, in_channels=2, out_channels=2)
+    weights = {name: torch.zeros(shape) for name, shape in tensor_shapes(config).items()}
+    ops = build_ops(plan_ops(target_for("cpu", precision), "reference"))
+    model = WanTransformer(config, Weights(weights), ops)
+    latent, text = (4, 32, 32), torch.ones(2, 16, 32)
+
+    def run():
+        model(torch.zeros(2, 2, *latent), torch.zeros(2), model.encode_context(text))
+
+    predicted = denoise_bytes(config, ops.plan.target.precision, latent, 2, 16)
+    assert predicted == pytest.approx(most_alive(run), rel=0.15)
+
+
+@pytest.mark.parametrize("tiling", [None, Tiling(96, 96, 64, 64)], ids=["whole", "tiled"])
+@pytest.mark.parametrize("kind", ["middle", "ti2v"])
+def test_live_tensors_of_decoding_and_encoding(models, middle, kind, tiling):
+    folder = middle if kind == "middle" else models(kind).folder
+    vae = kinema.load_vae(folder / "vae", device="cpu", backend="reference")
+    side = 128 // vae.config.scale_factor_spatial
+    latents, cache = torch.zeros(2, vae.config.z_dim, 3, side, side), FeatureCache()
+
+    def decode():
+        for t in range(3):
+            vae.decode_frames(latents[:, :, t : t + 1], cache, tiling=tiling)
+
+    predicted = decode_bytes(vae.config, side, side, 2, tiling)
+    assert predicted == pytest.approx(most_alive(decode), rel=0.2)
+    if tiling is None:
+        frames = torch.zeros(1, 3, 9, 128, 128)
+        assert encode_bytes(vae.config, 128, 128, 9) == pytest.approx(most_alive(lambda: vae.encode(frames)), rel=0.2)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries return memory by themselves, or never")
+def test_freed_memory_goes_back():
+    cpu = torch.device("cpu")
+    blocks = [torch.ones(16_000) for _ in range(3000)]  # 64 kB each: too small to be pages of their own
+    held = machine_memory.held_bytes(cpu)
+    del blocks[:-1]
+    kept = machine_memory.held_bytes(cpu)
+    machine_memory.return_freed_bytes()
+    assert kept > held - 20e6, "the last block keeps the others"
+    assert machine_memory.held_bytes(cpu) < held - 150e6
+
+
+@pytest.mark.parametrize(("keep_loaded", "times"), [(True, 0), (False, 4)])
+def test_freed_memory_goes_back_before_each_part_is_loaded(models, monkeypatch, keep_loaded, times):
+    calls = []
+    monkeypatch.setattr("kinema.components.return_freed_bytes", lambda: calls.append(1))
+    models.fresh("t2v", keep_loaded=keep_loaded)(**CALL)
+    assert len(calls) == times
 
 
 PIECES = ["transformer", "vae", "text_encoder", "image_encoder"]
