@@ -43,13 +43,15 @@ class Schedule:
 class VaeRecipe:
     """Training of the VAE on crops around the subject, at the end on whole frames.
 
-    loss = |x − x̂| + edges · |∇x − ∇x̂| + kl · KL(q ‖ N(0, 1)), each a mean over its elements.
+    loss = |x − x̂| + edges · |∇x − ∇x̂| + kl · KL(q ‖ N(0, 1)), each a mean over its elements. Steps take turns at the
+    clip lengths of `frames`, with as many clips as make about `batch` of the longest: short clips show more subjects
+    for the same work, long ones the latents whose whole past is real.
     """
 
-    schedule: Schedule = field(default_factory=lambda: Schedule(steps=3000, learning_rate=2e-3))
+    schedule: Schedule = field(default_factory=lambda: Schedule(steps=5500, learning_rate=2e-3))
     batch: int = 8
     crop: int = 32
-    frames: int = 17
+    frames: tuple[int, ...] = (5, 5, 9, 17)
     whole_frames: float = 0.1
     edges: float = 0.5
     kl: float = 1e-4

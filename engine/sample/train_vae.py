@@ -69,10 +69,12 @@ def training_clips(recipe: Recipe, step: int) -> torch.Tensor:
     train = recipe.train_vae
     generator = generator_for(recipe.seed, PHASE, step)
     whole = step >= (1 - train.whole_frames) * train.schedule.steps
-    count = max(1, train.batch * train.crop**2 // recipe.size**2) if whole else train.batch
+    frames = train.frames[step % len(train.frames)]
+    pixels = train.batch * train.crop**2 * max(train.frames)
+    count = max(1, pixels // (frames * (recipe.size if whole else train.crop) ** 2))
     scenes = [sample_scene(generator) for _ in range(count)]
     first = int(torch.randint(0, 64, (), generator=generator))
-    video = render(scenes, train.frames, recipe.size, first_frame=first)
+    video = render(scenes, frames, recipe.size, first_frame=first)
     if whole:
         return video
     return torch.stack(

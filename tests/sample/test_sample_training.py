@@ -43,7 +43,7 @@ def tiny_recipe(**changes) -> Recipe:
         vae=vae,
         transformer=transformer,
         text=text,
-        train_vae=VaeRecipe(Schedule(8, 5e-3, warmup=2), batch=2, crop=32, frames=5),
+        train_vae=VaeRecipe(Schedule(8, 5e-3, warmup=2), batch=2, crop=32, frames=(5, 9)),
         train_dit=DitRecipe(
             Schedule(8, 5e-3, warmup=2), batch=3, image_batch=4, long_latents=3, pool=12, pool_start=6, pool_per_step=2
         ),
