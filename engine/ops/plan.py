@@ -170,6 +170,8 @@ def _choose(op: Op, target: Target, backend: str) -> Choice:
             raise UnsupportedError(f"backend {backend!r} cannot run {op.name} here: {'; '.join(reasons)}")
         elif reasons:
             rejected.append((implementation.backend, "; ".join(reasons)))
+        elif not forced and (reluctance := implementation.reluctant(target)):
+            rejected.append((implementation.backend, "; ".join(reluctance)))
         elif chosen is None:
             chosen = implementation.backend
         else:

@@ -1,8 +1,8 @@
 """What all ops share: where a model runs, who can run an op there, and the records that pass between ops."""
 
 from kinema.ops.common.capability import Implementation, Op, Target
-from kinema.ops.common.groups import by_group
-from kinema.ops.common.numerics import FP8_MAX, INT8_MAX, deliver, wide
+from kinema.ops.common.groups import by_group, group_strides
+from kinema.ops.common.numerics import FP8_MAX, INT8_MAX, claim, deliver, wide
 from kinema.ops.common.precision import PRECISIONS, Precision
 from kinema.ops.common.quantized import Quantized, QuantKind
 from kinema.ops.common.rope import Rope
@@ -19,6 +19,8 @@ __all__ = [
     "Rope",
     "Target",
     "by_group",
+    "claim",
     "deliver",
+    "group_strides",
     "wide",
 ]

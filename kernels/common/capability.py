@@ -20,7 +20,7 @@ class Target:
     precision: Precision
 
 
-def supports_everything(target: Target) -> list[str]:
+def no_reason(target: Target) -> list[str]:
     """Plain PyTorch runs wherever PyTorch does."""
     return []
 
@@ -31,11 +31,13 @@ class Implementation:
 
     module: import path of the file that holds the op's functions; imported only if it is chosen.
     unsupported: the reasons why it cannot run on a target; an empty list means that it can.
+    reluctant: the reasons why it runs there only when it is asked for by name.
     """
 
     backend: str
     module: str
-    unsupported: Callable[[Target], list[str]] = supports_everything
+    unsupported: Callable[[Target], list[str]] = no_reason
+    reluctant: Callable[[Target], list[str]] = no_reason
 
     def load(self) -> ModuleType:
         return importlib.import_module(self.module)

@@ -21,3 +21,15 @@ def by_group(x: torch.Tensor, modulation: torch.Tensor) -> tuple[torch.Tensor, t
             "wanted [B or 1, G, C] with the same C and a G that divides S"
         )
     return x.reshape(batch, groups, tokens // groups, channels), modulation.unsqueeze(2)
+
+
+def group_strides(x: torch.Tensor, modulation: torch.Tensor | None) -> tuple[int, int, int]:
+    """How a kernel finds a token's row of a modulation: (stride over B, stride over G, tokens per group).
+
+    x: [B, S, C]; modulation: [B or 1, G, C], channels dense; refused as `by_group` does.
+    """
+    if modulation is None:
+        return 0, 0, 1
+    _, rows = by_group(x, modulation)
+    stride_b = modulation.stride(0) if modulation.shape[0] > 1 else 0
+    return stride_b, modulation.stride(1), x.shape[1] // rows.shape[1]

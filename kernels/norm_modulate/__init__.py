@@ -7,6 +7,7 @@ from typing import Literal, Protocol, overload
 import torch
 
 from kinema.ops.common import Implementation, Op, Quantized, QuantKind
+from kinema.ops.common.triton_target import triton_implementation
 
 NormKind = Literal["layer", "rms"]
 
@@ -68,4 +69,8 @@ class NormModulate(Protocol):
         ...
 
 
-OP = Op("norm_modulate", ("norm_modulate",), (Implementation("reference", "kinema.ops.norm_modulate.reference"),))
+OP = Op(
+    "norm_modulate",
+    ("norm_modulate",),
+    (triton_implementation("norm_modulate"), Implementation("reference", "kinema.ops.norm_modulate.reference")),
+)

@@ -1,0 +1,113 @@
+"""One door through which every Triton kernel is launched.
+
+A launch is a record: kernel, grid, arguments, configuration. On a GPU (and in the interpreter) it runs. Of meta tensors
+nothing runs, so an op called on them is its own fake. And inside `recording(arch)` it is kept instead: that is
+how the kernels are compiled ahead of time, exactly as production launches them, on a machine without a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+INTERPRETER = 0  # the "architecture" of the interpreter: small tiles, so that small shapes cross their edges
+
+
+@dataclass(frozen=True)
+class Config:
+    """Tile sizes (the kernel's constexpr arguments of those names), warps, and stages of the software pipeline."""
+
+    blocks: Mapping[str, int]
+    warps: int = 4
+    stages: int = 2
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel as it is to run. arguments: by parameter name, constexpr ones included."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: Mapping[str, Any]
+    config: Config
+
+
+@dataclass
+class Recording:
+    """What was launched for architecture `arch` (90 for sm_90), kept instead of run."""
+
+    arch: int
+    launches: list[Launch] = field(default_factory=list)
+
+
+_recording: ContextVar[Recording | None] = ContextVar("recording", default=None)
+_forced: ContextVar[Mapping[str, Config] | None] = ContextVar("forced", default=None)
+
+
+@contextmanager
+def recording(arch: int) -> Iterator[Recording]:
+    """Keep every launch of this block, configured for `arch`; nothing runs."""
+    made = Recording(arch)
+    token = _recording.set(made)
+    try:
+        yield made
+    finally:
+        _recording.reset(token)
+
+
+@contextmanager
+def forced(configs: Mapping[str, Config]) -> Iterator[None]:
+    """Use these configurations, by table name, whatever the tables say: for tests and tuning."""
+    token = _forced.set(configs)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def architecture(device: torch.device) -> int:
+    """10·major + minor of the GPU's compute capability (a GPU of AMD counts as 80), 0 in the interpreter."""
+    recorded = _recording.get()
+    if recorded is not None:
+        return recorded.arch
+    return INTERPRETER if device.type != "cuda" else _capability(device.index or 0)
+
+
+@lru_cache(maxsize=16)
+def _capability(index: int) -> int:
+    if torch.version.hip is not None:
+        return 80
+    major, minor = torch.cuda.get_device_capability(index)
+    return 10 * major + minor
+
+
+def configure(name: str, table: Mapping[int, Config], device: torch.device) -> Config:
+    """The entry of `table` for the newest architecture that is not newer than `device`'s."""
+    overriding = _forced.get()
+    if overriding is not None and name in overriding:
+        return overriding[name]
+    arch = architecture(device)
+    return table[max(known for known in table if known <= arch)]
+
+
+def launch(kernel: Any, grid: tuple[int, ...], config: Config, **arguments: Any) -> None:
+    """Run `kernel` over `grid`; `config`'s blocks are added to its arguments."""
+    made = Launch(kernel, grid, {**arguments, **config.blocks}, config)
+    recorded = _recording.get()
+    if recorded is not None:
+        recorded.launches.append(made)
+        return
+    device = next(a.device for a in arguments.values() if isinstance(a, torch.Tensor))
+    if device.type == "meta" or 0 in grid:
+        return
+    if device.type == "cpu":
+        kernel[grid](**made.arguments)
+        return
+    with torch.cuda.device(device):  # Triton launches on the current device
+        kernel[grid](**made.arguments, num_warps=config.warps, num_stages=config.stages)

@@ -1,0 +1,96 @@
+"""Numbers inside Triton kernels: fp32 in registers, narrow only in memory and in tensor cores.
+
+Triton's interpreter adds and multiplies bf16 as bit patterns, cuts where it should round, and drops carries into
+e4m3 (tests/triton/test_interpreter_canaries.py). So kernels widen what they load, and narrow and multiply
+through the helpers here, which are right in both worlds.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from kinema.ops.common.triton_target import interpreted
+
+INTERPRETED = tl.constexpr(interpreted())
+LOG2_E = tl.constexpr(1.4426950408889634)
+# adding and taking away 1.5·2^23 leaves a float of at most 2^22 rounded to a whole number, to nearest even
+ROUNDER = tl.constexpr(12582912.0)
+
+
+@triton.jit
+def wide(x):
+    """x in fp32."""
+    return x.to(tl.float32)
+
+
+@triton.jit
+def narrow(x, dtype: tl.constexpr):
+    """fp32 → dtype, to nearest even; e4m3 and int8 saturate, as `quantize` wants."""
+    if dtype == tl.int8:
+        return (tl.minimum(tl.maximum(x, -127.0), 127.0) + ROUNDER - ROUNDER).to(tl.int8)
+    elif dtype == tl.float8e4nv:
+        if INTERPRETED:
+            return _to_e4m3(x)
+        else:
+            return tl.minimum(tl.maximum(x, -448.0), 448.0).to(tl.float8e4nv)
+    elif dtype == tl.bfloat16 and INTERPRETED:
+        return _to_bf16(x)
+    else:
+        return x.to(dtype)
+
+
+@triton.jit
+def dot(a, b, acc):
+    """acc + a·b with sums in fp32; fp32 factors are multiplied as fp32, never as tf32.
+
+    a: [M, K]; b: [K, N], of one dtype; acc: [M, N] fp32.
+    """
+    if INTERPRETED:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
+    else:
+        return tl.dot(a, b, acc, input_precision="ieee")
+
+
+@triton.jit
+def sigmoid(x):
+    """1/(1 + e^−x), on the exponential unit."""
+    return 1.0 / (1.0 + tl.exp2(x * -LOG2_E))
+
+
+@triton.jit
+def activate(x, activation: tl.constexpr):
+    """The activations of `linear` and `conv3d`. x: fp32."""
+    if activation == "gelu":
+        return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    elif activation == "gelu_tanh":
+        # ½(1 + tanh u) = σ(2u)
+        return x * sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+    elif activation == "quick_gelu":
+        return x * sigmoid(1.702 * x)
+    elif activation == "silu":
+        return x * sigmoid(x)
+    else:
+        tl.static_assert(activation == "none")
+        return x
+
+
+@triton.jit
+def _to_bf16(x):
+    bits = x.to(tl.uint32, bitcast=True)
+    kept = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    kept = tl.where(x != x, 0x7FC0, kept)
+    return kept.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+
+
+@triton.jit
+def _to_e4m3(x):
+    size = tl.minimum(tl.abs(x), 448.0)
+    bits = size.to(tl.uint32, bitcast=True)
+    # exponent and three bits of mantissa, moved from fp32's bias to e4m3's; below 2^-6 steps of 2^-9
+    normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) - (120 << 3)
+    small = (size * 512.0 + ROUNDER - ROUNDER).to(tl.uint32)
+    code = tl.where(size < 0.015625, small, normal)
+    code = tl.where(x != x, 0x7F, code)
+    sign = (x.to(tl.uint32, bitcast=True) >> 24) & 0x80
+    return (code | sign).to(tl.uint8).to(tl.float8e4nv, bitcast=True)

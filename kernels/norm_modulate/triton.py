@@ -1,0 +1,139 @@
+"""`norm_modulate` in Triton: a few tokens a program, each read once and kept in registers."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from kinema.ops.common import FP8_MAX, INT8_MAX, Quantized, QuantKind, claim, group_strides
+from kinema.ops.common.launch import Config, configure, launch
+from kinema.ops.common.triton_numerics import narrow, wide
+from kinema.ops.norm_modulate import NormKind
+
+# ELEMENTS: how many channels of how many tokens a program holds. 4096 in 4 warps are 32 registers a thread, and rows
+# wider than that fill a program alone, with one warp for each 1024 channels.
+TOKENS = {
+    0: Config({"ELEMENTS": 64}),
+    80: Config({"ELEMENTS": 4096}, warps=4, stages=1),
+}
+
+
+def norm_modulate(
+    x: torch.Tensor,
+    *,
+    norm: NormKind = "layer",
+    eps: float,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    scale: torch.Tensor | None = None,
+    shift: torch.Tensor | None = None,
+    quantize: QuantKind | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor | Quantized:
+    if quantize is not None and out is not None:
+        raise ValueError("quantize returns new tensors: out must be None")
+    if norm not in ("layer", "rms"):
+        raise ValueError(f"unknown norm {norm!r}: wanted 'layer' or 'rms'")
+    batch, tokens, channels = x.shape
+    scale_b, scale_g, scale_tokens = group_strides(x, scale)
+    shift_b, shift_g, shift_tokens = group_strides(x, shift)
+    token_scale = None
+    if quantize is None:
+        y = claim(out, x.shape, x.dtype, x.device)
+    else:
+        y = torch.empty(x.shape, dtype=torch.float8_e4m3fn if quantize == "fp8" else torch.int8, device=x.device)
+        token_scale = torch.empty(batch, tokens, 1, dtype=torch.float32, device=x.device)
+    block = triton.next_power_of_2(channels)
+    table = configure("norm_modulate", TOKENS, x.device)
+    rows = max(1, table.blocks["ELEMENTS"] // block)
+    config = Config({"ROWS": rows, "BLOCK_C": block}, warps=min(16, max(table.warps, block // 1024)), stages=1)
+    launch(
+        _norm_modulate,
+        (triton.cdiv(batch * tokens, rows),),
+        config,
+        x=x,
+        y=y,
+        weight=weight,
+        bias=bias,
+        scale=scale,
+        shift=shift,
+        token_scale=token_scale,
+        total=batch * tokens,
+        tokens=tokens,
+        channels=channels,
+        eps=eps,
+        x_b=x.stride(0),
+        x_s=x.stride(1),
+        y_b=y.stride(0),
+        y_s=y.stride(1),
+        scale_b=scale_b,
+        scale_g=scale_g,
+        scale_tokens=scale_tokens,
+        shift_b=shift_b,
+        shift_g=shift_g,
+        shift_tokens=shift_tokens,
+        LAYER=norm == "layer",
+        LIMIT=INT8_MAX if quantize == "int8" else FP8_MAX,
+    )
+    return y if token_scale is None else Quantized(y, token_scale)
+
+
+@triton.jit
+def _norm_modulate(
+    x,
+    y,
+    weight,
+    bias,
+    scale,
+    shift,
+    token_scale,
+    total,
+    tokens,
+    channels,
+    eps,
+    x_b,
+    x_s,
+    y_b,
+    y_s,
+    scale_b,
+    scale_g,
+    scale_tokens,
+    shift_b,
+    shift_g,
+    shift_tokens,
+    LAYER: tl.constexpr,
+    LIMIT: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    b, s = row // tokens, row % tokens
+    c = tl.arange(0, BLOCK_C)
+    real = c < channels
+    mask = (row < total)[:, None] & real[None, :]
+
+    h = wide(tl.load(x + (b * x_b + s * x_s)[:, None] + c[None, :], mask=mask, other=0.0))
+    if LAYER:
+        mean = tl.sum(h, axis=1) / channels
+        # what is masked must not count in the variance
+        h = tl.where(real[None, :], h - mean[:, None], 0.0)
+    h = h / tl.sqrt_rn(tl.sum(h * h, axis=1) / channels + eps)[:, None]
+    if weight is not None:
+        h = h * wide(tl.load(weight + c, mask=real, other=0.0))[None, :]
+    if bias is not None:
+        h = h + wide(tl.load(bias + c, mask=real, other=0.0))[None, :]
+    if scale is not None:
+        at = b * scale_b + (s // scale_tokens) * scale_g
+        h = h * (1.0 + wide(tl.load(scale + at[:, None] + c[None, :], mask=mask, other=0.0)))
+    if shift is not None:
+        at = b * shift_b + (s // shift_tokens) * shift_g
+        h = h + wide(tl.load(shift + at[:, None] + c[None, :], mask=mask, other=0.0))
+
+    if token_scale is not None:
+        largest = tl.max(tl.where(mask, tl.abs(h), 0.0), axis=1)
+        step = tl.div_rn(tl.maximum(largest, 1e-12), LIMIT)
+        tl.store(token_scale + row, step, mask=row < total)
+        h = tl.div_rn(h, tl.zeros_like(h) + step[:, None])
+    to = y + (b * y_b + s * y_s)[:, None] + c[None, :]
+    tl.store(to, narrow(h, y.dtype.element_ty), mask=mask)
