@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 INSTALLED := $(VENV)/installed-$(shell ls -d kernels/*/ benchmarks/ | cksum | cut -d' ' -f1)
 CPP = git ls-files '*.cpp' '*.cc' '*.h' '*.cu' '*.cuh' | xargs -r $(BIN)/clang-format
 
-.PHONY: video test test-slow bench lint format types clean
+.PHONY: video test test-slow test-gpu bench lint format types clean
 
 video: $(INSTALLED)
 	@$(BIN)/kinema generate "$$PROMPT" --model "$(MODEL)" --output "$$OUT" --seed $(SEED)
@@ -27,6 +27,11 @@ test: $(VENV)/test-tools
 
 test-slow: $(VENV)/test-tools
 	$(BIN)/pytest -m slow
+
+test-gpu: $(VENV)/test-tools
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; \
+	then $(BIN)/pytest -m "not slow" tests/ops tests/triton tests/pipeline; \
+	else echo "skipped: torch sees no GPU on this machine (docs/gpu.md)"; fi
 
 bench: $(INSTALLED)
 	$(BIN)/kinema bench $(BENCH)

@@ -17,6 +17,7 @@ class LoadOptions:
     device: auto, cpu or cuda[:n]. backend: auto, reference, cpu, triton or cuda. precision: auto, fp32, bf16,
     fp16, fp8 or int8. variant: the middle name of weight files (fp16). keep_loaded: keep components in memory after
     their stage; without it the peak is the largest stage. threads: CPU threads, None leaves torch's choice.
+    cuda_graphs: on a GPU, replay a request's forwards as one graph; it keeps the memory of a forward for itself.
     """
 
     device: str = "auto"
@@ -25,6 +26,7 @@ class LoadOptions:
     variant: str | None = None
     keep_loaded: bool = True
     threads: int | None = None
+    cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
         cores = os.cpu_count() or 1

@@ -21,6 +21,7 @@ from kinema.components import Components, Path
 from kinema.conditioning import Conditioning, condition, encode_video, video_length
 from kinema.errors import CheckpointError, RequestError
 from kinema.geometry import Geometry
+from kinema.media.host_copy import to_host
 from kinema.media.inputs import load_video
 from kinema.media.postprocess import postprocess
 from kinema.memory import available_bytes, check_fits, experts, held_bytes, peak_bytes, predict
@@ -47,6 +48,7 @@ class VideoPipeline:
         self.options = options
         self.ops = build_ops(plan_ops(target_for(options.device, options.precision), options.backend))
         self.components = Components(folder, self.ops, options)
+        self.cuda_graphs = options.cuda_graphs and self.ops.device.type == "cuda"
         self.experts = experts(folder)  # one, or Wan 2.2 A14B's high-noise and low-noise
         if folder.options.boundary_ratio is not None and len(self.experts) < 2:
             raise CheckpointError(
@@ -137,7 +139,11 @@ class VideoPipeline:
                 for state in group:
                     stages.enter_context(state.stats.stage("denoise", self.components.loading))
                 transformer = self.components.transformer(expert)
-                predictions = forward_together(transformer, [self._rows(state, expert) for state in group])
+                rows = [self._rows(state, expert) for state in group]
+                if self.cuda_graphs and len(group) == 1:
+                    predictions = [group[0].captured(transformer, rows[0])]
+                else:
+                    predictions = forward_together(transformer, rows)
                 for state, prediction in zip(group, predictions, strict=True):
                     state.advance(self.ops, prediction, expert)
             if all(state.done or self._expert(state) != expert for state in group):
@@ -162,7 +168,9 @@ class VideoPipeline:
             frames: Any = state.conditioning.hold_first_frame(state.latents)
         else:
             with stats.stage("decode", self.components.loading):
-                frames = postprocess(torch.cat(list(self.decode_chunks(state)), dim=2), output_type)
+                chunks = self.decode_chunks(state)
+                chunks = chunks if output_type == "pt" else to_host(chunks)  # "pt" stays where it was decoded
+                frames = postprocess(torch.cat(list(chunks), dim=2), output_type)
         stats.steps, stats.peak_bytes = state.step_index, peak_bytes(self.ops.device)
         return VideoOutput(frames, self.defaults.fps, output_type, stats)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from kinema import schedulers
 from kinema.conditioning import Conditioning
+from kinema.cuda_graph import CapturedForward
 from kinema.errors import RequestError
 from kinema.schedulers import SchedulerState
 from kinema.stats import Stats
@@ -167,6 +168,7 @@ class RequestState:
     conditioning: Conditioning
     stats: Stats
     interrupt: bool = False
+    captured: CapturedForward = field(default_factory=CapturedForward)
     _context: tuple[str, Context] | None = None
 
     @property
@@ -207,8 +209,9 @@ class RequestState:
         self.stats.forwards += 1 if uncond is None else 2
 
     def forget_context(self) -> None:
-        """Free the prompt's keys and values; another step would compute them again."""
+        """Free the prompt's keys and values, and the graph that reads them; another step would compute them again."""
         self._context = None
+        self.captured.forget()
 
     def tensors(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
         """The tensors that a step callback asked for: latents, prompt_embeds, negative_prompt_embeds."""

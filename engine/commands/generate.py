@@ -45,6 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         check_writable(path, fps=arguments.fps)  # before torch is even imported
 
     from kinema.machine_memory import peak_bytes
+    from kinema.media.host_copy import to_host
     from kinema.media.postprocess import to_uint8
     from kinema.media.writer import open_video
     from kinema.pipeline import VideoPipeline
@@ -74,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         steps_bar(num_frames, show, unit="frame", title="decode") as advance,
     ):
         writers = [files.enter_context(open_video(path, fps)) for path in paths]
-        for chunk in pipe.decode_chunks(state):
+        for chunk in to_host(pipe.decode_chunks(state)):
             for writer, frames in zip(writers, to_uint8(chunk), strict=True):
                 writer.write(frames)
             advance(chunk.shape[2])

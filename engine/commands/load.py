@@ -29,6 +29,9 @@ def add_load_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--variant", metavar="NAME", help="middle name of the weight files, such as fp16")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (left out: torch's choice)")
     group.add_argument(
+        "--no-cuda-graphs", action="store_true", help="launch every kernel by itself instead of replaying forwards"
+    )
+    group.add_argument(
         "--low-memory", action="store_true", help="hold one stage's parts at a time: the peak is the largest of them"
     )
 
@@ -42,4 +45,5 @@ def load_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "variant": arguments.variant,
         "threads": arguments.threads,
         "keep_loaded": not arguments.low_memory,
+        "cuda_graphs": not arguments.no_cuda_graphs,
     }

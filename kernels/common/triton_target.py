@@ -26,8 +26,12 @@ def triton_unsupported(target: Target) -> list[str]:
         return ["triton is not installed"]
     if target.device.type == "cpu":
         return [] if interpreted() else [f"needs a GPU; the device is cpu ({INTERPRET_VARIABLE}=1 runs it, slowly)"]
+    if target.device.type == "meta":
+        return []  # nothing runs: an op is its own fake there
     if target.device.type != "cuda":
         return [f"needs a CUDA or ROCm GPU; the device is {target.device.type}"]
+    if not torch.cuda.is_available():
+        return ["torch sees no GPU"]
     if interpreted():
         return [f"{INTERPRET_VARIABLE}=1 is for the CPU; unset it"]
     if torch.version.hip is None:
@@ -40,7 +44,7 @@ def triton_unsupported(target: Target) -> list[str]:
 def fp8_unsupported(target: Target) -> list[str]:
     """Why no Triton kernel that multiplies e4m3 runs on `target`."""
     reasons = triton_unsupported(target)
-    if reasons or target.device.type == "cpu" or torch.version.hip is not None:
+    if reasons or target.device.type != "cuda" or torch.version.hip is not None:
         return reasons
     capability = torch.cuda.get_device_capability(target.device)
     if capability < FP8_CAPABILITY:

@@ -1,0 +1,120 @@
+"""Captured forwards: what is recorded reads its own buffers only, and starts anew when anything else changes.
+
+A recorder that runs the body again stands in for a CUDA graph; where there is a GPU, the real one is compared too.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kinema.batching import Rows
+from kinema.cuda_graph import CapturedForward, record_on_gpu
+from kinema.request import GenerationRequest
+
+
+class Replayer:
+    """Records a body by keeping it; counts."""
+
+    def __init__(self):
+        self.recorded = 0
+        self.replayed = 0
+
+    def __call__(self, body):
+        self.recorded += 1
+        body()
+
+        def replay():
+            self.replayed += 1
+            body()
+
+        return replay
+
+
+@pytest.fixture
+def parts(models):
+    pipe = models("t2v").ours
+    transformer = pipe.components.transformer("transformer")
+    generator = torch.Generator().manual_seed(3)
+
+    def rows(context, step):
+        latents = torch.randn(1, 4, 3, 4, 6, generator=generator)
+        return Rows(latents, torch.tensor([900.0 - 100 * step]), context)
+
+    def context():
+        return transformer.encode_context(torch.randn(1, 16, 24, generator=generator))
+
+    return transformer, rows, context
+
+
+def plain(transformer, rows):
+    return transformer(rows.latents, rows.timesteps, rows.context)
+
+
+@torch.no_grad()
+def test_replays_give_what_forwards_give(parts):
+    transformer, rows, context = parts
+    recorder, prompt = Replayer(), context()
+    captured = CapturedForward(recorder)
+    for step in range(5):
+        given = rows(prompt, step)
+        wanted = plain(transformer, given)
+        got = captured(transformer, given).clone()
+        given.latents.fill_(float("nan"))  # a graph that read the caller's tensors would show it
+        assert torch.equal(got, wanted)
+    assert (recorder.recorded, recorder.replayed) == (1, 4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", ["context", "shape", "forget"])
+def test_a_change_starts_anew(parts, change):
+    transformer, rows, context = parts
+    recorder, prompt = Replayer(), context()
+    captured = CapturedForward(recorder)
+    for step in range(3):
+        captured(transformer, rows(prompt, step))
+    if change == "forget":
+        captured.forget()
+    given = rows(context() if change == "context" else prompt, 3)
+    if change == "shape":
+        given = replace(given, latents=given.latents[..., :4].contiguous())
+    before = recorder.replayed
+    assert torch.equal(captured(transformer, given), plain(transformer, given))
+    assert recorder.replayed == before
+
+
+def test_a_pipeline_replays_on_request(models, monkeypatch):
+    """The same frames, with every forward but the first replayed."""
+    pipe = models("t2v").ours
+    call = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 4, "seed": 1}
+    wanted = pipe("a red circle", **call).frames
+    recorder = Replayer()
+    monkeypatch.setattr(pipe, "cuda_graphs", True)
+    state = pipe.prepare(GenerationRequest("a red circle", **call))
+    state.captured = CapturedForward(recorder)
+    while not state.done:
+        pipe.step([state])
+    assert (recorder.recorded, recorder.replayed) == (1, 3)
+    assert (pipe.finish(state).frames == wanted).all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@torch.no_grad()
+def test_a_real_graph_gives_the_same(parts):
+    pytest.importorskip("triton")
+    from kinema.checkpoints import Weights
+    from kinema.models import wan
+    from kinema.models.wan import WanTransformer
+    from kinema.ops import build_ops, plan_ops, target_for
+
+    config = parts[0].config
+    generator = torch.Generator().manual_seed(0)
+    tensors = {name: torch.randn(shape, generator=generator) * 0.1 for name, shape in wan.tensor_shapes(config).items()}
+    transformer = WanTransformer(config, Weights(tensors), build_ops(plan_ops(target_for("cuda", "fp32"))))
+    prompt = transformer.encode_context(torch.randn(1, 16, 24, generator=generator))
+    captured = CapturedForward(record_on_gpu)
+    for step in range(4):
+        latents = torch.randn(1, 4, 3, 4, 6, generator=generator).cuda()
+        given = Rows(latents, torch.tensor([900.0 - 100 * step]), prompt)
+        wanted = plain(transformer, given)
+        torch.testing.assert_close(captured(transformer, given), wanted, rtol=1e-5, atol=1e-5)
