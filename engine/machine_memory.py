@@ -38,6 +38,12 @@ def peak_bytes(device: torch.device) -> int:
     """The most that this process has held so far, on the device that it runs on."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    status = PROC / "self" / "status"
+    if status.is_file():
+        # getrusage would do, but a process starts with the peak of the one that started it
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        if "VmHWM" in lines:
+            return int(lines["VmHWM"].split()[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -48,7 +48,7 @@ class VaeRecipe:
     for the same work, long ones the latents whose whole past is real.
     """
 
-    schedule: Schedule = field(default_factory=lambda: Schedule(steps=5500, learning_rate=2e-3))
+    schedule: Schedule = field(default_factory=lambda: Schedule(steps=10000, learning_rate=2e-3))
     batch: int = 8
     crop: int = 32
     frames: tuple[int, ...] = (5, 5, 9, 17)
@@ -91,7 +91,7 @@ class Recipe:
     num_frames: int = 17
     vae: WanVAEConfig = field(
         default_factory=lambda: WanVAEConfig(
-            base_dim=16,
+            base_dim=24,
             z_dim=16,
             dim_mult=(1, 2, 4, 4),
             num_res_blocks=1,

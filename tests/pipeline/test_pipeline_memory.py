@@ -318,3 +318,11 @@ def test_this_machine_has_memory():
     assert 2**26 < machine_memory.available_bytes() < 2**50
     cpu = torch.device("cpu")
     assert 2**26 < machine_memory.held_bytes(cpu) <= machine_memory.peak_bytes(cpu)
+
+
+def test_the_peak_is_this_process_own():
+    """A process begins with the peak of its parent in getrusage, which is not its own."""
+    ballast = torch.ones(2**27)  # 512 MiB, in the parent
+    code = "import torch; from kinema.machine_memory import peak_bytes; print(peak_bytes(torch.device('cpu')))"
+    told = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert 2**26 < told < 2**29 <= ballast.nbytes

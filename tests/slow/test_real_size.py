@@ -32,14 +32,14 @@ def run_python(code: str, *arguments: str) -> str:
 
 
 LOAD = """
-import resource, sys, torch
-from kinema.checkpoints import ModelFolder
+import sys, torch
+from kinema.machine_memory import peak_bytes
 from kinema.pipeline import VideoPipeline
 pipe = VideoPipeline.from_pretrained(sys.argv[1], precision=sys.argv[2])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_bytes(torch.device("cpu"))
 for load in (pipe.components.text_encoder, pipe.components.transformer, pipe.components.vae):
     load()
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+print(peak_bytes(torch.device("cpu")) - before)
 """
 
 
@@ -55,7 +55,7 @@ def test_loading_peaks_near_one_copy(folder, precision):
     )
     peak = int(run_python(LOAD, str(folder), precision))
     print(f"{precision}: peak {peak / 2**30:.2f} GiB for weights of {size / 2**30:.2f} GiB, {peak / size:.3f}")
-    assert peak <= 1.15 * size
+    assert 0.9 * size <= peak <= 1.15 * size  # less than the weights would mean that nothing was measured
 
 
 FORWARD = """
