@@ -8,12 +8,20 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from kinema.errors import RequestError
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runs", default="runs/sample", help="where the run's state lies; run again to go on (%(default)s)"
     )
     parser.add_argument("-o", "--output", default="runs/sample/model", help="the model folder to write (%(default)s)")
+    parser.add_argument(
+        "--data", metavar="FOLDER", help="your own clips with captions: name.mp4 (or .npy) and name.txt"
+    )
+    parser.add_argument("--size", type=int, help="side of the square frames (64)")
+    parser.add_argument("--num-frames", type=int, help="frames of a clip, 4k + 1 (17)")
+    parser.add_argument("--fps", type=float, help="frames per second that the model declares (12)")
     parser.add_argument("--seed", type=int, default=0, help="decides everything (%(default)s)")
     parser.add_argument("--vae-steps", type=int, help="steps of the first phase")
     parser.add_argument("--steps", type=int, help="steps of the second phase")
@@ -34,28 +42,36 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    recipe = _recipe(arguments)
+    recipe, source = _recipe_and_source(arguments)
     ops = build_ops(plan_ops(target_for("cpu"), "reference"))
     folder = Path(arguments.runs)
     stop_after = None if arguments.minutes is None else 60 * arguments.minutes
 
-    vae_run = train_vae(recipe, ops, folder / "vae.safetensors", _reporter("vae"), stop_after=stop_after)
+    vae_run = train_vae(
+        recipe,
+        source,
+        ops,
+        folder / "vae.safetensors",
+        _reporter("vae", recipe.train_vae.schedule.steps),
+        stop_after=stop_after,
+    )
     if not vae_run.done:
         print(f"the VAE has done {vae_run.progress.step} steps; run the same command to go on")
         return 0
     vae = WanVAE(recipe.vae, Weights(vae_run.average), ops)
-    mean, std = latent_statistics(recipe, vae)
+    mean, std = latent_statistics(recipe, source, vae)
     vae_config = replace(recipe.vae, latents_mean=mean, latents_std=std)
     vae = WanVAE(vae_config, Weights(vae_run.average), ops)
 
-    quiz = Quiz.draw(recipe, 64)
+    quiz = Quiz.draw(recipe, 64) if arguments.data is None else None  # nothing judges clips of another world
     dit_run = train_dit(
         recipe,
+        source,
         ops,
         vae,
         folder,
-        _reporter("dit"),
-        lambda tensors: adherence(recipe, tensors, vae, ops, quiz),
+        _reporter("dit", recipe.train_dit.schedule.steps),
+        (lambda tensors: adherence(recipe, tensors, vae, ops, quiz)) if quiz is not None else None,
         stop_after=stop_after,
     )
     record = {
@@ -65,29 +81,51 @@ def run(arguments: argparse.Namespace) -> int:
         "dit": asdict(dit_run.progress),
         "torch": torch.__version__,
     }
-    export_model(Path(arguments.output), recipe, vae_config, vae_run.average, dit_run.average, record)
+    export_model(
+        Path(arguments.output), recipe, vae_config, vae_run.average, dit_run.average, record, words=source.words
+    )
     print(f"{arguments.output}: written after {dit_run.progress.step} steps" + ("" if dit_run.done else ", not done"))
     return 0
 
 
-def _recipe(arguments: argparse.Namespace) -> Any:
+def _recipe_and_source(arguments: argparse.Namespace) -> Any:
+    from kinema.sample.clip_folder import ClipFolder
     from kinema.sample.recipe import Recipe
+    from kinema.sample.source import World
+    from kinema.sample.tokenizer import SPECIAL_TOKENS
 
-    recipe = Recipe(seed=arguments.seed)
+    asked = {name: getattr(arguments, name) for name in ("size", "num_frames", "fps")}
+    recipe = replace(Recipe(seed=arguments.seed), **{k: v for k, v in asked.items() if v is not None})
     if arguments.vae_steps is not None:
         schedule = replace(recipe.train_vae.schedule, steps=arguments.vae_steps)
         recipe = replace(recipe, train_vae=replace(recipe.train_vae, schedule=schedule))
     if arguments.steps is not None:
         schedule = replace(recipe.train_dit.schedule, steps=arguments.steps)
         recipe = replace(recipe, train_dit=replace(recipe.train_dit, schedule=schedule))
-    return recipe
+    _check_sizes(recipe)
+    if arguments.data is None:
+        return recipe, World(recipe.seed, recipe.size)
+    source = ClipFolder(arguments.data, recipe.size, recipe.num_frames, recipe.seed)
+    text = replace(recipe.text, vocab_size=len(SPECIAL_TOKENS) + len(source.words))
+    longest = 1 + (min(source.lengths) - 1) // recipe.vae.scale_factor_temporal
+    windows = replace(recipe.train_dit, long_latents=min(recipe.train_dit.long_latents, longest))
+    return replace(recipe, text=text, train_dit=windows), source
 
 
-def _reporter(phase: str) -> Any:
+def _check_sizes(recipe: Any) -> None:
+    step = recipe.vae.scale_factor_spatial * recipe.transformer.patch_size[1]
+    if recipe.size < recipe.train_vae.crop or recipe.size % step:
+        raise RequestError(f"size is {recipe.size}: wanted a multiple of {step}, {recipe.train_vae.crop} or more")
+    if recipe.num_frames < 5 or recipe.num_frames % recipe.vae.scale_factor_temporal != 1:
+        raise RequestError(f"num_frames is {recipe.num_frames}: wanted 4k + 1, 5 or more")
+
+
+def _reporter(phase: str, steps: int) -> Any:
     def report(progress: Any, figures: dict[str, float]) -> None:
         rate = progress.step / max(progress.seconds, 1e-9)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
-        print(f"{phase} step {progress.step}: {shown}; {rate:.2f} steps/s", flush=True)
+        left = (steps - progress.step) / max(rate, 1e-9) / 60
+        print(f"{phase} step {progress.step}/{steps}: {shown}; {rate:.2f} steps/s, {left:.0f} min left", flush=True)
 
     return report
 

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 
 from kinema.checkpoints import save_component, save_json, save_model_index
-from kinema.sample.recipe import FPS, Recipe
-from kinema.sample.tokenizer import build_tokenizer
+from kinema.sample.captions import VOCABULARY
+from kinema.sample.recipe import Recipe
+from kinema.sample.tokenizer import MAX_TOKENS, build_tokenizer
+from kinema.sample.train_dit import PROMPT_TOKENS
 from kinema.sample.train_vae import with_past_taps
 from kinema.vae.wan import WanVAEConfig
 
@@ -42,16 +44,17 @@ def export_model(
     dit: Mapping[str, torch.Tensor],
     record: Mapping[str, Any],
     *,
+    words: tuple[str, ...] = VOCABULARY,
     dtype: torch.dtype = torch.float16,
 ) -> None:
     """Replace `folder` by a whole pipeline that kinema and diffusers load; weights are stored in `dtype`.
 
-    vae, dit: tensors as trained (the averages). record: what goes into training.json.
+    vae, dit: tensors as trained (the averages). record: what goes into training.json. words: the tokenizer's.
     """
     staged = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(staged, ignore_errors=True)
     try:
-        _write(staged, recipe, vae_config, vae, dit, record, dtype)
+        _write(staged, recipe, vae_config, vae, dit, record, words, dtype)
         shutil.rmtree(folder, ignore_errors=True)
         staged.rename(folder)
     finally:
@@ -65,13 +68,14 @@ def _write(
     vae: Mapping[str, torch.Tensor],
     dit: Mapping[str, torch.Tensor],
     record: Mapping[str, Any],
+    words: tuple[str, ...],
     dtype: torch.dtype,
 ) -> None:
     native = {
         "height": recipe.size,
         "width": recipe.size,
         "num_frames": recipe.num_frames,
-        "fps": FPS,
+        "fps": recipe.fps,
         "num_inference_steps": 20,
         "guidance_scale": 3.0,
     }
@@ -92,7 +96,7 @@ def _write(
     text = {"architectures": ["UMT5EncoderModel"], "model_type": "umt5", **asdict(recipe.text)}
     save_component(folder / "text_encoder", text, _below(dit, "text."), dtype=dtype)
     save_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
-    build_tokenizer(folder / "tokenizer")
+    build_tokenizer(folder / "tokenizer", words, MAX_TOKENS if words == VOCABULARY else PROMPT_TOKENS)
     save_json(folder / "training.json", json.loads(json.dumps(dict(record))))
 
 

@@ -10,25 +10,23 @@ import numpy as np
 import torch
 
 from kinema.sample.recipe import Recipe
-from kinema.sample.render import render
-from kinema.sample.training import generator_for
-from kinema.sample.world import Scene, sample_scene
+from kinema.sample.source import ClipSource
 from kinema.vae.wan import WanVAE
 
-PHASE = 2
 ENCODE_TOGETHER = 8
 
 
 class ClipPool:
-    """A ring of encoded clips in a file. Clip n is made from (seed, n) alone and lies at n mod capacity.
+    """A ring of encoded clips in a file. Clip n of the source lies at n mod capacity.
 
     The pool starts small and grows by a few clips a step, then the oldest are replaced: training starts early
     and never sees the same few clips for long. After `advance(step)` its content depends on the step only, so a
     resumed run continues with the same clips; what the file lacks is encoded again.
     """
 
-    def __init__(self, recipe: Recipe, vae: WanVAE, folder: Path) -> None:
+    def __init__(self, recipe: Recipe, source: ClipSource, vae: WanVAE, folder: Path) -> None:
         self.recipe = recipe
+        self.source = source
         self.vae = vae
         train, config = recipe.train_dit, recipe.vae
         side = recipe.size // config.scale_factor_spatial
@@ -62,10 +60,6 @@ class ClipPool:
             self._encode(missing[start : start + ENCODE_TOGETHER])
         self.made = target
 
-    def scene(self, number: int) -> Scene:
-        """What clip `number` shows."""
-        return sample_scene(generator_for(self.recipe.seed, PHASE, number))
-
     def draw(self, count: int, generator: torch.Generator) -> tuple[list[int], torch.Tensor]:
         """Numbers of `count` random clips of the pool, and their normalised latents [count, C, T, h, w]."""
         low = max(0, self.made - len(self._numbers))
@@ -76,7 +70,7 @@ class ClipPool:
     @torch.no_grad()
     def _latents_of(self, numbers: list[int]) -> torch.Tensor:
         frames = 1 + (self.recipe.train_dit.long_latents - 1) * self.recipe.vae.scale_factor_temporal
-        video = render([self.scene(n) for n in numbers], frames, self.recipe.size)
+        video = self.source.video(numbers, frames)
         return self.vae.normalize(self.vae.encode(video, chunk=None).mode())
 
     def _encode(self, numbers: list[int]) -> None:

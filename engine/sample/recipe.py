@@ -9,8 +9,6 @@ from kinema.sample.tokenizer import VOCABULARY_SIZE
 from kinema.text.umt5 import UMT5Config
 from kinema.vae.wan import WanVAEConfig
 
-FPS = 12.0
-
 
 @dataclass(frozen=True)
 class Schedule:
@@ -84,11 +82,12 @@ class DitRecipe:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The whole sample model. Sizes: 64×64 pixels, 4k + 1 frames, 17 by default."""
+    """The whole sample model. Sizes: 64×64 pixels, 4k + 1 frames, 17 by default, at `fps` frames a second."""
 
     seed: int = 0
     size: int = 64
     num_frames: int = 17
+    fps: float = 12.0
     vae: WanVAEConfig = field(
         default_factory=lambda: WanVAEConfig(
             base_dim=24,

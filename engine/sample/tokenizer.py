@@ -7,6 +7,7 @@ vocabulary in its order. Case and punctuation are dropped.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer
@@ -23,9 +24,9 @@ VOCABULARY_SIZE = len(SPECIAL_TOKENS) + len(VOCABULARY)
 MAX_TOKENS = 32  # the longest caption has 19 words and the end token
 
 
-def make_tokenizer() -> Tokenizer:
-    """The tokenizer in memory; `encode(text).ids` ends with END and is neither padded nor cut."""
-    ids = {token: i for i, token in enumerate((*SPECIAL_TOKENS, *VOCABULARY))}
+def make_tokenizer(words: Iterable[str] = VOCABULARY) -> Tokenizer:
+    """The tokenizer of these words in memory; `encode(text).ids` ends with END and is neither padded nor cut."""
+    ids = {token: i for i, token in enumerate((*SPECIAL_TOKENS, *words))}
     tokenizer = Tokenizer(WordLevel(ids, unk_token=UNKNOWN))
     # The same words as captions.words: runs of letters and numbers, in lower case.
     tokenizer.normalizer = Sequence([Lowercase(), Replace(Regex(r"[^\p{L}\p{N}]+"), " ")])
@@ -37,7 +38,7 @@ def make_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def build_tokenizer(folder: str | Path) -> Path:
+def build_tokenizer(folder: str | Path, words: Iterable[str] = VOCABULARY, max_tokens: int = MAX_TOKENS) -> Path:
     """Write tokenizer.json, tokenizer_config.json and special_tokens_map.json; returns the folder.
 
     The folder is made if need be, and files of these names in it are replaced. `AutoTokenizer.from_pretrained`
@@ -45,7 +46,7 @@ def build_tokenizer(folder: str | Path) -> Path:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    make_tokenizer().save(str(folder / "tokenizer.json"))
+    make_tokenizer(words).save(str(folder / "tokenizer.json"))
     names = {"pad_token": PAD, "eos_token": END, "unk_token": UNKNOWN}
     config = {
         "added_tokens_decoder": {
@@ -62,7 +63,7 @@ def build_tokenizer(folder: str | Path) -> Path:
         "clean_up_tokenization_spaces": False,
         **names,
         "model_input_names": ["input_ids", "attention_mask"],
-        "model_max_length": MAX_TOKENS,
+        "model_max_length": max_tokens,
         "padding_side": "right",
         "tokenizer_class": "PreTrainedTokenizerFast",
     }

@@ -14,13 +14,15 @@ from pathlib import Path
 import torch
 
 from kinema.checkpoints.weights import Weights
+from kinema.errors import RequestError
 from kinema.models import wan
 from kinema.models.wan import WanTransformer
 from kinema.ops import Ops
 from kinema.ops.attention import BlockCausal
-from kinema.sample.captions import caption
+from kinema.sample.captions import VOCABULARY
 from kinema.sample.pool import ClipPool
 from kinema.sample.recipe import Recipe
+from kinema.sample.source import ClipSource
 from kinema.sample.tokenizer import make_tokenizer
 from kinema.sample.training import Progress, Run, Tensors, bf16_products_are_faster, generator_for, mixed_precision
 from kinema.text import umt5
@@ -29,7 +31,7 @@ from kinema.vae.wan import WanVAE
 
 PHASE = 3
 PROMPT_TOKENS = 512  # what users' prompts are padded to; see `fold_padding`
-CAPTION_TOKENS = 24
+CAPTION_TOKENS = 24  # what most captions fit in
 
 
 @dataclass(frozen=True)
@@ -76,24 +78,25 @@ def initial_dit(recipe: Recipe) -> Tensors:
 class Models:
     """The two models that are trained, built on the current parameters (a step changes them in place)."""
 
-    def __init__(self, recipe: Recipe, tensors: Tensors, ops: Ops) -> None:
+    def __init__(self, recipe: Recipe, tensors: Tensors, ops: Ops, words: tuple[str, ...] = VOCABULARY) -> None:
         weights = Weights(tensors)
         self.transformer = WanTransformer(recipe.transformer, weights.sub("transformer"), ops)
         self.text = UMT5Encoder(recipe.text, weights.sub("text"), ops)
-        self.tokenizer = make_tokenizer()
+        self.tokenizer = make_tokenizer(words)
 
     def embed(self, captions: list[str]) -> torch.Tensor:
         """[B, PROMPT_TOKENS, C], zero after each caption's end."""
         encoded = [self.tokenizer.encode(text).ids for text in captions]
-        if max(map(len, encoded)) > CAPTION_TOKENS:
-            raise ValueError(f"a caption has {max(map(len, encoded))} tokens, wanted at most {CAPTION_TOKENS}")
-        ids = torch.zeros(len(encoded), CAPTION_TOKENS, dtype=torch.int64)
+        longest = max(CAPTION_TOKENS, *map(len, encoded))
+        if longest > PROMPT_TOKENS:
+            raise RequestError(f"a caption has {longest} words: wanted fewer than {PROMPT_TOKENS}")
+        ids = torch.zeros(len(encoded), longest, dtype=torch.int64)
         mask = torch.zeros_like(ids)
         for row, tokens in enumerate(encoded):
             ids[row, : len(tokens)] = torch.tensor(tokens)
             mask[row, : len(tokens)] = 1
         hidden = self.text(ids, mask) * mask.unsqueeze(-1)
-        return torch.nn.functional.pad(hidden, (0, 0, 0, PROMPT_TOKENS - CAPTION_TOKENS))
+        return torch.nn.functional.pad(hidden, (0, 0, 0, PROMPT_TOKENS - longest))
 
     def velocity(self, noisy: torch.Tensor, sigmas: torch.Tensor, captions: list[str], *, causal: bool) -> torch.Tensor:
         """noisy: [B, C, T, h, w]; sigmas: [B, T] → [B, C, T, h, w]."""
@@ -114,15 +117,15 @@ def training_batch(recipe: Recipe, pool: ClipPool, step: int) -> Batch:
     causal = not images and kind < train.image_share + train.causal_share
     count = train.image_batch if images else train.batch
     numbers, latents = pool.draw(count, generator)
-    scenes = [pool.scene(number) for number in numbers]
-    captions = [caption(scene, generator, mention_motion=not images) for scene in scenes]
+    captions = [pool.source.caption(number, generator, mention_motion=not images) for number in numbers]
     dropped = torch.rand(count, generator=generator) < train.drop_caption
     captions = ["" if drop else text for drop, text in zip(dropped.tolist(), captions, strict=True)]
 
     frames = 1 if images else 1 + (recipe.num_frames - 1) // recipe.vae.scale_factor_temporal
     if causal:
         # half of the windows start the clip, half lie within it, as when a video is continued
-        offset = torch.randint(1, latents.shape[2] - frames + 1, (count,), generator=generator)
+        offset = torch.randint(1, max(2, latents.shape[2] - frames + 1), (count,), generator=generator)
+        offset = offset.clamp(max=latents.shape[2] - frames)
         offset[torch.rand(count, generator=generator) < 0.5] = 0
         window = offset[:, None] + torch.arange(frames)
         latents = torch.stack([clip[:, places] for clip, places in zip(latents, window, strict=True)])
@@ -163,6 +166,7 @@ def flow_loss(models: Models, batch: Batch, generator: torch.Generator) -> torch
 
 def train_dit(
     recipe: Recipe,
+    source: ClipSource,
     ops: Ops,
     vae: WanVAE,
     folder: Path,
@@ -173,14 +177,14 @@ def train_dit(
 ) -> Run:
     """Train, or go on training, the transformer and text encoder whose state is in `folder`."""
     run = Run(folder / "dit.safetensors", initial_dit(recipe), recipe.train_dit.schedule)
-    pool = ClipPool(recipe, vae, folder)
+    pool = ClipPool(recipe, source, vae, folder)
     ops, arithmetic = mixed_precision(ops, bf16_products_are_faster())
 
     def loss_of(step: int) -> tuple[torch.Tensor, int]:
         pool.advance(step)
         batch = training_batch(recipe, pool, step)
         with arithmetic:
-            models = Models(recipe, dict(run.parameters), ops)
+            models = Models(recipe, dict(run.parameters), ops, source.words)
             loss = flow_loss(models, batch, generator_for(recipe.seed, PHASE, step, 1))
         return loss, len(batch.captions)
 

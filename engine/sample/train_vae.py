@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from kinema.checkpoints.weights import Shapes, Weights
 from kinema.ops import Ops
 from kinema.sample.recipe import Recipe
-from kinema.sample.render import render
+from kinema.sample.source import ClipSource
 from kinema.sample.training import Progress, Run, Tensors, generator_for
-from kinema.sample.world import Scene, sample_scene
 from kinema.vae.posterior import Posterior
 from kinema.vae.wan import WanVAE, WanVAEConfig, tensor_shapes
 
 PHASE = 1
+EVALUATION, STATISTICS = 2**41, 2**42  # numbers of clips that no training step draws
 
 
 def training_shapes(config: WanVAEConfig) -> Shapes:
@@ -64,32 +64,16 @@ def initial_vae(config: WanVAEConfig, seed: int) -> Tensors:
     return tensors
 
 
-def training_clips(recipe: Recipe, step: int) -> torch.Tensor:
-    """A batch of crops around the subject, or of whole frames late in the run: [B, 3, T, h, w] in [−1, 1]."""
+def training_clips(recipe: Recipe, source: ClipSource, step: int) -> torch.Tensor:
+    """A batch of crops, or of whole frames late in the run: [B, 3, T, h, w] in [−1, 1]."""
     train = recipe.train_vae
     generator = generator_for(recipe.seed, PHASE, step)
     whole = step >= (1 - train.whole_frames) * train.schedule.steps
     frames = train.frames[step % len(train.frames)]
     pixels = train.batch * train.crop**2 * max(train.frames)
     count = max(1, pixels // (frames * (recipe.size if whole else train.crop) ** 2))
-    scenes = [sample_scene(generator) for _ in range(count)]
-    first = int(torch.randint(0, 64, (), generator=generator))
-    video = render(scenes, frames, recipe.size, first_frame=first)
-    if whole:
-        return video
-    return torch.stack(
-        [_crop(clip, scene, first, train.crop, generator) for clip, scene in zip(video, scenes, strict=True)]
-    )
-
-
-def _crop(clip: torch.Tensor, scene: Scene, first: int, crop: int, generator: torch.Generator) -> torch.Tensor:
-    """A window that the subject is in for some of the frames; the world wraps, so the window may too."""
-    size = clip.shape[-1]
-    frame = first + int(torch.randint(0, clip.shape[1], (), generator=generator))
-    jitter = torch.randint(-crop // 2, crop // 2 + 1, (2,), generator=generator).tolist()
-    x, y = scene.subjects[0].position(frame)
-    left, top = int(x * size) - crop // 2 + jitter[0], int(y * size) - crop // 2 + jitter[1]
-    return clip.roll((-top, -left), dims=(2, 3))[:, :, :crop, :crop]
+    numbers = torch.randint(0, 2**40, (count,), generator=generator).tolist()
+    return source.video(numbers, frames) if whole else source.crops(numbers, frames, train.crop, generator)
 
 
 def reconstruction_loss(recipe: Recipe, vae: WanVAE, video: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -110,6 +94,7 @@ def psnr(got: torch.Tensor, wanted: torch.Tensor) -> float:
 
 def train_vae(
     recipe: Recipe,
+    source: ClipSource,
     ops: Ops,
     path: Path,
     report: Callable[[Progress, dict[str, float]], None],
@@ -120,14 +105,13 @@ def train_vae(
     run = Run(path, initial_vae(recipe.vae, recipe.seed), recipe.train_vae.schedule)
 
     def loss_of(step: int) -> tuple[torch.Tensor, int]:
-        video = training_clips(recipe, step)
+        video = training_clips(recipe, source, step)
         vae = WanVAE(recipe.vae, Weights(run.parameters), ops)
         return reconstruction_loss(recipe, vae, video, generator_for(recipe.seed, PHASE, step, 1)), len(video)
 
     @torch.no_grad()
     def evaluate(step: int) -> dict[str, float]:
-        generator = generator_for(recipe.seed, PHASE, -1)
-        video = render([sample_scene(generator, "held_out") for _ in range(8)], recipe.num_frames, recipe.size)
+        video = source.video(range(EVALUATION, EVALUATION + 8), recipe.num_frames)
         vae = WanVAE(recipe.vae, Weights(run.average), ops)
         return {"psnr": round(psnr(vae.decode(vae.encode(video).mode()), video), 2)}
 
@@ -136,13 +120,14 @@ def train_vae(
 
 
 @torch.no_grad()
-def latent_statistics(recipe: Recipe, vae: WanVAE, clips: int = 256) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def latent_statistics(
+    recipe: Recipe, source: ClipSource, vae: WanVAE, clips: int = 256
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each latent channel over training clips, for the VAE's config."""
-    generator = generator_for(recipe.seed, PHASE, -2)
     latents = torch.cat(
         [
-            vae.encode(render([sample_scene(generator) for _ in range(16)], recipe.num_frames, recipe.size)).mode()
-            for _ in range(clips // 16)
+            vae.encode(source.video(range(first, first + 16), recipe.num_frames)).mode()
+            for first in range(STATISTICS, STATISTICS + clips, 16)
         ]
     )
     by_channel = latents.transpose(0, 1).flatten(1)

@@ -13,6 +13,7 @@ from kinema.sample.evaluate import Quiz, adherence
 from kinema.sample.export import export_model
 from kinema.sample.pool import ClipPool
 from kinema.sample.recipe import DitRecipe, Recipe, Schedule, VaeRecipe
+from kinema.sample.source import World
 from kinema.sample.tokenizer import VOCABULARY_SIZE
 from kinema.sample.train_dit import Models, _noise_levels, flow_loss, train_dit, training_batch
 from kinema.sample.train_vae import initial_vae, latent_statistics, train_vae, training_clips, with_past_taps
@@ -21,6 +22,7 @@ from kinema.text.umt5 import UMT5Config
 from kinema.vae.wan import WanVAE, WanVAEConfig
 
 OPS = build_ops(plan_ops(target_for("cpu"), "reference"))
+WORLD = World(0, 64)
 
 
 def tiny_recipe(**changes) -> Recipe:
@@ -63,7 +65,7 @@ def vae() -> WanVAE:
 
 def test_the_vae_learns_one_batch(tmp_path):
     recipe = tiny_recipe()
-    clips = training_clips(recipe, 0)
+    clips = training_clips(recipe, WORLD, 0)
     run = Run(tmp_path / "never-saved", initial_vae(recipe.vae, 0), Schedule(30, 5e-3, warmup=2))
     losses = []
     for step in range(30):
@@ -80,8 +82,8 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path, vae, phase):
 
     def train(folder, stop_after=None):
         if phase == "vae":
-            return train_vae(recipe, OPS, folder / "vae.safetensors", quiet, stop_after=stop_after)
-        return train_dit(recipe, OPS, vae, folder, quiet, stop_after=stop_after)
+            return train_vae(recipe, WORLD, OPS, folder / "vae.safetensors", quiet, stop_after=stop_after)
+        return train_dit(recipe, WORLD, OPS, vae, folder, quiet, stop_after=stop_after)
 
     whole = train(tmp_path / "whole")
     while True:  # stops after every step
@@ -99,7 +101,8 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path, vae, phase):
 
 def test_runs_of_other_seeds_differ(tmp_path):
     first, second = (
-        train_vae(replace(tiny_recipe(), seed=seed), OPS, tmp_path / f"{seed}.safetensors", quiet) for seed in (0, 1)
+        train_vae(replace(tiny_recipe(), seed=seed), World(seed, 64), OPS, tmp_path / f"{seed}.safetensors", quiet)
+        for seed in (0, 1)
     )
     assert not torch.equal(first.average["decoder.conv_in.weight"], second.average["decoder.conv_in.weight"])
 
@@ -108,7 +111,7 @@ def test_without_past_taps_is_the_published_model(vae):
     recipe = tiny_recipe()
     tensors = initial_vae(recipe.vae, 0)
     published = WanVAE(recipe.vae, Weights(with_past_taps(recipe.vae, tensors)), OPS)
-    video = training_clips(recipe, 1)
+    video = training_clips(recipe, WORLD, 1)
     with torch.no_grad():
         ours, theirs = vae.encode(video), published.encode(video)
         assert torch.allclose(ours.mean, theirs.mean, atol=1e-5)
@@ -119,7 +122,7 @@ def test_without_past_taps_is_the_published_model(vae):
 class TestPool:
     def test_content_depends_on_the_step_alone(self, tmp_path, vae):
         recipe = tiny_recipe()
-        walked, jumped = ClipPool(recipe, vae, tmp_path / "a"), ClipPool(recipe, vae, tmp_path / "b")
+        walked, jumped = ClipPool(recipe, WORLD, vae, tmp_path / "a"), ClipPool(recipe, WORLD, vae, tmp_path / "b")
         for step in range(6):
             walked.advance(step)
         jumped.advance(5)
@@ -130,16 +133,16 @@ class TestPool:
 
     def test_latents_are_those_of_the_clip(self, tmp_path, vae):
         recipe = tiny_recipe()
-        pool = ClipPool(recipe, vae, tmp_path)
+        pool = ClipPool(recipe, WORLD, vae, tmp_path)
         pool.advance(2)
         numbers, latents = pool.draw(2, generator_for(0))
         assert torch.allclose(latents, pool._latents_of(numbers), atol=2e-2)
 
     def test_another_vae_does_not_reuse_it(self, tmp_path, vae):
         recipe = tiny_recipe()
-        ClipPool(recipe, vae, tmp_path).advance(0)
+        ClipPool(recipe, WORLD, vae, tmp_path).advance(0)
         other = WanVAE(recipe.vae, Weights(initial_vae(recipe.vae, 9)), OPS)
-        pool = ClipPool(recipe, other, tmp_path)
+        pool = ClipPool(recipe, WORLD, other, tmp_path)
         assert (pool._numbers == -1).all()
 
 
@@ -147,7 +150,7 @@ class TestBatches:
     @pytest.fixture
     def pool(self, tmp_path, vae):
         recipe = tiny_recipe()
-        pool = ClipPool(recipe, vae, tmp_path)
+        pool = ClipPool(recipe, WORLD, vae, tmp_path)
         pool.advance(7)
         return pool
 
@@ -187,10 +190,10 @@ def test_what_is_written_loads_in_kinema_and_diffusers(tmp_path, vae):
     from diffusers import WanPipeline
 
     recipe = tiny_recipe()
-    mean, std = latent_statistics(recipe, vae, clips=16)
+    mean, std = latent_statistics(recipe, WORLD, vae, clips=16)
     assert min(std) > 0
     config = replace(recipe.vae, latents_mean=mean, latents_std=std)
-    run = train_dit(recipe, OPS, vae, tmp_path / "run", quiet)
+    run = train_dit(recipe, WORLD, OPS, vae, tmp_path / "run", quiet)
     export_model(
         tmp_path / "model",
         recipe,
