@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from typing import TYPE_CHECKING, Any
 
 from kinema.commands.load import MODEL_HELP, add_load_arguments, load_options
@@ -13,9 +14,12 @@ if TYPE_CHECKING:
     from kinema.bench.report import Report
     from kinema.pipeline import VideoPipeline
     from kinema.sample.adherence import Verdict
-    from kinema.sample.world import Scene
+    from kinema.sample.world import Scene, Split
+    from kinema.video import Video
 
 ATTRIBUTES = ("colour", "subject", "motion", "speed", "background")
+JUDGED_FRAMES = 16  # of a continued clip
+SPLITS: tuple[Split, ...] = ("train", "held_out")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=16, metavar="N", help="clips at a time (%(default)s)")
     parser.add_argument("--steps", type=int, help="denoising steps")
     parser.add_argument("--guidance-scale", type=float, help="how strongly to follow the prompt")
+    parser.add_argument(
+        "--frames", type=int, metavar="N", help="continue each clip to N frames or a little more, and judge its last 16"
+    )
     parser.add_argument("--seed", type=int, default=0, help="decides prompts and noise (%(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write the report to this file")
     add_load_arguments(parser)
@@ -43,18 +50,19 @@ def run(arguments: argparse.Namespace) -> int:
         **provenance("adherence", arguments.words, pipe.ops.plan),
         "model": str(pipe.folder.path),
         "prompts": arguments.prompts,
+        "frames": arguments.frames,
         "seed": arguments.seed,
         "splits": {},
     }
     options = {"num_inference_steps": arguments.steps, "guidance_scale": arguments.guidance_scale}
     with steps_bar(2 * arguments.prompts, unit="clip") as advance:
-        for split in ("train", "held_out"):
+        for split in SPLITS:
             scenes, verdicts = [], []
             for start in range(0, arguments.prompts, arguments.batch):
                 count = min(arguments.batch, arguments.prompts - start)
-                batch = judged(pipe, split, arguments.seed + start, count, options)
-                scenes += [scene for scene, _ in batch]
-                verdicts += [verdict for _, verdict in batch]
+                made = generated(pipe, split, arguments.seed + start, count, options, arguments.frames)
+                scenes += made[0]
+                verdicts += made[1]
                 advance(count)
             report["splits"][split] = shares(scenes, verdicts)
     if arguments.json is not None:
@@ -63,21 +71,35 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def judged(
-    pipe: VideoPipeline, split: str, seed: int, count: int, options: dict[str, Any]
-) -> list[tuple[Scene, Verdict]]:
-    """Generate `count` random scenes of a split from their captions, and judge each clip."""
+def generated(
+    pipe: VideoPipeline, split: Split, seed: int, count: int, options: dict[str, Any], frames: int | None = None
+) -> tuple[list[Scene], list[Verdict], list[Video]]:
+    """Generate `count` random scenes of a split from their captions, and judge each clip.
+
+    frames: continue every clip until it has as many, and judge (and return) its last `JUDGED_FRAMES`.
+    """
+    from kinema.continuation import extend
+    from kinema.request import GenerationRequest
     from kinema.sample.adherence import judge
     from kinema.sample.captions import caption
     from kinema.sample.training import generator_for
     from kinema.sample.world import sample_scene
+    from kinema.video import Video
 
     generator = generator_for(seed, 5, {"train": 0, "held_out": 1}[split])
-    scenes = [sample_scene(generator, split) for _ in range(count)]  # type: ignore[arg-type]
+    scenes = [sample_scene(generator, split) for _ in range(count)]
     captions = [caption(scene, generator) for scene in scenes]
-    output = pipe(captions, seed=seed, progress=False, **{k: v for k, v in options.items() if v is not None})
-    assert not isinstance(output, tuple)
-    return [(scene, judge(video.frames, scene.describe())) for scene, video in zip(scenes, output.videos, strict=True)]
+    given = {name: value for name, value in options.items() if value is not None}
+    state = pipe.prepare(GenerationRequest(captions, seed=seed, **given))
+    while not state.done:
+        pipe.step([state])
+    if frames is not None:
+        extend(pipe, state, 1 + math.ceil((frames - 1) / pipe.vae_config.scale_factor_temporal))
+    videos = pipe.finish(state).videos
+    if frames is not None:
+        videos = [Video(video.frames[-JUDGED_FRAMES:], video.fps) for video in videos]
+    verdicts = [judge(video.frames, scene.describe()) for scene, video in zip(scenes, videos, strict=True)]
+    return scenes, verdicts, videos
 
 
 def shares(scenes: list[Scene], verdicts: list[Verdict]) -> dict[str, dict[str, float | int]]:

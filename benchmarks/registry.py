@@ -8,5 +8,6 @@ from kinema.commands.parser import Verbs
 VERBS: Verbs = {
     "generate": ("kinema.bench.generate", "a whole generation, stage by stage"),
     "adherence": ("kinema.bench.adherence", "does the sample model do what its prompts say?"),
+    "steps": ("kinema.bench.steps", "more steps, better video? over the number of steps"),
     "contact-sheet": ("kinema.bench.contact_sheet", "prompts and their clips as one picture"),
 }
