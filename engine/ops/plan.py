@@ -188,4 +188,9 @@ def build_ops(plan: Plan) -> Ops:
         module = implementation.load()
         functions.update({name: getattr(module, name) for name in op.functions})
     packs = {name: functions.pop(name) for name in list(functions) if name.startswith("pack_")}
-    return Ops(plan=plan, _pack=packs, **functions)
+    ops = Ops(plan=plan, _pack=packs, **functions)
+    if plan.target.device.type != "cuda":
+        return ops
+    from kinema.ops.compiled import compilable
+
+    return compilable(ops)
