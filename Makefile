@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 INSTALLED := $(VENV)/installed-$(shell ls -d kernels/*/ benchmarks/ | cksum | cut -d' ' -f1)
 CPP = git ls-files '*.cpp' '*.cc' '*.h' '*.cu' '*.cuh' | xargs -r $(BIN)/clang-format
 
-.PHONY: video test test-slow test-gpu bench lint format types clean
+.PHONY: video test test-slow test-gpu mutants bench lint format types clean
 
 video: $(INSTALLED)
 	@$(BIN)/kinema generate "$$PROMPT" --model "$(MODEL)" --output "$$OUT" --seed $(SEED)
@@ -32,6 +32,10 @@ test-gpu: $(VENV)/test-tools
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; \
 	then $(BIN)/pytest -m "not slow" tests/ops tests/triton tests/pipeline; \
 	else echo "skipped: torch sees no GPU on this machine (docs/gpu.md)"; fi
+
+# minutes: wrong edits of every Triton kernel, which the tests must notice
+mutants: $(VENV)/test-tools
+	$(BIN)/python tests/mutants/run.py
 
 bench: $(INSTALLED)
 	$(BIN)/kinema bench $(BENCH)
