@@ -53,6 +53,37 @@ def dot(a, b, acc):
 
 
 @triton.jit
+def dot_int8(a, b, acc):
+    """acc + a·b of int8, exact: int32 holds the sums of 133,000 products. acc: [M, N] int32."""
+    return tl.dot(a, b, acc, out_dtype=tl.int32)
+
+
+@triton.jit
+def dot_fp8(a, b, acc, PROMOTE: tl.constexpr):
+    """acc + a·b of e4m3. acc: [M, N] fp32.
+
+    The tensor cores of Ada and Hopper add e4m3 products with fewer than 24 bits: with PROMOTE they sum the K products
+    of one call only, and acc is added in fp32. Others sum in fp32 anyway.
+    """
+    if INTERPRETED:
+        return acc + tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
+    elif PROMOTE:
+        # the limit does nothing to a sum that begins at zero, but without one Triton folds the addition into the dot
+        return acc + tl.dot(a, b, max_num_imprecise_acc=a.shape[1])
+    else:
+        return tl.dot(a, b, acc)
+
+
+@triton.jit
+def wide_e4m3(code):
+    """The fp32 value of e4m3 bits in uint8, exactly: also where the hardware does not know the format."""
+    # sign, exponent and mantissa in the places of fp16, whose exponent is biased by 8 more
+    bits = ((code & 0x80).to(tl.uint16) << 8) | ((code & 0x7F).to(tl.uint16) << 7)
+    x = bits.to(tl.float16, bitcast=True).to(tl.float32) * 256.0
+    return tl.where((code & 0x7F) == 0x7F, float("nan"), x)
+
+
+@triton.jit
 def sigmoid(x):
     """1/(1 + e^−x), on the exponential unit."""
     return 1.0 / (1.0 + tl.exp2(x * -LOG2_E))

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 import torch
 
 from kinema.ops.common import Implementation, Op, Quantized, Target
+from kinema.ops.common.triton_target import fp8_unsupported, triton_implementation, triton_unsupported
 
 Activation = Literal["none", "gelu", "gelu_tanh", "quick_gelu", "silu"]
 
@@ -72,8 +73,18 @@ class Linear(Protocol):
         ...
 
 
+def _triton_unsupported(target: Target) -> list[str]:
+    """e4m3 that is only stored is widened by the kernel itself; to multiply it needs the hardware."""
+    precision = target.precision
+    multiplied = precision.weights == torch.float8_e4m3fn and precision.quantize_activations is not None
+    return fp8_unsupported(target) if multiplied else triton_unsupported(target)
+
+
 OP = Op(
     "linear",
     ("linear", "pack_linear"),
-    (Implementation("reference", "kinema.ops.linear.reference"),),
+    (
+        triton_implementation("linear", _triton_unsupported),
+        Implementation("reference", "kinema.ops.linear.reference"),
+    ),
 )

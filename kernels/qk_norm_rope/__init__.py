@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 import torch
 
 from kinema.ops.common import Implementation, Op, Rope
+from kinema.ops.common.triton_target import triton_implementation
 
 
 @dataclass(frozen=True)
@@ -46,4 +47,8 @@ class QkNormRope(Protocol):
         ...
 
 
-OP = Op("qk_norm_rope", ("qk_norm_rope",), (Implementation("reference", "kinema.ops.qk_norm_rope.reference"),))
+OP = Op(
+    "qk_norm_rope",
+    ("qk_norm_rope",),
+    (triton_implementation("qk_norm_rope"), Implementation("reference", "kinema.ops.qk_norm_rope.reference")),
+)

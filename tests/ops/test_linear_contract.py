@@ -353,9 +353,13 @@ MISTAKES = {
 }
 
 
+# Small cases first: interpreted kernels are slow, and most mistakes show anywhere.
+BY_COST = dict(sorted(CASES.items(), key=lambda named: math.prod(named[1].size)))
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_planted_mistakes_are_noticed(impl, mistake):
-    assert impl.catches(check_linear, CASES, **MISTAKES[mistake](impl))
+    assert impl.catches(check_linear, BY_COST, **MISTAKES[mistake](impl))
 
 
 @pytest.mark.parametrize("precision", CPU)

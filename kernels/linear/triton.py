@@ -1,0 +1,270 @@
+"""`linear` in Triton: weights, tile sizes, and what a launch is told. triton_kernel.py is the kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, get_args
+
+import torch
+import triton
+import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from kinema.ops.common import Quantized, QuantKind, Target, claim, group_strides
+from kinema.ops.common.launch import Config, architecture, configure, launch
+from kinema.ops.linear import Activation, LinearWeight, reference
+from kinema.ops.linear.triton_kernel import linear_kernel
+from kinema.ops.quantize.triton import quantize_together
+
+SMALL_ROWS = 16  # up to here a tile of one tensor-core instruction's height is enough
+
+LARGE = {
+    0: Config({"ROWS": 32, "COLUMNS": 64, "BYTES": 128, "PARTS": 2, "GROUP": 2, "PER_SM": 1, "TMA": 1}),
+    80: Config({"ROWS": 128, "COLUMNS": 128, "BYTES": 64, "PARTS": 4, "GROUP": 8, "PER_SM": 2, "TMA": 0}, 4, 4),
+    90: Config({"ROWS": 128, "COLUMNS": 256, "BYTES": 128, "PARTS": 4, "GROUP": 8, "PER_SM": 1, "TMA": 1}, 8, 4),
+    120: Config({"ROWS": 128, "COLUMNS": 128, "BYTES": 64, "PARTS": 4, "GROUP": 8, "PER_SM": 2, "TMA": 1}, 4, 4),
+}
+LARGE_FP8 = {
+    0: LARGE[0],
+    80: Config({"ROWS": 128, "COLUMNS": 128, "BYTES": 128, "PARTS": 4, "GROUP": 8, "PER_SM": 1, "TMA": 0}, 8, 3),
+    90: Config({"ROWS": 128, "COLUMNS": 128, "BYTES": 128, "PARTS": 4, "GROUP": 8, "PER_SM": 1, "TMA": 1}, 8, 4),
+    100: LARGE[90],
+    120: Config({"ROWS": 128, "COLUMNS": 128, "BYTES": 128, "PARTS": 4, "GROUP": 8, "PER_SM": 1, "TMA": 1}, 8, 3),
+}
+LARGE_INT8 = LARGE
+LARGE_FP32 = {
+    0: LARGE[0],
+    80: Config({"ROWS": 128, "COLUMNS": 128, "BYTES": 32, "PARTS": 4, "GROUP": 8, "PER_SM": 1, "TMA": 0}, 8, 3),
+}
+SMALL = {
+    0: Config({"ROWS": 16, "COLUMNS": 32, "BYTES": 128, "PARTS": 1, "GROUP": 1, "PER_SM": 1, "TMA": 0}),
+    80: Config({"ROWS": 16, "COLUMNS": 32, "BYTES": 256, "PARTS": 1, "GROUP": 1, "PER_SM": 4, "TMA": 0}, 4, 5),
+}
+SMALL_FP32 = {
+    0: SMALL[0],
+    80: Config({"ROWS": 16, "COLUMNS": 32, "BYTES": 128, "PARTS": 1, "GROUP": 1, "PER_SM": 4, "TMA": 0}, 4, 5),
+}
+TABLES = {
+    "linear/large": LARGE,
+    "linear/large_fp8": LARGE_FP8,
+    "linear/large_int8": LARGE_INT8,
+    "linear/large_fp32": LARGE_FP32,
+    "linear/small": SMALL,
+    "linear/small_fp8": SMALL,
+    "linear/small_int8": SMALL,
+    "linear/small_fp32": SMALL_FP32,
+}
+# of the GPU that a recorded launch is for: A100, RTX 4090, H100, B200, RTX 5090; three in the interpreter
+PROCESSORS = {0: 3, 80: 108, 89: 128, 90: 132, 100: 148, 120: 170}
+# Ada and Hopper sum e4m3 products with fewer bits than fp32 has
+IMPRECISE_FP8 = (89, 90)
+
+_COMPUTE = {
+    torch.float32: (tl.float32, "_fp32"),
+    torch.bfloat16: (tl.bfloat16, ""),
+    torch.float16: (tl.float16, ""),
+    torch.float8_e4m3fn: (tl.float8e4nv, "_fp8"),
+    torch.int8: (tl.int8, "_int8"),
+}
+
+
+@dataclass(frozen=True)
+class TritonWeight(LinearWeight):
+    """weight: [rows, in], dense, of gated weights the gate's rows first; bias, scale: [rows] fp32."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    scale: torch.Tensor | None
+    quantize_activations: QuantKind | None
+    activations: torch.dtype
+
+
+def pack_linear(
+    weight: torch.Tensor | Sequence[torch.Tensor],
+    bias: torch.Tensor | Sequence[torch.Tensor] | None = None,
+    *,
+    gate_weight: torch.Tensor | None = None,
+    gate_bias: torch.Tensor | None = None,
+    target: Target,
+) -> TritonWeight:
+    # the numbers are the reference's, bit for bit; its layout is the one that tensor cores read e4m3 in
+    packed = reference.pack_linear(weight, bias, gate_weight=gate_weight, gate_bias=gate_bias, target=target)
+    return TritonWeight(
+        packed.in_features,
+        packed.out_features,
+        packed.gated,
+        packed.nbytes,
+        packed.weight.contiguous(),
+        packed.bias.contiguous() if packed.bias is not None else None,
+        packed.scale,
+        packed.quantize_activations,
+        packed.activations,
+    )
+
+
+def linear(
+    x: torch.Tensor | Quantized | tuple[torch.Tensor, torch.Tensor],
+    weight: LinearWeight,
+    *,
+    activation: Activation = "none",
+    gate: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    assert isinstance(weight, TritonWeight)
+    if activation not in get_args(Activation):
+        raise ValueError(f"unknown activation {activation!r}: wanted one of {', '.join(get_args(Activation))}")
+    first, second, x_scale, dtype = _sources(x, weight)
+    batch, tokens, features = first.shape
+    more = 0 if second is None else second.shape[2]
+    if features + more != weight.in_features:
+        raise ValueError(f"x has {features + more} features, the weight wanted {weight.in_features}")
+    y = claim(out, (batch, tokens, weight.out_features), dtype, first.device)
+    if residual is not None and residual.shape != y.shape:
+        raise ValueError(f"residual is {tuple(residual.shape)}, wanted {tuple(y.shape)}")
+    for name, given in (("x", first), ("x", second), ("gate", gate), ("residual", residual)):
+        if given is not None and given.stride(-1) != 1 and given.shape[-1] != 1:
+            raise ValueError(f"{name} has strides {given.stride()}, wanted its channels dense")
+    gate_b, gate_g, gate_tokens = group_strides(y, gate)
+    gate_is_row = gate is None or gate.shape[1] == 1
+
+    # [B, S] as one row of tokens, where every tensor allows it: no tile is then cut off at the end of a sample
+    grids = [t for t in (first, second, y, residual) if t is not None]
+    if gate_is_row and gate_b == 0 and all(_one_row(t) for t in grids):
+        samples, tokens = 1, batch * tokens
+    else:
+        samples = batch
+
+    computed = _common_dtype(first.dtype, weight.weight.dtype)
+    compute, kind = _COMPUTE[computed]
+    size = "large" if tokens > SMALL_ROWS else "small"
+    table = configure(f"linear/{size}{kind}", TABLES[f"linear/{size}{kind}"], first.device)
+    blocks = dict(table.blocks)
+    per_sm, tma = blocks.pop("PER_SM"), blocks.pop("TMA")
+    blocks["FEATURES"] = blocks.pop("BYTES") // computed.itemsize
+    blocks["COLUMNS"] //= 2 if weight.gated else 1
+    tiles = triton.cdiv(tokens, blocks["ROWS"]) * triton.cdiv(weight.out_features, blocks["COLUMNS"])
+
+    (x_b, x_s), (second_b, second_s) = _strides(first, samples), _strides(second, samples)
+    (y_b, y_s), (residual_b, residual_s) = _strides(y, samples), _strides(residual, samples)
+    read: list[Any] = [_bits(t, computed) for t in (first, second, weight.weight)]
+    descriptors = bool(tma) and all(t is None or _has_descriptor(t) for t in read)
+    if descriptors:
+        rows, columns, block = blocks["ROWS"], blocks["COLUMNS"], blocks["FEATURES"]
+        read = [_describe(t, samples, tokens, [1, rows, block]) for t in read[:2]]
+        read.append(TensorDescriptor.from_tensor(_bits(weight.weight, computed), [columns, block]))
+    launch(
+        linear_kernel,
+        (min(samples * tiles, per_sm * _processors(first.device)),),
+        Config(blocks, table.warps, table.stages),
+        x=read[0],
+        second=read[1],
+        weight=read[2],
+        y=y,
+        x_scale=x_scale,
+        weight_scale=weight.scale,
+        bias=weight.bias,
+        gate=gate,
+        residual=residual,
+        samples=samples,
+        tokens=tokens,
+        columns=weight.out_features,
+        features=features,
+        more=more,
+        x_b=x_b,
+        x_s=x_s,
+        second_b=second_b,
+        second_s=second_s,
+        y_b=y_b,
+        y_s=y_s,
+        gate_b=gate_b,
+        gate_g=gate_g,
+        gate_tokens=gate_tokens,
+        residual_b=residual_b,
+        residual_s=residual_s,
+        COMPUTE=compute,
+        ACTIVATION=activation,
+        GATED=weight.gated,
+        GATE_IS_ROW=gate_is_row,
+        WHOLE=features % blocks["FEATURES"] == 0 and more % blocks["FEATURES"] == 0,
+        DESCRIPTORS=descriptors,
+        FLATTEN=per_sm == 1 and second is None,
+        PROMOTE=architecture(first.device) in IMPRECISE_FP8,
+    )
+    return y
+
+
+def _sources(
+    x: torch.Tensor | Quantized | tuple[torch.Tensor, torch.Tensor], weight: TritonWeight
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.dtype]:
+    """What the kernel reads: first and second source, a scale per token, and the dtype of the result."""
+    first, second = x if isinstance(x, tuple) else (x, None)
+    if isinstance(first, torch.Tensor):
+        dtype = first.dtype
+        if weight.quantize_activations is not None:
+            first, second = quantize_together(first, second, weight.quantize_activations), None
+    else:
+        dtype = weight.activations
+    if isinstance(first, Quantized):
+        return first.data, None, first.scale.reshape(-1), dtype
+    return first, second, None, dtype
+
+
+def _common_dtype(x: torch.dtype, weight: torch.dtype) -> torch.dtype:
+    """What both are multiplied in: the narrowest dtype that holds the values of each."""
+    unknown = {x, weight} - set(_COMPUTE)
+    if unknown:
+        raise ValueError(f"x is {x} and the weight {weight}, wanted each to be one of {', '.join(map(str, _COMPUTE))}")
+    if x == weight:
+        return x
+    if x.itemsize == weight.itemsize == 1:
+        return torch.bfloat16
+    if x.itemsize == weight.itemsize:
+        return torch.float32
+    return max(x, weight, key=lambda dtype: dtype.itemsize)
+
+
+def _bits(t: torch.Tensor | None, computed: torch.dtype) -> torch.Tensor | None:
+    """t; e4m3 that is widened first is read as its bits, since not every GPU knows the format."""
+    return t.view(torch.uint8) if t is not None and t.dtype == torch.float8_e4m3fn != computed else t
+
+
+def _one_row(t: torch.Tensor) -> bool:
+    return t.shape[0] == 1 or t.shape[1] == 1 or t.stride(0) == t.shape[1] * t.stride(1)
+
+
+def _strides(t: torch.Tensor | None, samples: int) -> tuple[int, int]:
+    """Over samples and tokens; with one sample the tokens may be a batch of single ones."""
+    if t is None:
+        return 0, 0
+    if samples == 1:
+        return 0, t.stride(1) if t.shape[1] > 1 else t.stride(0)
+    return t.stride(0), t.stride(1)
+
+
+def _has_descriptor(t: torch.Tensor) -> bool:
+    """Whether the hardware's tensor copies can address t: multiples of 16 bytes, and nothing repeated."""
+    strides = [stride for size, stride in zip(t.shape[:-1], t.stride()[:-1], strict=True) if size > 1]
+    return t.data_ptr() % 16 == 0 and all(s > 0 and s * t.itemsize % 16 == 0 for s in strides)
+
+
+def _describe(t: torch.Tensor | None, samples: int, tokens: int, block: list[int]) -> TensorDescriptor | None:
+    if t is None:
+        return None
+    stride_b, stride_s = _strides(t, samples)
+    return TensorDescriptor(t, [samples, tokens, t.shape[2]], [stride_b or tokens * stride_s, stride_s, 1], block)
+
+
+def _processors(device: torch.device) -> int:
+    """Multiprocessors of the device, or of the GPU that a recorded launch is for."""
+    arch = architecture(device)
+    if device.type == "cuda":
+        return _multiprocessors(device.index or 0)
+    return PROCESSORS[max(known for known in PROCESSORS if known <= arch)]
+
+
+@lru_cache(maxsize=16)
+def _multiprocessors(index: int) -> int:
+    return torch.cuda.get_device_properties(index).multi_processor_count
