@@ -1,4 +1,4 @@
-"""`qk_norm_rope` in Triton: a program holds all heads of a few tokens in registers, reads them once and writes them once."""
+"""`qk_norm_rope` in Triton: a program holds all heads of a few tokens, reads them once and writes them once."""
 
 from __future__ import annotations
 
