@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 INTERPRETER = 0  # the "architecture" of the interpreter: small tiles, so that small shapes cross their edges
+HIP_ARCHITECTURE = 80  # what a GPU of AMD counts as
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,10 @@ class Launch:
 
 @dataclass
 class Recording:
-    """What was launched for architecture `arch` (90 for sm_90), kept instead of run."""
+    """What was launched for architecture `arch` (90 for sm_90; hip: a GPU of AMD), kept instead of run."""
 
     arch: int
+    hip: bool = False
     launches: list[Launch] = field(default_factory=list)
 
 
@@ -51,9 +53,9 @@ _forced: ContextVar[Mapping[str, Config] | None] = ContextVar("forced", default=
 
 
 @contextmanager
-def recording(arch: int) -> Iterator[Recording]:
-    """Keep every launch of this block, configured for `arch`; nothing runs."""
-    made = Recording(arch)
+def recording(arch: int = HIP_ARCHITECTURE, *, hip: bool = False) -> Iterator[Recording]:
+    """Keep every launch of this block, configured for `arch`; nothing runs. Capability records answer for it."""
+    made = Recording(arch, hip)
     token = _recording.set(made)
     try:
         yield made
@@ -71,8 +73,14 @@ def forced(configs: Mapping[str, Config]) -> Iterator[None]:
         _forced.reset(token)
 
 
+def is_hip() -> bool:
+    """Whether launches are for a GPU of AMD."""
+    recorded = _recording.get()
+    return torch.version.hip is not None if recorded is None else recorded.hip
+
+
 def architecture(device: torch.device) -> int:
-    """10·major + minor of the GPU's compute capability (a GPU of AMD counts as 80), 0 in the interpreter."""
+    """10·major + minor of the GPU's compute capability (a GPU of AMD counts as 80), 0 where there is none."""
     recorded = _recording.get()
     if recorded is not None:
         return recorded.arch
@@ -82,7 +90,7 @@ def architecture(device: torch.device) -> int:
 @lru_cache(maxsize=16)
 def _capability(index: int) -> int:
     if torch.version.hip is not None:
-        return 80
+        return HIP_ARCHITECTURE
     major, minor = torch.cuda.get_device_capability(index)
     return 10 * major + minor
 
@@ -94,6 +102,11 @@ def configure(name: str, table: Mapping[int, Config], device: torch.device) -> C
         return overriding[name]
     arch = architecture(device)
     return table[max(known for known in table if known <= arch)]
+
+
+def options(config: Config) -> dict[str, Any]:
+    """What Triton is told besides a kernel's arguments. Fusing a·b + c is said outright: its default is changing."""
+    return {"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": True}
 
 
 def launch(kernel: Any, grid: tuple[int, ...], config: Config, **arguments: Any) -> None:
@@ -110,4 +123,4 @@ def launch(kernel: Any, grid: tuple[int, ...], config: Config, **arguments: Any)
         kernel[grid](**made.arguments)
         return
     with torch.cuda.device(device):  # Triton launches on the current device
-        kernel[grid](**made.arguments, num_warps=config.warps, num_stages=config.stages)
+        kernel[grid](**made.arguments, **options(config))

@@ -9,10 +9,11 @@ from collections.abc import Callable
 import torch
 
 from kinema.ops.common.capability import Implementation, Target
+from kinema.ops.common.launch import INTERPRETER, architecture, is_hip
 
 INTERPRET_VARIABLE = "TRITON_INTERPRET"
-OLDEST_CAPABILITY = (8, 0)
-FP8_CAPABILITY = (8, 9)
+OLDEST = 80  # compute capability 8.0
+OLDEST_FP8 = 89
 
 
 def interpreted() -> bool:
@@ -26,30 +27,32 @@ def triton_unsupported(target: Target) -> list[str]:
         return ["triton is not installed"]
     if target.device.type == "cpu":
         return [] if interpreted() else [f"needs a GPU; the device is cpu ({INTERPRET_VARIABLE}=1 runs it, slowly)"]
-    if target.device.type == "meta":
-        return []  # nothing runs: an op is its own fake there
+    if target.device.type == "meta":  # nothing runs: an op is its own fake there, or recorded for an architecture
+        return _too_old(target, "Triton", OLDEST)
     if target.device.type != "cuda":
         return [f"needs a CUDA or ROCm GPU; the device is {target.device.type}"]
     if not torch.cuda.is_available():
         return ["torch sees no GPU"]
     if interpreted():
         return [f"{INTERPRET_VARIABLE}=1 is for the CPU; unset it"]
-    if torch.version.hip is None:
-        capability = torch.cuda.get_device_capability(target.device)
-        if capability < OLDEST_CAPABILITY:
-            return [f"needs compute capability {_dotted(OLDEST_CAPABILITY)}, the GPU has {_dotted(capability)}"]
-    return []
+    return _too_old(target, "Triton", OLDEST)
 
 
 def fp8_unsupported(target: Target) -> list[str]:
-    """Why no Triton kernel that multiplies e4m3 runs on `target`."""
-    reasons = triton_unsupported(target)
-    if reasons or target.device.type != "cuda" or torch.version.hip is not None:
-        return reasons
-    capability = torch.cuda.get_device_capability(target.device)
-    if capability < FP8_CAPABILITY:
-        return [f"e4m3 needs compute capability {_dotted(FP8_CAPABILITY)}, the GPU has {_dotted(capability)}"]
-    return []
+    """Why no Triton kernel that multiplies or writes e4m3 runs on `target`."""
+    return triton_unsupported(target) or _too_old(target, "e4m3", OLDEST_FP8)
+
+
+def quantize_unsupported(target: Target) -> list[str]:
+    """Why no Triton kernel that writes the precision's 8-bit activations runs on `target`; every GPU has int8."""
+    return fp8_unsupported(target) if target.precision.quantize_activations == "fp8" else triton_unsupported(target)
+
+
+def _too_old(target: Target, what: str, oldest: int) -> list[str]:
+    arch = architecture(target.device)
+    if arch == INTERPRETER or is_hip() or arch >= oldest:
+        return []
+    return [f"{what} needs compute capability {_dotted(oldest)}, the GPU has {_dotted(arch)}"]
 
 
 def triton_reluctant(target: Target) -> list[str]:
@@ -62,5 +65,5 @@ def triton_implementation(op: str, unsupported: Callable[[Target], list[str]] = 
     return Implementation("triton", f"kinema.ops.{op}.triton", unsupported, triton_reluctant)
 
 
-def _dotted(capability: tuple[int, int]) -> str:
-    return f"{capability[0]}.{capability[1]}"
+def _dotted(arch: int) -> str:
+    return f"{arch // 10}.{arch % 10}"

@@ -7,7 +7,7 @@ from typing import Literal, Protocol, overload
 import torch
 
 from kinema.ops.common import Implementation, Op, Quantized, QuantKind
-from kinema.ops.common.triton_target import triton_implementation
+from kinema.ops.common.triton_target import quantize_unsupported, triton_implementation
 
 NormKind = Literal["layer", "rms"]
 
@@ -72,5 +72,8 @@ class NormModulate(Protocol):
 OP = Op(
     "norm_modulate",
     ("norm_modulate",),
-    (triton_implementation("norm_modulate"), Implementation("reference", "kinema.ops.norm_modulate.reference")),
+    (
+        triton_implementation("norm_modulate", quantize_unsupported),
+        Implementation("reference", "kinema.ops.norm_modulate.reference"),
+    ),
 )

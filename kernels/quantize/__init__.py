@@ -6,8 +6,8 @@ from typing import Protocol
 
 import torch
 
-from kinema.ops.common import Implementation, Op, Quantized, QuantKind, Target
-from kinema.ops.common.triton_target import fp8_unsupported, triton_implementation, triton_unsupported
+from kinema.ops.common import Implementation, Op, Quantized, QuantKind
+from kinema.ops.common.triton_target import quantize_unsupported, triton_implementation
 
 
 class Quantize(Protocol):
@@ -21,16 +21,11 @@ class Quantize(Protocol):
         ...
 
 
-def _triton_unsupported(target: Target) -> list[str]:
-    """e4m3 is written only where the precision asks for it; every GPU has int8."""
-    return fp8_unsupported(target) if target.precision.quantize_activations == "fp8" else triton_unsupported(target)
-
-
 OP = Op(
     "quantize",
     ("quantize",),
     (
-        triton_implementation("quantize", _triton_unsupported),
+        triton_implementation("quantize", quantize_unsupported),
         Implementation("reference", "kinema.ops.quantize.reference"),
     ),
 )
