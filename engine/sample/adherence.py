@@ -20,7 +20,7 @@ from kinema.sample.templates import centroids, classify
 from kinema.sample.world import BACKGROUNDS, COLOURS, RGB, SPEEDS, STEPS_ROUND, Description
 
 _LEAST_CONTRAST = 48.0  # RGB distance of a subject from its background, below which there is no subject
-_LEAST_AREA, _MOST_AREA = 0.012, 0.20  # of the frame; rendered subjects cover 0.02 to 0.12
+_LEAST_AREA, _MOST_AREA = 0.015, 0.22  # of the frame; rendered subjects cover 0.03 to 0.16
 _COLOUR_TOLERANCE = 60.0  # RGB distance to the nearest palette colour, above which it is none of them
 _DILUTION = 0.35  # of a thin stroke by its background, after a blur
 _FLOOR = 0.25  # opacities below it are noise

@@ -12,14 +12,16 @@ from kinema.vae.wan import WanVAEConfig
 
 @dataclass(frozen=True)
 class Schedule:
-    """An AdamW run: Loshchilov & Hutter 2019, arXiv 1711.05101.
+    """A run of Muon, at `matrix_rate`, for the matrices between hidden layers, and of AdamW (Loshchilov & Hutter 2019,
+    arXiv 1711.05101), at `learning_rate`, for everything else.
 
-    The rate rises over `warmup` steps, holds, and falls linearly to 2 % over the last `decay` of the run. `average`:
+    Rates rise over `warmup` steps, hold, and fall linearly to 2 % over the last `decay` of the run. `average`:
     the longest memory of the weights' moving average, which is what ships, as 1 − 1/steps.
     """
 
     steps: int
     learning_rate: float
+    matrix_rate: float = 0.02
     warmup: int = 100
     decay: float = 0.4
     betas: tuple[float, float] = (0.9, 0.95)
@@ -27,10 +29,10 @@ class Schedule:
     clip_norm: float = 1.0
     average: float = 0.999
 
-    def rate(self, step: int) -> float:
-        """The learning rate of step `step`, counted from 0."""
+    def pace(self, step: int) -> float:
+        """The share of the full rates that step `step`, counted from 0, takes."""
         falling = (self.steps - step) / max(1.0, self.decay * self.steps)
-        return self.learning_rate * min(1.0, (step + 1) / self.warmup, max(0.02, falling))
+        return min(1.0, (step + 1) / self.warmup, max(0.02, falling))
 
     def memory(self, step: int) -> float:
         """The share of the old average that step `step` keeps; short at first, so that the start is forgotten."""
@@ -46,8 +48,8 @@ class VaeRecipe:
     for the same work, long ones the latents whose whole past is real.
     """
 
-    schedule: Schedule = field(default_factory=lambda: Schedule(steps=10000, learning_rate=2e-3))
-    batch: int = 8
+    schedule: Schedule = field(default_factory=lambda: Schedule(steps=7000, learning_rate=3e-3, matrix_rate=0.04))
+    batch: int = 4
     crop: int = 32
     frames: tuple[int, ...] = (5, 5, 9, 17)
     whole_frames: float = 0.1
@@ -61,8 +63,8 @@ class DitRecipe:
 
     Three kinds of batches: single images, whole clips with one noise level, and windows of a long clip with a noise
     level per latent frame under a block-causal mask (diffusion forcing, arXiv 2407.01392), which is what continuing
-    a video needs. Noise levels are σ = 1/(1 + e^−u), u ~ N(noise_mean, 1): layout, colour and direction are decided
-    at high noise.
+    a video needs. Noise levels are σ = 1/(1 + e^−u), u ~ N(noise_mean, noise_spread²): what a clip shows is decided at
+    high noise, since a thing is still to be made out in many noisy numbers.
     """
 
     schedule: Schedule = field(default_factory=lambda: Schedule(steps=3000, learning_rate=1.5e-3, warmup=200))
@@ -72,7 +74,8 @@ class DitRecipe:
     image_share: float = 0.15
     causal_share: float = 0.4
     drop_caption: float = 0.1
-    noise_mean: float = 0.8
+    noise_mean: float = 1.2
+    noise_spread: float = 1.4
     clean_context: float = 0.5
     long_latents: int = 9
     pool: int = 16384
@@ -91,12 +94,17 @@ class Recipe:
     vae: WanVAEConfig = field(
         default_factory=lambda: WanVAEConfig(
             base_dim=24,
+            decoder_base_dim=32,
             z_dim=16,
-            dim_mult=(1, 2, 4, 4),
+            dim_mult=(1, 2, 2),
             num_res_blocks=1,
-            temperal_downsample=(False, True, True),
+            temperal_downsample=(True, True),
             latents_mean=(0.0,) * 16,
             latents_std=(1.0,) * 16,
+            is_residual=True,
+            in_channels=12,
+            out_channels=12,
+            patch_size=2,
         )
     )
     transformer: WanConfig = field(

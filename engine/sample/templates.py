@@ -19,7 +19,7 @@ from kinema.sample.world import COLOURS, SUBJECT_RADIUS, Scene, Subject
 POSE = 20  # points a side of the standard pose
 _REACH = 2.1  # its half-width in root-mean-square radii: a star's tip lies at 2.0
 _BLURS = (0.0, 1.2)  # pixels
-_SHAPE_RADII = (0.15, 0.17, 0.19)
+_SHAPE_RADII = (0.18, 0.20, 0.22)
 _NEIGHBOURS = 5
 _LEAST_LIKENESS = 0.80  # cosine to the best template, below which it is no subject of this world
 

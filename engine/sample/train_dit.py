@@ -32,6 +32,7 @@ from kinema.vae.wan import WanVAE
 PHASE = 3
 PROMPT_TOKENS = 512  # what users' prompts are padded to; see `fold_padding`
 CAPTION_TOKENS = 24  # what most captions fit in
+HIDDEN = (".to_q.", ".to_k.", ".to_v.", ".to_out.", ".ffn.", ".q.", ".k.", ".v.", ".o.", ".DenseReluDense.")
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,11 @@ def initial_dit(recipe: Recipe) -> Tensors:
             tensor = torch.randn(shape, generator=generator) * branch * scale / math.sqrt(shape[1])
         tensors[f"text.{name}"] = tensor
     return tensors
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a tensor is Muon's: the projections and MLPs of both models' blocks."""
+    return name.endswith("weight") and any(part in name for part in HIDDEN)
 
 
 class Models:
@@ -144,7 +150,7 @@ def _noise_levels(
     (nearly) clean and do not count, as they will be when a video is continued.
     """
     train = recipe.train_dit
-    levels = torch.sigmoid(torch.randn(count, frames, generator=generator) + train.noise_mean)
+    levels = torch.sigmoid(train.noise_mean + train.noise_spread * torch.randn(count, frames, generator=generator))
     counts = torch.ones(count, frames)
     if not causal:
         return levels[:, :1].expand(-1, frames), counts
@@ -176,7 +182,7 @@ def train_dit(
     stop_after: float | None = None,
 ) -> Run:
     """Train, or go on training, the transformer and text encoder whose state is in `folder`."""
-    run = Run(folder / "dit.safetensors", initial_dit(recipe), recipe.train_dit.schedule)
+    run = Run(folder / "dit.safetensors", initial_dit(recipe), recipe.train_dit.schedule, is_hidden)
     pool = ClipPool(recipe, source, vae, folder)
     ops, arithmetic = mixed_precision(ops, bf16_products_are_faster())
 

@@ -64,6 +64,11 @@ def initial_vae(config: WanVAEConfig, seed: int) -> Tensors:
     return tensors
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a tensor is Muon's: every kernel but those that touch moments and pixels at the ends."""
+    return name.endswith("weight") and not name.endswith(("conv_out.weight", "quant_conv.weight"))
+
+
 def training_clips(recipe: Recipe, source: ClipSource, step: int) -> torch.Tensor:
     """A batch of crops, or of whole frames late in the run: [B, 3, T, h, w] in [−1, 1]."""
     train = recipe.train_vae
@@ -102,7 +107,7 @@ def train_vae(
     stop_after: float | None = None,
 ) -> Run:
     """Train, or go on training, the VAE whose state is in `path`."""
-    run = Run(path, initial_vae(recipe.vae, recipe.seed), recipe.train_vae.schedule)
+    run = Run(path, initial_vae(recipe.vae, recipe.seed), recipe.train_vae.schedule, is_hidden)
 
     def loss_of(step: int) -> tuple[torch.Tensor, int]:
         video = training_clips(recipe, source, step)

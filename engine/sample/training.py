@@ -16,9 +16,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from kinema.ops import Ops
+from kinema.sample.muon import Muon
 from kinema.sample.recipe import Schedule
 
 Tensors = dict[str, torch.Tensor]
+MEMORIES = ("exp_avg", "exp_avg_sq", "momentum")  # what the optimizers remember of a tensor
 
 
 def generator_for(*key: int) -> torch.Generator:
@@ -71,25 +73,26 @@ class Progress:
 class Run:
     """One phase of training. A step's randomness comes from its number, so a killed run goes on as if it had not been.
 
+    hidden: which tensors, by name, are matrices between hidden layers: Muon's. AdamW has the rest.
     The state is one file, replaced whole every `save_every` seconds.
     """
 
-    def __init__(self, path: Path, initial: Mapping[str, torch.Tensor], schedule: Schedule) -> None:
+    def __init__(
+        self, path: Path, initial: Mapping[str, torch.Tensor], schedule: Schedule, hidden: Callable[[str], bool]
+    ) -> None:
         self.path = path
         self.schedule = schedule
         self.progress = Progress()
         self.parameters = {name: torch.nn.Parameter(tensor.clone()) for name, tensor in initial.items()}
         self.average: Tensors = {name: tensor.clone() for name, tensor in initial.items()}
-        decayed = [p for p in self.parameters.values() if p.ndim >= 2]
-        others = [p for p in self.parameters.values() if p.ndim < 2]
-        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(
-            groups,
-            lr=schedule.learning_rate,
-            betas=schedule.betas,
-            weight_decay=schedule.weight_decay,
-            fused=True,
-        )
+        matrices = [p for name, p in self.parameters.items() if hidden(name)]
+        others = [p for name, p in self.parameters.items() if not hidden(name)]
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(others, schedule.learning_rate, schedule.betas, weight_decay=0.0, fused=True)
+        ]
+        if matrices:
+            self.optimizers.append(Muon(matrices, schedule.matrix_rate, weight_decay=schedule.weight_decay))
+        self._full_rates = [group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups]
         if path.exists():
             self._load()
 
@@ -139,12 +142,15 @@ class Run:
                 return
 
     def _update(self, loss: torch.Tensor, step: int) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.rate(step)
-        self.optimizer.zero_grad(set_to_none=True)
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        for group, full in zip(groups, self._full_rates, strict=True):
+            group["lr"] = full * self.schedule.pace(step)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.schedule.clip_norm)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         with torch.no_grad():
             torch._foreach_lerp_(
                 list(self.average.values()), list(self.parameters.values()), 1 - self.schedule.memory(step)
@@ -156,10 +162,9 @@ class Run:
         for name, parameter in self.parameters.items():
             tensors[f"parameter/{name}"] = parameter.detach()
             tensors[f"average/{name}"] = self.average[name]
-            state = self.optimizer.state.get(parameter, {})
-            for key in ("exp_avg", "exp_avg_sq"):
-                if key in state:
-                    tensors[f"{key}/{name}"] = state[key]
+            for optimizer in self.optimizers:
+                state = optimizer.state.get(parameter, {})
+                tensors |= {f"{key}/{name}": state[key] for key in MEMORIES if key in state}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(f".{os.getpid()}.partial")
         progress = {"step": self.progress.step, "seconds": self.progress.seconds, "samples": self.progress.samples}
@@ -168,15 +173,18 @@ class Run:
 
     def _load(self) -> None:
         with safe_open(self.path, framework="pt") as file:
+            saved = set(file.keys())
             self.progress = Progress(**json.loads(file.metadata()["progress"]))
-            step = torch.tensor(float(self.progress.step))
             for name, parameter in self.parameters.items():
                 with torch.no_grad():
                     parameter.copy_(file.get_tensor(f"parameter/{name}"))
                 self.average[name] = file.get_tensor(f"average/{name}")
-                if f"exp_avg/{name}" in file.keys():  # noqa: SIM118 (safe_open is not a mapping)
-                    self.optimizer.state[parameter] = {
-                        "step": step.clone(),
-                        "exp_avg": file.get_tensor(f"exp_avg/{name}"),
-                        "exp_avg_sq": file.get_tensor(f"exp_avg_sq/{name}"),
-                    }
+            for optimizer in self.optimizers:
+                trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+                for name, parameter in self.parameters.items():
+                    kept = [key for key in MEMORIES if f"{key}/{name}" in saved]
+                    if id(parameter) in trained and kept:
+                        state = {key: file.get_tensor(f"{key}/{name}") for key in kept}
+                        if isinstance(optimizer, torch.optim.AdamW):
+                            state["step"] = torch.tensor(float(self.progress.step))
+                        optimizer.state[parameter] = state

@@ -59,7 +59,7 @@ MOTIONS: dict[str, tuple[int, int]] = {
 SPEEDS: dict[str, int] = {"slow": 1, "normal": 2, "fast": 4}
 _SPEED_ODDS = (("slow", 1), ("normal", 2), ("fast", 1))
 
-SUBJECT_RADIUS = 0.17  # the nominal half-width of a subject: 11 of 64 pixels
+SUBJECT_RADIUS = 0.20  # the nominal half-width of a subject: 13 of 64 pixels
 RADIUS_SPREAD = 0.10  # sampled sizes lie within ±10 % of it
 
 _T = TypeVar("_T")
@@ -202,7 +202,9 @@ def sample_scene(generator: torch.Generator, split: Split = "train", subjects: S
 
     Combinations of the split are equally likely. Half of the backgrounds are plain, the rest coloured, and
     every subject contrasts with its background. A subject starts anywhere along its path and wholly inside
-    the frame across it, so nothing is cut in two for good. `subjects` narrows the choice, for a curriculum.
+    the frame across it, so nothing is cut in two for good; its centre lies on the grid of its steps, so that in
+    frames of 64 pixels every frame of a clip is the first one, shifted by whole pixels. `subjects` narrows the
+    choice, for a curriculum.
     """
     drawn = torch.rand(7, generator=generator, dtype=torch.float64).tolist()
     name, colour, motion = _pick(combinations(split, tuple(subjects)), drawn[0])
@@ -216,8 +218,8 @@ def sample_scene(generator: torch.Generator, split: Split = "train", subjects: S
         colour=colour,
         motion=motion,
         speed=None if motion == "still" else _pick(speeds, drawn[2]),
-        x=drawn[3] if moves_x else _inside(drawn[3], radius),
-        y=drawn[4] if moves_y else _inside(drawn[4], radius),
+        x=_on_grid(drawn[3] if moves_x else _inside(drawn[3], radius)),
+        y=_on_grid(drawn[4] if moves_y else _inside(drawn[4], radius)),
         radius=radius,
         digit_image=_pick(images_of(name), drawn[6]) if name in DIGITS else None,
     )
@@ -228,6 +230,10 @@ def _inside(at: float, radius: float) -> float:
     """Where in [0, 1] a subject's centre lies so that the widest one, a star, is not cut off."""
     margin = 1.3 * radius
     return margin + at * (1 - 2 * margin)
+
+
+def _on_grid(at: float) -> float:
+    return round(at * STEPS_ROUND) % STEPS_ROUND / STEPS_ROUND
 
 
 def _pick(choices: Sequence[_T], at: float) -> _T:

@@ -57,8 +57,8 @@ def conv3d(
     h = _channels_last(x)
     if norm is not None:
         length = torch.linalg.vector_norm(wide(h), dim=1, keepdim=True).clamp_min(1e-12)
-        gain = norm.to(length.dtype).view(-1, 1, 1, 1) * weight.in_channels**0.5
-        h = (wide(h) / length * gain).to(x.dtype)
+        gain = norm.to(length.dtype).view(-1, 1, 1, 1)
+        h = (wide(h) * (weight.in_channels**0.5 / length) * gain).to(x.dtype)
     if activation == "silu":
         h = F.silu(h)
     if upsample > 1:

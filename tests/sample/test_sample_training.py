@@ -16,7 +16,7 @@ from kinema.sample.recipe import DitRecipe, Recipe, Schedule, VaeRecipe
 from kinema.sample.source import World
 from kinema.sample.tokenizer import VOCABULARY_SIZE
 from kinema.sample.train_dit import Models, _noise_levels, flow_loss, train_dit, training_batch
-from kinema.sample.train_vae import initial_vae, latent_statistics, train_vae, training_clips, with_past_taps
+from kinema.sample.train_vae import initial_vae, is_hidden, latent_statistics, train_vae, training_clips, with_past_taps
 from kinema.sample.training import Run, generator_for
 from kinema.text.umt5 import UMT5Config
 from kinema.vae.wan import WanVAE, WanVAEConfig
@@ -66,7 +66,7 @@ def vae() -> WanVAE:
 def test_the_vae_learns_one_batch(tmp_path):
     recipe = tiny_recipe()
     clips = training_clips(recipe, WORLD, 0)
-    run = Run(tmp_path / "never-saved", initial_vae(recipe.vae, 0), Schedule(30, 5e-3, warmup=2))
+    run = Run(tmp_path / "never-saved", initial_vae(recipe.vae, 0), Schedule(30, 5e-3, warmup=2), is_hidden)
     losses = []
     for step in range(30):
         vae = WanVAE(recipe.vae, Weights(run.parameters), OPS)
