@@ -24,7 +24,8 @@ def orthogonalized(matrices: torch.Tensor) -> torch.Tensor:
     for _ in range(_ITERATIONS):
         square = x @ x.mT
         x = a * x + torch.baddbmm(square, square, square, beta=b, alpha=c) @ x
-    return x if wide else x.mT
+    orthogonal: torch.Tensor = x if wide else x.mT
+    return orthogonal
 
 
 class Muon(torch.optim.Optimizer):
@@ -41,14 +42,14 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            by_shape: dict[tuple[int, int], list[torch.Tensor]] = {}
+            by_shape: dict[tuple[int, int], list[tuple[torch.Tensor, torch.Tensor]]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     shape = (parameter.shape[0], parameter[0].numel())
-                    by_shape.setdefault(shape, []).append(parameter)
-            for (rows, columns), parameters in by_shape.items():
+                    by_shape.setdefault(shape, []).append((parameter, parameter.grad))
+            for (rows, columns), pairs in by_shape.items():
+                parameters, gradients = [p for p, _ in pairs], [g for _, g in pairs]
                 momenta = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in parameters]
-                gradients = [p.grad for p in parameters]
                 torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
                 nesterov = torch._foreach_lerp(gradients, momenta, group["momentum"])
                 step = orthogonalized(torch.stack([n.reshape(rows, columns) for n in nesterov]))
