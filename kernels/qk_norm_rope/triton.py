@@ -163,7 +163,7 @@ def _qk_norm_rope(
     for i in tl.static_range(0, HEADS, GROUP):
         real = (s < tokens) & (n + i < HEADS)
         h1, h2 = _load(x + (n + i) * HEAD_DIM, real, HEAD_DIM, HALF, INTERLEAVED)
-        first, second = first + (h1,), second + (h2,)
+        first, second = first + (h1,), second + (h2,)  # type: ignore[assignment]
     if cos is not None:
         r = s - start
         pair = tl.arange(0, HALF)[None, None, :]
