@@ -109,6 +109,15 @@ def options(config: Config) -> dict[str, Any]:
     return {"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": True}
 
 
+def _tensors(arguments: tuple[Any, ...]) -> Iterator[torch.Tensor]:
+    """Arguments may be tuples themselves."""
+    for argument in arguments:
+        if isinstance(argument, torch.Tensor):
+            yield argument
+        elif isinstance(argument, tuple):
+            yield from _tensors(argument)
+
+
 def launch(kernel: Any, grid: tuple[int, ...], config: Config, **arguments: Any) -> None:
     """Run `kernel` over `grid`; `config`'s blocks are added to its arguments."""
     made = Launch(kernel, grid, {**arguments, **config.blocks}, config)
@@ -116,7 +125,7 @@ def launch(kernel: Any, grid: tuple[int, ...], config: Config, **arguments: Any)
     if recorded is not None:
         recorded.launches.append(made)
         return
-    device = next(a.device for a in arguments.values() if isinstance(a, torch.Tensor))
+    device = next(_tensors(tuple(arguments.values()))).device
     if device.type == "meta" or 0 in grid:
         return
     if device.type == "cpu":
