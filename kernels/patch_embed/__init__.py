@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 
 from kinema.ops.common import Implementation, Op, Target
+from kinema.ops.common.triton_target import triton_implementation
 
 
 @dataclass(frozen=True)
@@ -49,5 +50,5 @@ class PatchEmbed(Protocol):
 OP = Op(
     "patch_embed",
     ("patch_embed", "pack_patch_embed"),
-    (Implementation("reference", "kinema.ops.patch_embed.reference"),),
+    (triton_implementation("patch_embed"), Implementation("reference", "kinema.ops.patch_embed.reference")),
 )

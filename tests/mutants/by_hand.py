@@ -16,4 +16,24 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ),
         ("the token's scale is not applied", "h = tl.div_rn(h, tl.zeros_like(h) + step[:, None])", "h = h"),
     ),
+    "patch_embed/triton.py": (
+        (
+            "the patch read as (pt, pw, ph)",
+            "i, j, m = k // (PW * PH) % PT, k // PW % PH, k % PW",
+            "i, j, m = k // (PW * PH) % PT, k % PH, k // PH % PW",
+        ),
+        (
+            "tokens run T, W, H",
+            "(s // width % height).to(tl.int64), (s % width)",
+            "(s % height).to(tl.int64), (s // height % width)",
+        ),
+        ("weights in bf16", "acc = dot(a0, w1, acc)", "acc = acc"),
+        ("weights in two bf16 parts", "acc = dot(a0, w2, acc)", "acc = acc"),
+        ("fp16 cut to bf16", "acc = dot(a1, w0, acc)", "acc = acc"),
+        (
+            "one position for all samples",
+            "at = position + (b * position_b + s * position_s)",
+            "at = position + (s * position_s)",
+        ),
+    ),
 }
