@@ -36,4 +36,15 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
             "at = position + (s * position_s)",
         ),
     ),
+    "unpatchify/triton.py": (
+        (
+            "channel-first tokens read patch first",
+            "c, i, j = group // (PT * PH), group // PH % PT, group % PH",
+            "c, i, j = group % CHANNELS, group // CHANNELS // PH, group // CHANNELS % PH",
+        ),
+        ("tokens run T, W, H", "s // width % height, s % width", "s % height, s // height % width"),
+        ("rows of a patch side by side", "(h * PH)[None, :] + j[:, None]", "h[None, :] + (j * height)[:, None]"),
+        ("padded columns written", "real[None, :, None] & inside[None, None, :]", "real[None, :, None]"),
+        ("one batch stride for both", "x_rows = x + (b * x_b", "x_rows = x + (b * y_b"),
+    ),
 }

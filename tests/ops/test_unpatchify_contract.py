@@ -28,13 +28,14 @@ class Case:
     dtype: torch.dtype = torch.float32
 
 
-PATCHES = ((1, 1, 1), (1, 2, 2), (2, 3, 1), (3, 1, 2), (4, 8, 8))
+PATCHES = ((1, 1, 1), (1, 2, 2), (2, 3, 1), (3, 1, 2), (1, 2, 3), (4, 8, 8))
 CASES = {
     **{f"{o}_{'x'.join(map(str, p))}": Case(o, p, grid=(2, 3, 5)) for o in ORDERS for p in PATCHES},
     **{f"{o}_one": Case(o, (1, 1, 1), (1, 1, 1), 1, 1) for o in ORDERS},
     **{f"{o}_{d}": Case(o, (2, 3, 1), dtype=d) for o in ORDERS for d in (torch.bfloat16, torch.float16)},
     **{f"{o}_own_buffer": Case(o, (2, 3, 1), out=True) for o in ORDERS},
     **{f"{o}_one_channel": Case(o, (2, 3, 2), channels=1) for o in ORDERS},
+    **{f"{o}_many_channels": Case(o, (1, 1, 2), channels=17, grid=(1, 5, 7)) for o in ORDERS},
 }
 
 
