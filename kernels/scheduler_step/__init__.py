@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 
 from kinema.ops.common import Implementation, Op
+from kinema.ops.common.triton_target import triton_implementation
 
 
 class SchedulerStep(Protocol):
@@ -31,4 +32,8 @@ class SchedulerStep(Protocol):
         ...
 
 
-OP = Op("scheduler_step", ("scheduler_step",), (Implementation("reference", "kinema.ops.scheduler_step.reference"),))
+OP = Op(
+    "scheduler_step",
+    ("scheduler_step",),
+    (triton_implementation("scheduler_step"), Implementation("reference", "kinema.ops.scheduler_step.reference")),
+)

@@ -47,4 +47,16 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("padded columns written", "real[None, :, None] & inside[None, None, :]", "real[None, :, None]"),
         ("one batch stride for both", "x_rows = x + (b * x_b", "x_rows = x + (b * y_b"),
     ),
+    "scheduler_step/triton.py": (
+        ("a term without coefficients is read", "+ largest > 0.0)", "+ largest >= 0.0)"),
+        (
+            "read only if the first output wants it",
+            "largest = tl.maximum(largest, tl.abs(tl.load(coefficients + m * coefficients_m + k * coefficients_k)))",
+            "largest = largest",
+        ),
+        ("everyone gets the first sample's coefficients", "coefficients += b * coefficients_b", "coefficients += 0"),
+        ("one batch stride for all terms", "terms[k] + b * terms_b[k]", "terms[k] + b * terms_b[0]"),
+        ("outputs lie as the first one does", "outputs[m] + b * outputs_b[m]", "outputs[m] + b * outputs_b[0]"),
+        ("sums of float64 in float32", "return wide(x).to(tl.float64)", "return wide(x)"),
+    ),
 }

@@ -16,13 +16,16 @@ NAN = float("nan")
 class Case:
     """shape: of a term. terms: the dtype of each. unread: (sample, term) pairs that have no coefficient, and hold NaN.
 
+    absent: (output, term) pairs without a coefficient, of a term that other outputs take.
     aliased: the term that each output overwrites (None: a new buffer, "own": the caller's).
+    strided: samples of terms and of own outputs lie apart, each in its own way.
     """
 
     shape: tuple[int, ...] = (2, 4, 3, 5, 7)
     terms: tuple[torch.dtype, ...] = (FP32, FP32, FP32)
     outputs: int = 1
     unread: tuple[tuple[int, int], ...] = ()
+    absent: tuple[tuple[int, int], ...] = ()
     aliased: tuple[int, ...] | str | None = None
     strided: bool = False
     cancelling: bool = False
@@ -50,7 +53,9 @@ CASES = {
     "over_sample_and_history": Case(terms=(FP32,) * 5, outputs=3, aliased=(0, 4, 3)),
     "outputs_over_each_others_terms": Case(terms=(FP32, FP32), outputs=2, aliased=(1, 0)),
     "own_buffers": Case(outputs=2, aliased="own"),
+    "each_output_has_its_own_terms": Case(terms=(FP32,) * 4, outputs=2, absent=((0, 1), (0, 3), (1, 0), (1, 2))),
     "samples_apart_in_memory": Case(terms=(FP32, BF16, FP32), outputs=2, strided=True),
+    "samples_apart_in_own_buffers": Case((3, 4, 9), outputs=2, strided=True, aliased="own"),
     "guidance_cancels": Case(terms=(FP32, FP32, FP32), cancelling=True),
 }
 
@@ -66,11 +71,13 @@ def check_scheduler_step(impl, case: Case):
     if case.cancelling:  # 1 + g and −g of nearly equal predictions, at a large g
         table[..., 1], table[..., 2] = 101.0, -100.0
         terms[2] = terms[1] + 1e-3 * terms[2]
+    for output, term in case.absent:
+        table[:, output, term] = 0.0
     for sample, term in case.unread:
         table[sample, :, term] = 0.0
         terms[term][sample] = NAN
     if case.strided:
-        terms = [with_gaps(draw, term) for term in terms]
+        terms = [with_gaps(term, 2 + k) for k, term in enumerate(terms)]
     dtype = FP64 if FP64 in case.terms else FP32
 
     truth = torch.zeros(case.outputs, *case.shape, dtype=FP64, device=impl.device)
@@ -90,6 +97,8 @@ def check_scheduler_step(impl, case: Case):
             out = [held[k] for k in case.aliased]
         elif case.aliased == "own":
             out = [draw.poison(*case.shape, dtype=dtype) for _ in range(case.outputs)]
+            if case.strided:
+                out = [with_gaps(buffer, 2 + m) for m, buffer in enumerate(out)]
         got = op.scheduler_step(held, table, out=out)
         impl.expect(isinstance(got, tuple) and len(got) == case.outputs, "wanted a tuple of outputs")
         for result, buffer in zip(got, out or [None] * len(got), strict=True):
@@ -100,11 +109,11 @@ def check_scheduler_step(impl, case: Case):
     impl.judge(call, truth, magnitude, dtype, unchanged=[*terms, table])
 
 
-def with_gaps(draw, term):
-    """The same samples with other memory between them."""
-    wider = draw.normal(2 * term.shape[0], *term.shape[1:], dtype=term.dtype)
-    wider[::2] = term
-    return wider[::2]
+def with_gaps(tensor, apart):
+    """The same samples, `apart` samples from one to the next, with NaN between them."""
+    wider = tensor.new_full((apart * tensor.shape[0], *tensor.shape[1:]), NAN)
+    wider[::apart] = tensor
+    return wider[::apart]
 
 
 @pytest.mark.parametrize("name", CASES)
