@@ -108,8 +108,8 @@ def _recipe_and_source(arguments: argparse.Namespace) -> Any:
     source = ClipFolder(arguments.data, recipe.size, recipe.num_frames, recipe.seed)
     text = replace(recipe.text, vocab_size=len(SPECIAL_TOKENS) + len(source.words))
     longest = 1 + (min(source.lengths) - 1) // recipe.vae.scale_factor_temporal
-    windows = replace(recipe.train_dit, long_latents=min(recipe.train_dit.long_latents, longest))
-    return replace(recipe, text=text, train_dit=windows), source
+    clips = replace(recipe.train_dit.clips, latents=min(recipe.train_dit.clips.latents, longest))
+    return replace(recipe, text=text, train_dit=replace(recipe.train_dit, clips=clips)), source
 
 
 def _check_sizes(recipe: Any) -> None:

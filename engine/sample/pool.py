@@ -9,11 +9,11 @@ from typing import Literal
 import numpy as np
 import torch
 
-from kinema.sample.recipe import Recipe
+from kinema.sample.recipe import PoolRecipe, Recipe
 from kinema.sample.source import ClipSource
 from kinema.vae.wan import WanVAE
 
-ENCODE_TOGETHER = 8
+ENCODE_TOGETHER = 64  # latent frames
 
 
 class ClipPool:
@@ -24,15 +24,15 @@ class ClipPool:
     resumed run continues with the same clips; what the file lacks is encoded again.
     """
 
-    def __init__(self, recipe: Recipe, source: ClipSource, vae: WanVAE, folder: Path) -> None:
+    def __init__(self, recipe: Recipe, size: PoolRecipe, source: ClipSource, vae: WanVAE, folder: Path) -> None:
         self.recipe = recipe
+        self.size = size
         self.source = source
         self.vae = vae
-        train, config = recipe.train_dit, recipe.vae
-        side = recipe.size // config.scale_factor_spatial
-        shape = (train.pool, config.z_dim, train.long_latents, side, side)
+        side = recipe.size // recipe.vae.scale_factor_spatial
+        shape = (size.capacity, recipe.vae.z_dim, size.latents, side, side)
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"pool-{recipe.seed}-{self._fingerprint()}"
+        name = f"pool-{recipe.seed}-{size.latents}-{self._fingerprint()}"
         latents, numbers = folder / f"{name}.npy", folder / f"{name}.numbers.npy"
         fresh = not (latents.exists() and numbers.exists())
         mode: Literal["w+", "r+"] = "w+" if fresh else "r+"
@@ -49,15 +49,16 @@ class ClipPool:
 
     def clips_at(self, step: int) -> int:
         """How many clips have been made by step `step`."""
-        return self.recipe.train_dit.pool_start + step * self.recipe.train_dit.pool_per_step
+        return self.size.start + step * self.size.per_step
 
     def advance(self, step: int) -> None:
         """Make the clips that step `step` may read."""
         target = self.clips_at(step)
-        oldest = max(self.made, target - self.recipe.train_dit.pool)
+        oldest = max(self.made, target - self.size.capacity)
         missing = [n for n in range(oldest, target) if self._numbers[n % len(self._numbers)] != n]
-        for start in range(0, len(missing), ENCODE_TOGETHER):
-            self._encode(missing[start : start + ENCODE_TOGETHER])
+        together = max(1, ENCODE_TOGETHER // self.size.latents)
+        for start in range(0, len(missing), together):
+            self._encode(missing[start : start + together])
         self.made = target
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[list[int], torch.Tensor]:
@@ -69,7 +70,7 @@ class ClipPool:
 
     @torch.no_grad()
     def _latents_of(self, numbers: list[int]) -> torch.Tensor:
-        frames = 1 + (self.recipe.train_dit.long_latents - 1) * self.recipe.vae.scale_factor_temporal
+        frames = 1 + (self.size.latents - 1) * self.recipe.vae.scale_factor_temporal
         video = self.source.video(numbers, frames)
         return self.vae.normalize(self.vae.encode(video, chunk=None).mode())
 

@@ -58,6 +58,16 @@ class VaeRecipe:
 
 
 @dataclass(frozen=True)
+class PoolRecipe:
+    """A ring of encoded clips that training reads: see `ClipPool`. latents: latent frames of each clip."""
+
+    latents: int
+    capacity: int = 16384
+    start: int = 1024
+    per_step: int = 4
+
+
+@dataclass(frozen=True)
 class DitRecipe:
     """Training of the transformer and the text encoder on encoded clips.
 
@@ -77,10 +87,8 @@ class DitRecipe:
     noise_mean: float = 1.2
     noise_spread: float = 1.4
     clean_context: float = 0.5
-    long_latents: int = 9
-    pool: int = 16384
-    pool_start: int = 1024
-    pool_per_step: int = 4
+    clips: PoolRecipe = field(default_factory=lambda: PoolRecipe(latents=9))
+    images: PoolRecipe = field(default_factory=lambda: PoolRecipe(latents=1, start=4096, per_step=48))
 
 
 @dataclass(frozen=True)

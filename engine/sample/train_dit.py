@@ -31,7 +31,6 @@ from kinema.vae.wan import WanVAE
 
 PHASE = 3
 PROMPT_TOKENS = 512  # what users' prompts are padded to; see `fold_padding`
-CAPTION_TOKENS = 24  # what most captions fit in
 HIDDEN = (".to_q.", ".to_k.", ".to_v.", ".to_out.", ".ffn.", ".q.", ".k.", ".v.", ".o.", ".DenseReluDense.")
 
 
@@ -93,7 +92,7 @@ class Models:
     def embed(self, captions: list[str]) -> torch.Tensor:
         """[B, PROMPT_TOKENS, C], zero after each caption's end."""
         encoded = [self.tokenizer.encode(text).ids for text in captions]
-        longest = max(CAPTION_TOKENS, *map(len, encoded))
+        longest = max(map(len, encoded))
         if longest > PROMPT_TOKENS:
             raise RequestError(f"a caption has {longest} words: wanted fewer than {PROMPT_TOKENS}")
         ids = torch.zeros(len(encoded), longest, dtype=torch.int64)
@@ -114,7 +113,20 @@ class Models:
         return self.transformer(noisy, timesteps, context, causal=mask)
 
 
-def training_batch(recipe: Recipe, pool: ClipPool, step: int) -> Batch:
+@dataclass(frozen=True)
+class Pools:
+    """Where batches come from: clips to cut windows out of, and many more single images."""
+
+    clips: ClipPool
+    images: ClipPool
+
+    @staticmethod
+    def open(recipe: Recipe, source: ClipSource, vae: WanVAE, folder: Path) -> Pools:
+        sizes = recipe.train_dit.clips, recipe.train_dit.images
+        return Pools(*(ClipPool(recipe, size, source, vae, folder) for size in sizes))
+
+
+def training_batch(recipe: Recipe, pools: Pools, step: int) -> Batch:
     """The batch of a step: images, whole clips or block-causal windows."""
     train = recipe.train_dit
     generator = generator_for(recipe.seed, PHASE, step)
@@ -122,6 +134,8 @@ def training_batch(recipe: Recipe, pool: ClipPool, step: int) -> Batch:
     images = step < train.images_first * train.schedule.steps or kind < train.image_share
     causal = not images and kind < train.image_share + train.causal_share
     count = train.image_batch if images else train.batch
+    pool = pools.images if images else pools.clips
+    pool.advance(step)
     numbers, latents = pool.draw(count, generator)
     captions = [pool.source.caption(number, generator, mention_motion=not images) for number in numbers]
     dropped = torch.rand(count, generator=generator) < train.drop_caption
@@ -183,12 +197,11 @@ def train_dit(
 ) -> Run:
     """Train, or go on training, the transformer and text encoder whose state is in `folder`."""
     run = Run(folder / "dit.safetensors", initial_dit(recipe), recipe.train_dit.schedule, is_hidden)
-    pool = ClipPool(recipe, source, vae, folder)
+    pools = Pools.open(recipe, source, vae, folder)
     ops, arithmetic = mixed_precision(ops, bf16_products_are_faster())
 
     def loss_of(step: int) -> tuple[torch.Tensor, int]:
-        pool.advance(step)
-        batch = training_batch(recipe, pool, step)
+        batch = training_batch(recipe, pools, step)
         with arithmetic:
             models = Models(recipe, dict(run.parameters), ops, source.words)
             loss = flow_loss(models, batch, generator_for(recipe.seed, PHASE, step, 1))

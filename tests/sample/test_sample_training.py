@@ -12,10 +12,10 @@ from kinema.ops import build_ops, plan_ops, target_for
 from kinema.sample.evaluate import Quiz, adherence
 from kinema.sample.export import export_model
 from kinema.sample.pool import ClipPool
-from kinema.sample.recipe import DitRecipe, Recipe, Schedule, VaeRecipe
+from kinema.sample.recipe import DitRecipe, PoolRecipe, Recipe, Schedule, VaeRecipe
 from kinema.sample.source import World
 from kinema.sample.tokenizer import VOCABULARY_SIZE
-from kinema.sample.train_dit import Models, _noise_levels, flow_loss, train_dit, training_batch
+from kinema.sample.train_dit import Models, Pools, _noise_levels, flow_loss, train_dit, training_batch
 from kinema.sample.train_vae import initial_vae, is_hidden, latent_statistics, train_vae, training_clips, with_past_taps
 from kinema.sample.training import Run, generator_for
 from kinema.text.umt5 import UMT5Config
@@ -23,6 +23,7 @@ from kinema.vae.wan import WanVAE, WanVAEConfig
 
 OPS = build_ops(plan_ops(target_for("cpu"), "reference"))
 WORLD = World(0, 64)
+POOL = PoolRecipe(latents=3, capacity=12, start=6, per_step=2)
 
 
 def tiny_recipe(**changes) -> Recipe:
@@ -47,7 +48,7 @@ def tiny_recipe(**changes) -> Recipe:
         text=text,
         train_vae=VaeRecipe(Schedule(8, 5e-3, warmup=2), batch=2, crop=32, frames=(5, 9)),
         train_dit=DitRecipe(
-            Schedule(8, 5e-3, warmup=2), batch=3, image_batch=4, long_latents=3, pool=12, pool_start=6, pool_per_step=2
+            Schedule(8, 5e-3, warmup=2), batch=3, image_batch=4, clips=POOL, images=replace(POOL, latents=1)
         ),
         **changes,
     )
@@ -122,7 +123,10 @@ def test_without_past_taps_is_the_published_model(vae):
 class TestPool:
     def test_content_depends_on_the_step_alone(self, tmp_path, vae):
         recipe = tiny_recipe()
-        walked, jumped = ClipPool(recipe, WORLD, vae, tmp_path / "a"), ClipPool(recipe, WORLD, vae, tmp_path / "b")
+        walked, jumped = (
+            ClipPool(recipe, POOL, WORLD, vae, tmp_path / "a"),
+            ClipPool(recipe, POOL, WORLD, vae, tmp_path / "b"),
+        )
         for step in range(6):
             walked.advance(step)
         jumped.advance(5)
@@ -133,32 +137,29 @@ class TestPool:
 
     def test_latents_are_those_of_the_clip(self, tmp_path, vae):
         recipe = tiny_recipe()
-        pool = ClipPool(recipe, WORLD, vae, tmp_path)
+        pool = ClipPool(recipe, POOL, WORLD, vae, tmp_path)
         pool.advance(2)
         numbers, latents = pool.draw(2, generator_for(0))
         assert torch.allclose(latents, pool._latents_of(numbers), atol=2e-2)
 
     def test_another_vae_does_not_reuse_it(self, tmp_path, vae):
         recipe = tiny_recipe()
-        ClipPool(recipe, WORLD, vae, tmp_path).advance(0)
+        ClipPool(recipe, POOL, WORLD, vae, tmp_path).advance(0)
         other = WanVAE(recipe.vae, Weights(initial_vae(recipe.vae, 9)), OPS)
-        pool = ClipPool(recipe, WORLD, other, tmp_path)
+        pool = ClipPool(recipe, POOL, WORLD, other, tmp_path)
         assert (pool._numbers == -1).all()
 
 
 class TestBatches:
     @pytest.fixture
-    def pool(self, tmp_path, vae):
-        recipe = tiny_recipe()
-        pool = ClipPool(recipe, WORLD, vae, tmp_path)
-        pool.advance(7)
-        return pool
+    def pools(self, tmp_path, vae):
+        return Pools.open(tiny_recipe(), WORLD, vae, tmp_path)
 
-    def test_the_three_kinds_occur(self, pool):
+    def test_the_three_kinds_occur(self, pools):
         recipe = tiny_recipe()
         kinds = set()
         for step in range(1, 400):
-            batch = training_batch(recipe, pool, step)
+            batch = training_batch(recipe, pools, step)
             kinds.add((batch.latents.shape[2], batch.causal))
             assert batch.latents.shape[0] == len(batch.captions) == batch.sigmas.shape[0]
             if len(kinds) == 3:
@@ -171,7 +172,7 @@ class TestBatches:
         assert (counts.sum(dim=1) >= 1).all() and (counts == 0).any()
         assert (sigmas[counts == 1] > 0.05).float().mean() > 0.95
 
-    def test_the_loss_reaches_every_tensor(self, pool):
+    def test_the_loss_reaches_every_tensor(self, pools):
         recipe = tiny_recipe()
         from kinema.sample.train_dit import initial_dit
 
@@ -180,7 +181,7 @@ class TestBatches:
         tensors = {n: t + 0.1 * torch.randn(t.shape, generator=generator) for n, t in initial_dit(recipe).items()}
         parameters = {n: torch.nn.Parameter(t) for n, t in tensors.items()}
         for step in (1, 3, 5, 6, 7):
-            batch = training_batch(recipe, pool, step)
+            batch = training_batch(recipe, pools, step)
             flow_loss(Models(recipe, parameters, OPS), batch, generator_for(2)).backward()
         silent = [n for n, p in parameters.items() if p.grad is None or not p.grad.abs().sum() > 0]
         assert silent == []
