@@ -40,7 +40,12 @@ def triton_unsupported(target: Target) -> list[str]:
 
 def fp8_unsupported(target: Target) -> list[str]:
     """Why no Triton kernel that multiplies or writes e4m3 runs on `target`."""
-    return triton_unsupported(target) or _too_old(target, "e4m3", OLDEST_FP8)
+    reasons = triton_unsupported(target)
+    if reasons or target.device.type == "cpu":
+        return reasons
+    if is_hip():
+        return ["e4m3 is emulated on CDNA3, whose 8-bit format is another one; int8 is not"]
+    return _too_old(target, "e4m3", OLDEST_FP8)
 
 
 def quantize_unsupported(target: Target) -> list[str]:

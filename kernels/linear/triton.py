@@ -26,14 +26,26 @@ LARGE = {
     90: Config({"ROWS": 128, "COLUMNS": 256, "BYTES": 128, "PARTS": 4, "GROUP": 8, "PER_SM": 1, "TMA": 1}, 8, 4),
     120: Config({"ROWS": 128, "COLUMNS": 128, "BYTES": 64, "PARTS": 4, "GROUP": 8, "PER_SM": 2, "TMA": 1}, 4, 4),
 }
+# STEPS: products in one turn of the loop. With one, Triton carries 8-bit factors from turn to turn on Ampere and Ada,
+# taken apart into bytes: more instructions than the products themselves.
+LARGE_INT8 = {
+    0: Config({"ROWS": 32, "COLUMNS": 64, "BYTES": 32, "STEPS": 2, "PARTS": 2, "GROUP": 2, "PER_SM": 1, "TMA": 0}),
+    80: Config(
+        {"ROWS": 128, "COLUMNS": 128, "BYTES": 64, "STEPS": 2, "PARTS": 4, "GROUP": 8, "PER_SM": 2, "TMA": 0}, 8, 3
+    ),
+    89: Config(
+        {"ROWS": 128, "COLUMNS": 128, "BYTES": 64, "STEPS": 2, "PARTS": 4, "GROUP": 8, "PER_SM": 1, "TMA": 0}, 8, 3
+    ),
+    90: LARGE[90],
+    120: LARGE[120],
+}
 LARGE_FP8 = {
     0: LARGE[0],
-    80: Config({"ROWS": 128, "COLUMNS": 128, "BYTES": 128, "PARTS": 4, "GROUP": 8, "PER_SM": 1, "TMA": 0}, 8, 3),
+    89: LARGE_INT8[89],
     90: Config({"ROWS": 128, "COLUMNS": 128, "BYTES": 128, "PARTS": 4, "GROUP": 8, "PER_SM": 1, "TMA": 1}, 8, 4),
     100: LARGE[90],
     120: Config({"ROWS": 128, "COLUMNS": 128, "BYTES": 128, "PARTS": 4, "GROUP": 8, "PER_SM": 1, "TMA": 1}, 8, 3),
 }
-LARGE_INT8 = LARGE
 LARGE_FP32 = {
     0: LARGE[0],
     80: Config({"ROWS": 128, "COLUMNS": 128, "BYTES": 32, "PARTS": 4, "GROUP": 8, "PER_SM": 1, "TMA": 0}, 8, 3),
@@ -41,6 +53,13 @@ LARGE_FP32 = {
 SMALL = {
     0: Config({"ROWS": 16, "COLUMNS": 32, "BYTES": 128, "PARTS": 1, "GROUP": 1, "PER_SM": 1, "TMA": 0}),
     80: Config({"ROWS": 16, "COLUMNS": 32, "BYTES": 256, "PARTS": 1, "GROUP": 1, "PER_SM": 4, "TMA": 0}, 4, 5),
+}
+SMALL_INT8 = {
+    0: SMALL[0],
+    80: Config(
+        {"ROWS": 16, "COLUMNS": 32, "BYTES": 128, "STEPS": 2, "PARTS": 1, "GROUP": 1, "PER_SM": 4, "TMA": 0}, 4, 5
+    ),
+    90: SMALL[80],
 }
 SMALL_FP32 = {
     0: SMALL[0],
@@ -52,8 +71,8 @@ TABLES = {
     "linear/large_int8": LARGE_INT8,
     "linear/large_fp32": LARGE_FP32,
     "linear/small": SMALL,
-    "linear/small_fp8": SMALL,
-    "linear/small_int8": SMALL,
+    "linear/small_fp8": SMALL_INT8,
+    "linear/small_int8": SMALL_INT8,
     "linear/small_fp32": SMALL_FP32,
 }
 # of the GPU that a recorded launch is for: A100, RTX 4090, H100, B200, RTX 5090; three in the interpreter
@@ -145,6 +164,7 @@ def linear(
     per_sm, tma = blocks.pop("PER_SM"), blocks.pop("TMA")
     blocks["FEATURES"] = blocks.pop("BYTES") // computed.itemsize
     blocks["COLUMNS"] //= 2 if weight.gated else 1
+    turn = blocks.setdefault("STEPS", 1) * blocks["FEATURES"]
     tiles = triton.cdiv(tokens, blocks["ROWS"]) * triton.cdiv(weight.out_features, blocks["COLUMNS"])
 
     (x_b, x_s), (second_b, second_s) = _strides(first, samples), _strides(second, samples)
@@ -188,7 +208,7 @@ def linear(
         ACTIVATION=activation,
         GATED=weight.gated,
         GATE_IS_ROW=gate_is_row,
-        WHOLE=features % blocks["FEATURES"] == 0 and more % blocks["FEATURES"] == 0,
+        WHOLE=features % turn == 0 and more % turn == 0,
         DESCRIPTORS=descriptors,
         FLATTEN=per_sm == 1 and second is None,
         PROMOTE=architecture(first.device) in IMPRECISE_FP8,

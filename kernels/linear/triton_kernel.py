@@ -8,7 +8,7 @@ import triton.language as tl
 from kinema.ops.common.triton_numerics import activate, dot, dot_fp8, dot_int8, narrow, wide, wide_e4m3
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["samples", "tokens", "gate_tokens"])  # one build for every length
 def linear_kernel(
     x,
     second,
@@ -48,6 +48,7 @@ def linear_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     FEATURES: tl.constexpr,
+    STEPS: tl.constexpr,
 ):
     """y = residual + gate · act(x·Wᵀ + b), tile by tile; a tile never spans two samples.
 
@@ -66,12 +67,12 @@ def linear_kernel(
         other = value
         value, other = _accumulate(
             value, other, x, weight, b, top, left, tokens, columns, features, 0, width, x_b, x_s,
-            COMPUTE, GATED, WHOLE, DESCRIPTORS, PROMOTE, ROWS, COLUMNS, FEATURES,
+            COMPUTE, GATED, WHOLE, DESCRIPTORS, PROMOTE, ROWS, COLUMNS, FEATURES, STEPS,
         )  # fmt: skip
         if second is not None:
             value, other = _accumulate(
                 value, other, second, weight, b, top, left, tokens, columns, more, features, width, second_b, second_s,
-                COMPUTE, GATED, WHOLE, DESCRIPTORS, PROMOTE, ROWS, COLUMNS, FEATURES,
+                COMPUTE, GATED, WHOLE, DESCRIPTORS, PROMOTE, ROWS, COLUMNS, FEATURES, STEPS,
             )  # fmt: skip
 
         b = b.to(tl.int64)
@@ -147,6 +148,7 @@ def _accumulate(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     FEATURES: tl.constexpr,
+    STEPS: tl.constexpr,
 ):
     """The products of one source's features with the weight's columns from `start` on, added to the accumulators.
 
@@ -160,27 +162,29 @@ def _accumulate(
         x_at = x + b.to(tl.int64) * x_b + (s * x_s)[:, None] + k[None, :]
         w_at = weight + start + (n * width)[None, :] + k[:, None]
         w2_at = w_at + columns.to(tl.int64) * width
-    for at in tl.range(0, features, FEATURES):
-        if DESCRIPTORS:
-            a = x.load([b, top, at]).reshape(ROWS, FEATURES)
-            w = weight.load([left, start + at]).T
-        elif WHOLE:
-            a = tl.load(x_at + at)
-            w = tl.load(w_at + at)
-        else:
-            here = k < features - at
-            a = tl.load(x_at + at, mask=here[None, :], other=0.0)
-            w = tl.load(w_at + at, mask=here[:, None], other=0.0)
-        a = _widened(a, COMPUTE)
-        if GATED:
-            other = _multiply(a, _widened(w, COMPUTE), other, PROMOTE)
+    for start_of_turn in tl.range(0, features, STEPS * FEATURES):
+        for step in tl.static_range(STEPS):
+            at = start_of_turn + step * FEATURES
             if DESCRIPTORS:
-                w = weight.load([left + columns, start + at]).T
+                a = x.load([b, top, at]).reshape(ROWS, FEATURES)
+                w = weight.load([left, start + at]).T
             elif WHOLE:
-                w = tl.load(w2_at + at)
+                a = tl.load(x_at + at)
+                w = tl.load(w_at + at)
             else:
-                w = tl.load(w2_at + at, mask=here[:, None], other=0.0)
-        value = _multiply(a, _widened(w, COMPUTE), value, PROMOTE)
+                here = k < features - at
+                a = tl.load(x_at + at, mask=here[None, :], other=0.0)
+                w = tl.load(w_at + at, mask=here[:, None], other=0.0)
+            a = _widened(a, COMPUTE)
+            if GATED:
+                other = _multiply(a, _widened(w, COMPUTE), other, PROMOTE)
+                if DESCRIPTORS:
+                    w = weight.load([left + columns, start + at]).T
+                elif WHOLE:
+                    w = tl.load(w2_at + at)
+                else:
+                    w = tl.load(w2_at + at, mask=here[:, None], other=0.0)
+            value = _multiply(a, _widened(w, COMPUTE), value, PROMOTE)
     return value, other
 
 

@@ -79,7 +79,7 @@ def norm_modulate(
     return y if token_scale is None else Quantized(y, token_scale)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total", "tokens", "scale_tokens", "shift_tokens"])  # one build for every length
 def _norm_modulate(
     x,
     y,
@@ -107,33 +107,35 @@ def _norm_modulate(
     ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    b, s = row // tokens, row % tokens
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    # 64 bits only after the divisions, which are slow in them
+    b, s = (row // tokens).to(tl.int64), row % tokens
     c = tl.arange(0, BLOCK_C)
     real = c < channels
     mask = (row < total)[:, None] & real[None, :]
 
-    h = wide(tl.load(x + (b * x_b + s * x_s)[:, None] + c[None, :], mask=mask, other=0.0))
+    h = wide(tl.load(x + (b * x_b + s.to(tl.int64) * x_s)[:, None] + c[None, :], mask=mask, other=0.0))
     if LAYER:
         mean = tl.sum(h, axis=1) / channels
         # what is masked must not count in the variance
         h = tl.where(real[None, :], h - mean[:, None], 0.0)
-    h = h / tl.sqrt_rn(tl.sum(h * h, axis=1) / channels + eps)[:, None]
+    # one division a token: one a value would cost more than the memory traffic
+    h = h * tl.div_rn(1.0, tl.sqrt_rn(tl.sum(h * h, axis=1) / channels + eps))[:, None]
     if weight is not None:
         h = h * wide(tl.load(weight + c, mask=real, other=0.0))[None, :]
     if bias is not None:
         h = h + wide(tl.load(bias + c, mask=real, other=0.0))[None, :]
     if scale is not None:
-        at = b * scale_b + (s // scale_tokens) * scale_g
+        at = b * scale_b + (s // scale_tokens).to(tl.int64) * scale_g
         h = h * (1.0 + wide(tl.load(scale + at[:, None] + c[None, :], mask=mask, other=0.0)))
     if shift is not None:
-        at = b * shift_b + (s // shift_tokens) * shift_g
+        at = b * shift_b + (s // shift_tokens).to(tl.int64) * shift_g
         h = h + wide(tl.load(shift + at[:, None] + c[None, :], mask=mask, other=0.0))
 
     if token_scale is not None:
         largest = tl.max(tl.where(mask, tl.abs(h), 0.0), axis=1)
         step = tl.div_rn(tl.maximum(largest, 1e-12), LIMIT)
         tl.store(token_scale + row, step, mask=row < total)
-        h = tl.div_rn(h, tl.zeros_like(h) + step[:, None])
-    to = y + (b * y_b + s * y_s)[:, None] + c[None, :]
+        h = h * tl.div_rn(1.0, step)[:, None]
+    to = y + (b * y_b + s.to(tl.int64) * y_s)[:, None] + c[None, :]
     tl.store(to, narrow(h, y.dtype.element_ty), mask=mask)

@@ -71,7 +71,7 @@ def quantize_together(x: torch.Tensor, second: torch.Tensor | None, kind: QuantK
     return Quantized(data, scale)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total", "tokens"])  # one build for every length
 def _quantize(
     x,
     second,
@@ -90,9 +90,10 @@ def _quantize(
     BLOCK: tl.constexpr,
     MORE_BLOCK: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     real = row < total
-    b, s = row // tokens, row % tokens
+    # 64 bits only after the division, which is slow in them
+    b, s = (row // tokens).to(tl.int64), (row % tokens).to(tl.int64)
     c = tl.arange(0, BLOCK)
     mask = real[:, None] & (c < channels)[None, :]
     h = wide(tl.load(x + (b * x_b + s * x_s)[:, None] + c[None, :], mask=mask, other=0.0))
@@ -107,7 +108,7 @@ def _quantize(
     tl.store(scale + row, step, mask=real)
     # one division a token: one a value would cost more than the memory traffic
     inverse = tl.div_rn(1.0, step)[:, None]
-    to = data + row[:, None] * (channels + more)
+    to = data + row.to(tl.int64)[:, None] * (channels + more)
     tl.store(to + c[None, :], narrow(h * inverse, data.dtype.element_ty), mask=mask)
     if second is not None:
         tl.store(to + channels + d[None, :], narrow(g * inverse, data.dtype.element_ty), mask=more_mask)

@@ -11,10 +11,10 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ),
         (
             "shift read with scale's groups",
-            "at = b * shift_b + (s // shift_tokens) * shift_g",
-            "at = b * shift_b + (s // scale_tokens) * shift_g",
+            "at = b * shift_b + (s // shift_tokens).to(tl.int64) * shift_g",
+            "at = b * shift_b + (s // scale_tokens).to(tl.int64) * shift_g",
         ),
-        ("the token's scale is not applied", "h = tl.div_rn(h, tl.zeros_like(h) + step[:, None])", "h = h"),
+        ("the token's scale is not applied", "h = h * tl.div_rn(1.0, step)[:, None]", "h = h"),
     ),
     "patch_embed/triton.py": (
         (

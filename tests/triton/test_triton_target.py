@@ -42,10 +42,12 @@ def test_what_is_older_than_ampere_is_refused():
         assert fp8_unsupported(target("fp8")) == ["Triton needs compute capability 8.0, the GPU has 7.5"]
 
 
-def test_a_gpu_of_amd_takes_what_it_emulates():
+def test_a_gpu_of_amd_does_not_emulate_fp8():
     with recording(hip=True):
         assert is_hip() and architecture(META) == HIP_ARCHITECTURE
-        assert fp8_unsupported(target("fp8")) == []
+        assert [triton_unsupported(target(p)) for p in ("fp32", "bf16", "fp16", "int8")] == [[]] * 4
+        (reason,) = fp8_unsupported(target("fp8"))
+        assert "e4m3 is emulated" in reason
 
 
 def test_meta_tensors_alone_are_for_no_architecture():
