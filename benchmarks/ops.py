@@ -115,7 +115,7 @@ def _seconds(call: Callable[[], object], device: torch.device, rounds: int) -> l
             measured.append(time.perf_counter() - started)
         return measured
     with torch.cuda.device(device):
-        marks = [torch.cuda.Event(enable_timing=True) for _ in range(rounds + 1)]
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(rounds + 1)]  # type: ignore[no-untyped-call]
         marks[0].record()
         for mark in marks[1:]:
             call()
