@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 import torch
 
 from kinema.ops.common import Implementation, Op, Target
+from kinema.ops.common.triton_target import triton_implementation
 
 
 @dataclass(frozen=True)
@@ -68,4 +69,8 @@ class Conv3d(Protocol):
         ...
 
 
-OP = Op("conv3d", ("conv3d", "pack_conv3d"), (Implementation("reference", "kinema.ops.conv3d.reference"),))
+OP = Op(
+    "conv3d",
+    ("conv3d", "pack_conv3d"),
+    (triton_implementation("conv3d"), Implementation("reference", "kinema.ops.conv3d.reference")),
+)

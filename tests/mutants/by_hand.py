@@ -59,4 +59,34 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("outputs lie as the first one does", "outputs[m] + b * outputs_b[m]", "outputs[m] + b * outputs_b[0]"),
         ("sums of float64 in float32", "return wide(x).to(tl.float64)", "return wide(x)"),
     ),
+    "conv3d/triton_kernel.py": (
+        ("one frame late", "t * ST - FRONT", "t * ST - FRONT - 1"),
+        ("frames run on into the next sample", "m // width // height % frames", "m // width // height"),
+        ("no row above the frame is left out", "(hi >= 0) & (hi < x_height)", "(hi < x_height)"),
+        ("no column right of the frame is left out", "(wi >= 0) & (wi < x_width)", "(wi >= 0)"),
+        ("taps run down before they run right", "tap // KW % KH, tap % KW", "tap % KH, tap // KH % KW"),
+        ("the past is read before the clip", "inside = ti >= 0", "inside = ti >= -1"),
+        (
+            "upsampled rows are not repeated",
+            "(hi // UPSAMPLE).to(tl.int64) * x_h",
+            "hi.to(tl.int64) * x_h",
+        ),
+        ("the second columns are the first", "_store(other, n + COLUMNS,", "_store(other, n,"),
+    ),
+    "conv3d/triton_prepare.py": (
+        ("the norm's floor is under the root", "tl.maximum(length, 1e-12)", "tl.sqrt_rn(length * length + 1e-12)"),
+        ("the norm is not scaled by the root of the channels", "g = root * wide(", "g = wide("),
+        ("a short chunk forgets the past", "if i >= frames:", "if i > frames:"),
+        (
+            "the cache keeps what came in, not what was made",
+            "narrow(wide(made), cache.dtype",
+            "narrow(value, cache.dtype",
+        ),
+        ("the first frames are kept", "if t >= frames - history:", "if t < history:"),
+        (
+            "activation before the norm",
+            "value = wide(tl.load(x_at, mask=mask, other=0.0))",
+            "value = activate(wide(tl.load(x_at, mask=mask, other=0.0)), ACTIVATION)",
+        ),
+    ),
 }

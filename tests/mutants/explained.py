@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+REPEATED = "rows beyond the end repeat the last one, which is stored again as it is"
+
 # (op, part of the mutant's words): the reason
 REASONS: dict[tuple[str, str], str] = {
     ("patch_embed", "0.0 becomes 0.125"): "beyond the last feature patches and weights are both 0, and one is enough",
+    ("patch_embed", "(row < rows)[:, None] & exists[None, :] without its left side"): REPEATED,
+    ("conv3d", "real[:, None] & exists[None, :] without its left side"): REPEATED,
 }
 
 

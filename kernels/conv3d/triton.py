@@ -1,0 +1,214 @@
+"""`conv3d` in Triton: what is launched when. triton_prepare.py and triton_kernel.py are the kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import triton
+
+from kinema.ops.common import Target, claim
+from kinema.ops.common.launch import Config, configure, launch
+from kinema.ops.conv3d import Conv3dWeight
+from kinema.ops.conv3d.triton_kernel import conv3d_kernel
+from kinema.ops.conv3d.triton_prepare import prepare_kernel
+
+# ELEMENTS: the channels of the positions that a program holds, of which it does at most POSITIONS
+PREPARE = {
+    0: Config({"ELEMENTS": 256, "POSITIONS": 16}),
+    80: Config({"ELEMENTS": 2048, "POSITIONS": 64}, warps=4, stages=1),
+}
+PRODUCT_FP32 = {
+    0: Config({"ROWS": 128, "FEATURES": 16}),
+    80: Config({"ROWS": 64, "FEATURES": 16}, warps=4, stages=3),
+}
+PRODUCT = {
+    0: PRODUCT_FP32[0],
+    80: Config({"ROWS": 128, "FEATURES": 32}, warps=8, stages=3),
+}
+# columns of a program, as two powers of two: video VAEs have multiples of 96 and of 160 channels
+WIDTHS = ((16, 0), (32, 0), (64, 0), (64, 32), (128, 0), (128, 32))
+# what gathering the left side costs a program, in columns
+GATHER = 16
+
+
+@dataclass(frozen=True)
+class TritonWeight(Conv3dWeight):
+    """weight: [Cout, kt·kh·kw, Cin]; bias: [Cout] or None; dense, fp32."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+
+def pack_conv3d(
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    stride: tuple[int, int, int] = (1, 1, 1),
+    padding: tuple[int, int, int, int] | None = None,
+    target: Target,
+) -> TritonWeight:
+    if weight.ndim == 4:
+        weight = weight.unsqueeze(2)
+    cout, cin, kt, kh, kw = weight.shape
+    if padding is None:
+        padding = ((kh - 1) // 2, (kh - 1) // 2, (kw - 1) // 2, (kw - 1) // 2)
+    taps = weight.to(target.device, torch.float32).flatten(2).transpose(1, 2).contiguous()
+    if bias is not None:
+        bias = bias.to(target.device, torch.float32).contiguous()
+    return TritonWeight(cin, cout, (kt, kh, kw), stride, padding, taps, bias)
+
+
+def conv3d(
+    x: torch.Tensor,
+    weight: Conv3dWeight,
+    *,
+    norm: torch.Tensor | None = None,
+    activation: Literal["none", "silu"] = "none",
+    upsample: int = 1,
+    cache: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    assert isinstance(weight, TritonWeight)
+    if activation not in ("none", "silu"):
+        raise ValueError(f"unknown activation {activation!r}: wanted 'none' or 'silu'")
+    batch, channels, frames, *frame = x.shape
+    if channels != weight.in_channels:
+        raise ValueError(f"x is {tuple(x.shape)}, wanted {weight.in_channels} channels")
+    if norm is not None and norm.shape != (channels,):
+        raise ValueError(f"norm is {tuple(norm.shape)}, wanted {(channels,)}")
+    height, width = (n * upsample for n in frame)
+    past = weight.history
+    if not past:
+        cache = None
+    if cache is not None and cache.shape != (batch, channels, past, height, width):
+        wanted = (batch, channels, past, height, width)
+        raise ValueError(f"cache is {tuple(cache.shape)}, wanted {wanted}: {past} past frames of x")
+    top, bottom, left, right = weight.padding
+    padded = (frames + past, height + top + bottom, width + left + right)
+    size = [(n - k) // s + 1 for n, k, s in zip(padded, weight.kernel, weight.stride, strict=True)]
+    shape = (batch, weight.out_channels, *size)
+    if min(size) < 1:
+        raise ValueError(f"x is {tuple(x.shape)}, too small for a kernel of {weight.kernel}")
+    if residual is not None and residual.shape != shape:
+        raise ValueError(f"residual is {tuple(residual.shape)}, wanted {shape}")
+    if out is None:
+        y = torch.empty(batch, *size, weight.out_channels, dtype=x.dtype, device=x.device).movedim(-1, 1)
+    else:
+        y = claim(out, shape, x.dtype, x.device, contiguous=0)
+    if norm is not None or activation != "none" or cache is not None:
+        x, upsample, past = _prepare(x, norm, activation, upsample, cache, past)
+    _multiply(x, weight, upsample, past, (height, width), residual, y)
+    return y
+
+
+def _prepare(
+    x: torch.Tensor, norm: torch.Tensor | None, activation: str, upsample: int, cache: torch.Tensor | None, past: int
+) -> tuple[torch.Tensor, int, int]:
+    """x normed, activated and behind the frames of its cache, which then holds its last frames; channels innermost.
+
+    Returns it with what is still to be done: upsampling, which only a cache's frames need here, and zeros in front.
+    """
+    batch, channels, frames, height, width = x.shape
+    now, left = (1, upsample) if cache is None else (upsample, 1)
+    history = 0 if cache is None else past
+    height, width = height * now, width * now
+    y = torch.empty(batch, history + frames, height, width, channels, dtype=x.dtype, device=x.device)
+    block = triton.next_power_of_2(channels)
+    table = configure("conv3d/prepare", PREPARE, x.device)
+    positions = min(table.blocks["POSITIONS"], max(1, table.blocks["ELEMENTS"] // block))
+    launch(
+        prepare_kernel,
+        (triton.cdiv(height * width, positions), batch),
+        Config({"POSITIONS": positions, "CHANNELS": block}, table.warps, table.stages),
+        x=x,
+        gain=norm.contiguous() if norm is not None else None,
+        cache=cache,
+        y=y,
+        positions=height * width,
+        width=width,
+        channels=channels,
+        frames=frames,
+        history=history,
+        root=channels**0.5,
+        **_strides("x", x),
+        **_strides("cache", cache),
+        y_b=y.stride(0),
+        y_t=y.stride(1),
+        y_w=y.stride(3),
+        ACTIVATION=activation,
+        UPSAMPLE=now,
+    )
+    return y.movedim(-1, 1), left, past - history
+
+
+def _multiply(
+    x: torch.Tensor,
+    weight: TritonWeight,
+    upsample: int,
+    front: int,
+    frame: tuple[int, int],
+    residual: torch.Tensor | None,
+    y: torch.Tensor,
+) -> None:
+    """y = conv(`front` zero frames ++ upsample(x)) + bias + residual. frame: height and width of x, upsampled."""
+    batch, columns, frames, height, width = y.shape
+    channels = weight.in_channels
+    rows = batch * frames * height * width
+    narrow = x.dtype.itemsize == 2
+    table = configure("conv3d" if narrow else "conv3d/fp32", PRODUCT if narrow else PRODUCT_FP32, x.device)
+    features = _features(channels, 16 if narrow else 8, table.blocks["FEATURES"])
+    whole = channels % features == 0
+    widths = WIDTHS if whole else WIDTHS[:-1]  # masks take registers
+    column, more = min(widths, key=lambda width: triton.cdiv(columns, sum(width)) * (sum(width) + GATHER))
+    blocks = {"ROWS": table.blocks["ROWS"], "COLUMNS": column, "MORE": more, "FEATURES": features}
+    launch(
+        conv3d_kernel,
+        (triton.cdiv(rows, blocks["ROWS"]) * triton.cdiv(columns, column + more),),
+        Config(blocks, table.warps, table.stages),
+        x=x,
+        weight=weight.weight,
+        bias=weight.bias,
+        residual=residual,
+        y=y,
+        rows=rows,
+        frames=frames,
+        height=height,
+        width=width,
+        x_height=frame[0],
+        x_width=frame[1],
+        channels=channels,
+        columns=columns,
+        **_strides("x", x),
+        **_strides("y", y),
+        **_strides("residual", residual),
+        FRONT=front,
+        TOP=weight.padding[0],
+        LEFT=weight.padding[2],
+        KT=weight.kernel[0],
+        KH=weight.kernel[1],
+        KW=weight.kernel[2],
+        ST=weight.stride[0],
+        SH=weight.stride[1],
+        SW=weight.stride[2],
+        UPSAMPLE=upsample,
+        PADDED=any(weight.padding),
+        WHOLE=whole,
+    )
+
+
+def _features(channels: int, least: int, most: int) -> int:
+    """Channels of one product, a power of two: what leaves least over, of equals the largest if it leaves nothing.
+
+    least: what one instruction sums, on tensor cores or in fp32.
+    """
+    powers = [f for f in (8, 16, 32, 64) if least <= f <= most]
+    return min(powers, key=lambda f: (triton.cdiv(channels, f) * f, f if channels % f else -f))
+
+
+def _strides(name: str, t: torch.Tensor | None) -> dict[str, int]:
+    """Of [B, C, T, H, W], by the kernels' names for them."""
+    strides = (0,) * 5 if t is None else t.stride()
+    return {f"{name}_{axis}": stride for axis, stride in zip("bcthw", strides, strict=True)}
