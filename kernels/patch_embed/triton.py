@@ -106,7 +106,8 @@ def _vector(x: torch.Tensor, pw: int) -> int:
     return math.gcd(pw, *x.stride()[:4]) if x.stride(4) == 1 else 1
 
 
-@triton.jit
+# one build for every size of video; where its rows begin is in VECTOR
+@triton.jit(do_not_specialize=["rows", "tokens", "height", "width", "x_b", "x_c", "x_t", "x_h"])
 def _patch_embed(
     x,
     weight,
@@ -162,10 +163,10 @@ def _patch_embed(
         value = _multiply(patches, kernel, value)
 
     if bias is not None:
-        value = value + tl.load(bias + n, mask=exists, other=0.0)[None, :]
+        value = value + tl.load(bias + n, mask=exists)[None, :]
     if position is not None:
         at = position + (b * position_b + s * position_s)[:, None] + (n * position_d)[None, :]
-        value = value + wide(tl.load(at, mask=mask, other=0.0))
+        value = value + wide(tl.load(at, mask=mask))
     tl.store(y + (b * y_b + s * y_s)[:, None] + n[None, :], narrow(value, y.dtype.element_ty), mask=mask)
 
 

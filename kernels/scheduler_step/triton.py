@@ -90,11 +90,12 @@ def _scheduler_step(
             largest = tl.maximum(largest, tl.abs(tl.load(coefficients + m * coefficients_m + k * coefficients_k)))
         # compared as a vector: the interpreter makes a number of a comparison of scalars
         read = inside & (tl.zeros((BLOCK,), tl.float32) + largest > 0.0)
-        values = values + (_widened(tl.load(terms[k] + b * terms_b[k] + i, mask=read, other=0.0), DOUBLE),)
+        term = tl.load(terms[k] + b * terms_b[k] + i, mask=read, other=0.0)
+        values = values + (_widened(term, DOUBLE),)  # type: ignore[assignment]
     # An output may be a term, and with terms of several widths it is stored by other threads than those that loaded it.
     tl.debug_barrier()
     for m in tl.static_range(len(outputs)):
-        total = tl.zeros_like(values[0])
+        total = tl.zeros((BLOCK,), tl.float64 if DOUBLE else tl.float32)
         for k in tl.static_range(len(terms)):
             c = tl.load(coefficients + m * coefficients_m + k * coefficients_k)
             total += _widened(c, DOUBLE) * values[k]

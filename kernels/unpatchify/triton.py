@@ -55,6 +55,7 @@ def unpatchify(
         x_f=x.stride(2),
         y_b=y.stride(0),
         y_c=y.stride(1),
+        VECTOR=math.gcd(pw, y.stride(0), y.stride(1)),
         PATCH_FIRST=order == "patch_first",
         CHANNELS=channels,
         PT=pt,
@@ -64,7 +65,8 @@ def unpatchify(
     return y
 
 
-@triton.jit
+# one build for every size of video; where its rows begin is in VECTOR
+@triton.jit(do_not_specialize=["rows", "tokens", "height", "width", "y_b", "y_c"])
 def _unpatchify(
     x,
     y,
@@ -77,6 +79,7 @@ def _unpatchify(
     x_f,
     y_b,
     y_c,
+    VECTOR: tl.constexpr,
     PATCH_FIRST: tl.constexpr,
     CHANNELS: tl.constexpr,
     PT: tl.constexpr,
@@ -86,7 +89,10 @@ def _unpatchify(
     GROUPS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """height, width: of the grid of tokens. A group is a channel, a frame and a row of a patch: PW neighbours of y."""
+    """height, width: of the grid of tokens. A group is a channel, a frame and a row of a patch: PW neighbours of y.
+
+    VECTOR divides PW and the strides of y.
+    """
     row = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     b, s = (row // tokens).to(tl.int64), row % tokens
     group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
@@ -111,6 +117,7 @@ def _unpatchify(
     t, h, w = s // width // height, s // width % height, s % width
     line = (t * PT)[None, :] + i[:, None]
     line = line * (height * PH) + (h * PH)[None, :] + j[:, None]
-    line = line.to(tl.int64) * (width * PW) + (b * y_b)[None, :] + (c.to(tl.int64) * y_c)[:, None]
-    at = (line + (w * PW)[None, :])[:, :, None] + column[None, None, :]
+    line = line.to(tl.int64) * (width * PW) + (w * PW)[None, :]
+    line += tl.multiple_of(b * y_b, VECTOR)[None, :] + tl.multiple_of(c.to(tl.int64) * y_c, VECTOR)[:, None]
+    at = line[:, :, None] + column[None, None, :]
     tl.store(y + at, values, mask=exists[:, None, None] & real[None, :, None] & inside[None, None, :])

@@ -1,7 +1,10 @@
 """`patch_embed` in Triton: products of bf16 parts are fp32 products, and no wrong promise about memory is made."""
 
+import dataclasses
+
 import pytest
 import torch
+import torch.nn.functional as F
 
 triton = pytest.importorskip("triton")
 
@@ -69,6 +72,20 @@ def test_neighbours_are_promised_only_where_they_are(layout, patch, vector):
     with recording(80) as kept:
         op.patch_embed(x, op.pack_patch_embed(torch.empty(6, 3, 1, 2, patch), target=TARGET))
     assert kept.launches[0].arguments["VECTOR"] == vector
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_behind_a_tensor_is_touched(guarded, dtype):
+    """Rows, columns and features that no tile divides."""
+    generator = torch.Generator().manual_seed(2)
+    x = guarded(torch.randn(1, 3, 2, 6, 10, generator=generator).to(dtype))
+    weight, bias = torch.randn(5, 3, 1, 2, 2, generator=generator), torch.randn(5, generator=generator)
+    position, out = guarded(torch.randn(30, 5, generator=generator)), guarded(torch.empty(1, 30, 5, dtype=dtype))
+    packed = op.pack_patch_embed(weight, bias, target=TARGET)
+    packed = dataclasses.replace(packed, weight=guarded(packed.weight), bias=guarded(packed.bias))
+    got = op.patch_embed(x, packed, position=position, out=out)
+    wanted = F.conv3d(x.float(), weight, bias, stride=(1, 2, 2)).flatten(2).transpose(1, 2) + position
+    torch.testing.assert_close(got, wanted.to(dtype), rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-2)
 
 
 def test_a_position_of_another_shape_is_refused():

@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from kinema.ops.common.launch import Config, forced
+from kinema.ops.common.launch import Config, forced, recording
 from kinema.ops.unpatchify import reference
 from kinema.ops.unpatchify.triton import unpatchify
 
@@ -47,6 +47,14 @@ def test_into_some_channels_of_a_larger_video(order):
 
 
 @pytest.mark.parametrize("order", ORDERS)
+def test_nothing_behind_a_tensor_is_touched(order, guarded):
+    x = tokens(channels=3)
+    wanted = reference.unpatchify(x, GRID, PATCH, order=order)
+    got = unpatchify(guarded(x), GRID, PATCH, order=order, out=guarded(torch.full_like(wanted, float("nan"))))
+    assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize(("elements", "groups"), [(4096, 32), (64, 4), (32, 8)])
 def test_any_tile(order, elements, groups):
     """The first is a GPU's; none divides the 60 tokens or the 10 rows of a patch."""
@@ -54,3 +62,13 @@ def test_any_tile(order, elements, groups):
     with forced({"unpatchify": Config({"ELEMENTS": elements, "GROUPS": groups})}):
         got = unpatchify(x, GRID, PATCH, order=order)
     assert torch.equal(got, reference.unpatchify(x, GRID, PATCH, order=order))
+
+
+def test_no_alignment_is_promised_that_an_output_lacks():
+    """A wrong promise stores to wrong addresses on a GPU; the interpreter does not look at it."""
+    x = torch.empty(1, 12, 8, dtype=torch.bfloat16)
+    odd = torch.empty(97, dtype=torch.bfloat16).as_strided((1, 2, 2, 6, 4), (48, 49, 24, 4, 1))
+    for out, vector in ((None, 2), (odd, 1)):
+        with recording(80) as kept:
+            unpatchify(x, (2, 3, 2), (1, 2, 2), out=out)
+        assert kept.launches[0].arguments["VECTOR"] == vector
