@@ -261,6 +261,7 @@ def _attention(
     scale: float | None = None,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
+    quantize: str | None = None,
 ) -> list[Tensor]:
     ropes = [
         Rope(c, s, bool(i), t) if c is not None and s is not None else None
@@ -273,6 +274,7 @@ def _attention(
         scale=scale,
         bias=bias,
         residual=residual,
+        quantize=cast("Any", quantize),
         causal=BlockCausal(*causal) if causal is not None else None,
         blocks=BlockList(tiles[0], tiles[1], *lists) if tiles is not None else None,
     )

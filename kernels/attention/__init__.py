@@ -7,7 +7,11 @@ from typing import Protocol
 
 import torch
 
-from kinema.ops.common import Implementation, Op, Rope
+from kinema.ops.common import Implementation, Op, QuantKind, Rope
+from kinema.ops.common.triton_target import quantize_unsupported, triton_implementation
+
+FP8_BLOCK = 128  # keys that share a scale in 8 bits
+FP8_PEAK = 256.0  # the largest weight in 8 bits: a power of two below e4m3's 448
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Attention(Protocol):
         causal: BlockCausal | None = None,
         blocks: BlockList | None = None,
         residual: torch.Tensor | None = None,
+        quantize: QuantKind | None = None,
         out: torch.Tensor | tuple[torch.Tensor, ...] | None = None,
     ) -> tuple[torch.Tensor, ...]:
         """Every query attends to every real key of all KV segments, as if they were concatenated.
@@ -77,9 +82,26 @@ class Attention(Protocol):
         residual: [B, S, N·D], added to the result (two softmaxes over one query: Wan's image attention); `out`
         may be `residual` itself.
         A query that sees no key at all gives 0 (or its residual). Logits and sums in fp32.
+        quantize: "fp8" multiplies in e4m3, nothing else is known; lossy, and defined to the last rounding:
+
+        - x ≈ data · s with s = max(max|x|, 1e-12) / 448, to nearest even. Queries have one s per token and head, keys
+          and values one per FP8_BLOCK slots of a segment (from its slot 0) and head, over the real ones, after the
+          rotation; NaN, which only what no query sees may hold, has no part in it.
+        - Keys are taken tile by tile. A weight is e4m3(FP8_PEAK · exp(logit − m)) with m the query's largest logit so
+          far, its own tile's included. So it is FP8_PEAK at most and saturates nowhere, whatever the logits; and
+          tiles (128 keys in the reference, their order and size an implementation's choice) change its rounding only.
+        - Row sums are of these rounded weights: values of 1 give 1.
+
         Returns one contiguous [B, S, N·D] per query segment, in q's dtype, ready for the output projection.
         """
         ...
 
 
-OP = Op("attention", ("attention",), (Implementation("reference", "kinema.ops.attention.reference"),))
+OP = Op(
+    "attention",
+    ("attention",),
+    (
+        triton_implementation("attention", quantize_unsupported),
+        Implementation("reference", "kinema.ops.attention.reference"),
+    ),
+)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from kinema.ops.attention import KV, BlockCausal, BlockList
-from kinema.ops.common import deliver
+from kinema.ops.attention import FP8_BLOCK, FP8_PEAK, KV, BlockCausal, BlockList
+from kinema.ops.common import FP8_MAX, QuantKind, deliver, wide
+
+FP8_TILE = 128  # keys that are weighted together in 8 bits
 
 
 def attention(
@@ -18,6 +20,7 @@ def attention(
     causal: BlockCausal | None = None,
     blocks: BlockList | None = None,
     residual: torch.Tensor | None = None,
+    quantize: QuantKind | None = None,
     out: torch.Tensor | tuple[torch.Tensor, ...] | None = None,
 ) -> tuple[torch.Tensor, ...]:
     queries = q if isinstance(q, tuple) else (q,)
@@ -25,10 +28,16 @@ def attention(
     outputs = out if isinstance(out, tuple) else (out,) * len(queries)
     if len(queries) > 1 and (causal is not None or blocks is not None or residual is not None):
         raise ValueError("causal, blocks and residual are for a single query segment")
+    if quantize not in (None, "fp8"):
+        raise ValueError(f"attention does not quantize to {quantize!r}: wanted 'fp8' or None")
 
     query = _joined(list(queries))
-    key = _joined([s.rope.rotate(s.k) if s.rope is not None else s.k for s in segments])
-    value = _joined([s.v for s in segments])
+    keys = [s.rope.rotate(s.k) if s.rope is not None else s.k for s in segments]
+    values = [s.v for s in segments]
+    if quantize == "fp8":
+        query = _in_e4m3(wide(query), 1)
+        keys, values = ([_real_in_e4m3(x, s) for x, s in zip(t, segments, strict=True)] for t in (keys, values))
+    key, value = _joined(keys), _joined(values)
     mask = _mask(query, segments, causal, blocks)
     dense = mask
     if mask is not None:
@@ -38,7 +47,11 @@ def attention(
     if bias is not None:
         dense = bias.to(query.dtype)
         dense = dense.masked_fill(~mask, float("-inf")) if mask is not None else dense
-    y = F.scaled_dot_product_attention(query, key, value, attn_mask=dense, scale=scale)
+    if quantize == "fp8":
+        tiles = [size for s in segments for size in _sizes(s.k.shape[2], FP8_TILE)]
+        y = _weighted_in_e4m3(query, key, value, dense, scale, tiles).to(queries[0].dtype)
+    else:
+        y = F.scaled_dot_product_attention(query, key, value, attn_mask=dense, scale=scale)
     if dense is not None:
         # not every SDPA kernel gives 0 for a query that sees nothing
         blind = ~dense.any(-1) if dense.dtype == torch.bool else dense.isneginf().all(-1)
@@ -48,6 +61,62 @@ def attention(
         y = residual + y
     parts = torch.split(y, [segment.shape[2] for segment in queries], dim=1)
     return tuple(deliver(part.contiguous(), buffer) for part, buffer in zip(parts, outputs, strict=True))
+
+
+def _sizes(total: int, block: int) -> list[int]:
+    return [min(block, total - first) for first in range(0, total, block)]
+
+
+def _in_e4m3(x: torch.Tensor, block: int) -> torch.Tensor:
+    """x [B, N, S, D] with `block` tokens to a scale, rounded to e4m3 and widened again. NaN stays, and has no part."""
+    parts = torch.split(x, _sizes(x.shape[2], block), dim=2) if block > 1 else (x,)
+    rounded = []
+    for part in parts:
+        over = (-1,) if block == 1 else (-2, -1)
+        step = part.abs().nan_to_num(0.0).amax(over, keepdim=True).clamp(min=1e-12) / FP8_MAX
+        rounded.append(_to_e4m3(part / step) * step)
+    return torch.cat(rounded, dim=2)
+
+
+def _to_e4m3(x: torch.Tensor) -> torch.Tensor:
+    return x.float().clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn).to(x.dtype)
+
+
+def _real_in_e4m3(x: torch.Tensor, segment: KV) -> torch.Tensor:
+    """A segment's keys or values [B, N, R, D]; what lies behind a length is 0."""
+    x = wide(x)
+    if segment.lengths is not None:
+        slots = torch.arange(x.shape[2], device=x.device)
+        real = slots < segment.lengths.to(x.device)[:, None]
+        x = torch.where(real[:, None, :, None], x, 0.0)
+    return _in_e4m3(x, FP8_BLOCK)
+
+
+def _weighted_in_e4m3(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float | None,
+    tiles: list[int],
+) -> torch.Tensor:
+    """Attention whose weights are rounded to e4m3, a tile of keys after the other. mask: bool, or added to the logits.
+
+    All in the dtype of `query` [B, N, Sq, D], fp32 or wider.
+    """
+    logits = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if mask is not None:
+        logits = logits.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else logits + mask
+    top = torch.full_like(logits[..., :1], float("-inf"))
+    y, total = torch.zeros_like(query[..., :1] * value[..., :1, :]), torch.zeros_like(top)
+    for part, v in zip(torch.split(logits, tiles, dim=-1), torch.split(value, tiles, dim=2), strict=True):
+        higher = torch.maximum(top, part.amax(-1, keepdim=True))
+        base = torch.where(higher.isneginf(), 0.0, higher)  # nothing was seen so far
+        weights = _to_e4m3(FP8_PEAK * torch.exp(part - base))
+        fade = torch.exp(top - base)
+        y, total = y * fade + weights @ v, total * fade + weights.sum(-1, keepdim=True)
+        top = higher
+    return torch.where(total > 0, y / total, 0.0)
 
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:

@@ -41,6 +41,26 @@ def narrow(x, dtype: tl.constexpr):
 
 
 @triton.jit
+def rounded(x, dtype: tl.constexpr, CUDA: tl.constexpr):
+    """(x in dtype, the same widened again). x: fp32. CUDA: not a GPU of AMD.
+
+    bf16 that is narrowed and widened value by value costs as much as an exponential: so it is narrowed in pairs.
+    """
+    if dtype == tl.bfloat16 and CUDA and not INTERPRETED:
+        return tl.inline_asm_elementwise(
+            "cvt.rn.bf16x2.f32 $0, $4, $3; shl.b32 $1, $0, 16; and.b32 $2, $0, 0xffff0000;",
+            "=&r,=r,=r,f,f",
+            [x],
+            dtype=(tl.bfloat16, tl.float32),
+            is_pure=True,
+            pack=2,
+        )
+    else:
+        narrowed = narrow(x, dtype)
+        return narrowed, wide(narrowed)
+
+
+@triton.jit
 def dot(a, b, acc):
     """acc + a·b with sums in fp32; fp32 factors are multiplied as fp32, never as tf32.
 

@@ -1,0 +1,314 @@
+"""`attention` in Triton: tile sizes, and what a launch is told. triton_kernel.py is the kernel."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from kinema.ops.attention import FP8_BLOCK, KV, BlockCausal, BlockList
+from kinema.ops.attention.triton_combine import combine_kernel
+from kinema.ops.attention.triton_kernel import Bias, Keys, Lists, Parts, Queries, attention_kernel
+from kinema.ops.attention.triton_prepare import Prepared, prepare
+from kinema.ops.common import PRECISIONS, QuantKind, Target, claim
+from kinema.ops.common.launch import Config, architecture, configure, is_hip, launch
+from kinema.ops.common.triton_device import IMPRECISE_FP8, describable, processors
+from kinema.ops.common.triton_target import fp8_unsupported
+
+
+def _config(rows: int, keys: int, warps: int, stages: int, tma: int = 0, per_sm: int = 0) -> Config:
+    """per_sm: programs of a persistent grid on each multiprocessor, 0 for one program a tile."""
+    return Config({"ROWS": rows, "KEYS": keys, "TMA": tma, "PER_SM": per_sm}, warps, stages)
+
+
+_SMALL = _config(16, 16, 4, 1, tma=1, per_sm=1)
+_FP8, _FP8_64 = _config(128, 64, 8, 3, tma=1), _config(128, 64, 4, 3, tma=1)
+# By head dim, up to which a table serves, and what is multiplied; lean: with a limit or a bias for every query. No
+# thread may need more than 255 registers, which sets most of these sizes; README.md has the reasons.
+TABLES = {
+    "attention/64": {
+        0: _SMALL,
+        80: _config(128, 64, 4, 3),
+        90: _config(128, 128, 8, 3, tma=1, per_sm=1),
+        100: _config(128, 64, 4, 3, tma=1, per_sm=2),
+        120: _config(128, 64, 4, 3, tma=1),
+    },
+    "attention/128": {
+        0: _SMALL,
+        80: _config(128, 64, 8, 3),
+        89: _config(128, 64, 8, 2),
+        90: _config(128, 128, 8, 2, tma=1),
+        100: _config(128, 64, 4, 2, tma=1),
+        120: _config(128, 64, 8, 2, tma=1),
+    },
+    "attention/256": {
+        0: _SMALL,
+        80: _config(64, 64, 8, 1),
+        90: _config(64, 64, 8, 2, tma=1),
+        120: _config(64, 64, 8, 1),
+    },
+    "attention/512": {0: _SMALL, 80: _config(32, 32, 8, 1)},
+    "attention/64_fp8": {
+        0: _SMALL,
+        80: _config(128, 64, 8, 3),
+        90: _config(128, 128, 8, 3, tma=1),
+        100: _FP8_64,
+        120: _FP8,
+    },
+    "attention/64_fp8_lean": {0: _SMALL, 80: _config(128, 64, 8, 3), 90: _FP8, 100: _FP8_64, 120: _FP8},
+    "attention/128_fp8": {
+        0: _SMALL,
+        80: _config(128, 64, 8, 2),
+        90: _config(128, 128, 8, 2, tma=1),
+        100: _FP8,
+        120: _config(128, 64, 8, 2),
+    },
+    "attention/128_fp8_lean": {
+        0: _SMALL,
+        80: _config(128, 64, 8, 2),
+        90: _FP8,
+        120: _config(128, 32, 8, 3, tma=1),
+    },
+    "attention/256_fp8": {0: _SMALL, 80: _config(64, 32, 8, 2)},
+    "attention/512_fp8": {0: _SMALL, 80: _config(32, 32, 8, 1)},
+    "attention/64_fp32": {0: _SMALL, 80: _config(64, 32, 4, 2)},
+    "attention/128_fp32": {0: _SMALL, 80: _config(64, 32, 8, 2)},
+    "attention/256_fp32": {0: _SMALL, 80: _config(32, 32, 8, 2)},
+    "attention/512_fp32": {0: _SMALL, 80: _config(32, 16, 8, 1)},
+}
+# Of short queries the keys are split: PROGRAMS for each multiprocessor, LEAST tiles of keys to each, MOST parts.
+SPLIT = {
+    0: Config({"PROGRAMS": 2, "LEAST": 1, "MOST": 3}),
+    80: Config({"PROGRAMS": 2, "LEAST": 4, "MOST": 32}),
+}
+COMBINE = {
+    0: Config({"ROWS": 4}),
+    80: Config({"ROWS": 8}, warps=4, stages=2),
+}
+# Products of fp32 run on no tensor core, and take a head's channels so many at a time: a thread keeps both factors.
+FP32_CHUNK = 32
+_KINDS = {torch.float32: "_fp32", torch.bfloat16: "", torch.float16: "", torch.float8_e4m3fn: "_fp8"}
+
+
+def attention(
+    q: torch.Tensor | tuple[torch.Tensor, ...],
+    kv: KV | tuple[KV, ...],
+    *,
+    scale: float | None = None,
+    bias: torch.Tensor | None = None,
+    causal: BlockCausal | None = None,
+    blocks: BlockList | None = None,
+    residual: torch.Tensor | None = None,
+    quantize: QuantKind | None = None,
+    out: torch.Tensor | tuple[torch.Tensor, ...] | None = None,
+) -> tuple[torch.Tensor, ...]:
+    queries = q if isinstance(q, tuple) else (q,)
+    segments = kv if isinstance(kv, tuple) else (kv,)
+    outputs = out if isinstance(out, tuple) else (out,) * len(queries)
+    _check(queries, segments, causal, blocks, residual, quantize)
+    batch, heads, _, head_dim = queries[0].shape
+    dtype, device = queries[0].dtype, queries[0].device
+    scale = head_dim**-0.5 if scale is None else scale
+    if scale == 0.0:  # the kernel's must not be, and all keys weigh the same
+        queries, scale = tuple(torch.zeros_like(part) for part in queries), 1.0
+    shapes = [(batch, part.shape[2], heads * head_dim) for part in queries]
+    results = tuple(claim(o, shape, dtype, device) for o, shape in zip(outputs, shapes, strict=True))
+    total_q, total_k = sum(part.shape[2] for part in queries), sum(s.k.shape[2] for s in segments)
+
+    fp8 = quantize == "fp8"
+    block_d = max(16, triton.next_power_of_2(head_dim))
+    kind = _KINDS[torch.float8_e4m3fn if fp8 else dtype]
+    bias_is_row = bias is not None and (bias.shape[2] == 1 or bias.stride(2) == 0)
+    full_bias = bias is not None and not bias_is_row
+    name = f"attention/{max(64, block_d)}{kind}"
+    name += "_lean" if (causal is not None or full_bias) and f"{name}_lean" in TABLES else ""
+    table = configure(name, TABLES[name], device)
+    longest = max(part.shape[2] for part in queries) if blocks is None else blocks.q_block
+    rows, keys, warps = _tile_sizes(table, longest, full_bias, blocks)
+    steps, whole = 0, True
+    if blocks is not None:
+        steps = blocks.k_block // keys if len(segments) == 1 and blocks.k_block % keys == 0 else 0
+        whole = steps > 0 and total_k % blocks.k_block == 0 and causal is None and segments[0].lengths is None
+        tiles = triton.cdiv(total_q, blocks.q_block) * triton.cdiv(blocks.q_block, rows)
+        most_tiles = blocks.indices.shape[-1] * max(1, steps)
+    else:
+        tiles = sum(triton.cdiv(part.shape[2], rows) for part in queries)
+        most_tiles = sum(triton.cdiv(s.k.shape[2], keys) for s in segments)
+    splits = _splits(tiles * batch * heads, most_tiles, device)
+    work = tiles * batch * heads * splits
+    # a persistent grid shares its tiles out beforehand, which is fair only if they are alike
+    alike = causal is None and blocks is None and bias is None and all(s.lengths is None for s in segments)
+    per_sm = table.blocks["PER_SM"] if alike else 0
+
+    parts = None
+    if splits > 1:
+        parts = Parts(
+            torch.empty(splits, batch, heads, total_q, head_dim, dtype=torch.float32, device=device),
+            *(torch.empty(splits, batch, heads, total_q, dtype=torch.float32, device=device) for _ in range(2)),
+        )
+    chunk = min(block_d, FP32_CHUNK) if kind == "_fp32" else block_d
+    described = bool(table.blocks["TMA"]) and whole and chunk == block_d <= 256
+    given = [_keys(s, fp8, block_d, keys, described) for s in segments]
+    bias = bias.expand(batch, heads, total_q, total_k) if bias is not None else None
+    residual_strides = residual.stride()[:2] if residual is not None else None
+    launch(
+        attention_kernel,
+        (min(work, per_sm * processors(device)) if per_sm else work,),
+        Config({"ROWS": rows, "KEYS": keys}, warps, table.stages),
+        queries=tuple(_queries(x, y, fp8) for x, y in zip(queries, results, strict=True)),
+        keys=tuple(given),
+        bias=Bias(bias, bias.stride()) if bias is not None else None,
+        lists=_lists(blocks, device) if blocks is not None else None,
+        causal=(causal.block, causal.offset) if causal is not None else None,
+        residual=residual if parts is None else None,
+        residual_strides=residual_strides,
+        parts=parts,
+        scale=abs(scale) / math.log(2.0),
+        batch=batch,
+        heads=heads,
+        tiles=tiles,
+        splits=splits,
+        PERSISTENT=per_sm > 0,
+        STEPS=steps,
+        WHOLE=whole,
+        NEGATIVE=scale < 0,
+        BIAS_IS_ROW=bias_is_row,
+        PROMOTE=architecture(device) in IMPRECISE_FP8,
+        CUDA=not is_hip(),
+        HEAD_DIM=head_dim,
+        BLOCK_D=block_d,
+        CHUNK=chunk,
+    )
+    if parts is not None:
+        before = 0
+        combine = configure("attention/combine", COMBINE, device)
+        for y in results:
+            count = y.shape[1]
+            launch(
+                combine_kernel,
+                (triton.cdiv(count, combine.blocks["ROWS"]), batch * heads),
+                combine,
+                parts=parts,
+                y=y,
+                residual=residual,
+                heads=heads,
+                queries=total_q,
+                before=before,
+                count=count,
+                splits=splits,
+                y_strides=y.stride()[:2],
+                residual_strides=residual_strides,
+                HEAD_DIM=head_dim,
+                BLOCK_D=block_d,
+            )
+            before += count
+    return results
+
+
+def _tile_sizes(table: Config, longest: int, full_bias: bool, blocks: BlockList | None) -> tuple[int, int, int]:
+    """Rows, keys and warps of a tile: the table's, or smaller where these do not fit.
+
+    longest: the most queries that may share a tile. full_bias: a bias for each query, whose tile is held as well.
+    """
+    rows, keys, warps = table.blocks["ROWS"], table.blocks["KEYS"], table.warps
+    if full_bias:
+        rows, keys = max(16, rows // 2), max(16, keys // 2)
+    fitting = max(16, triton.next_power_of_2(longest))
+    if fitting < rows:
+        rows, keys = fitting, min(keys, 64)
+        warps = warps if blocks is None and rows >= 64 else 4
+    if blocks is not None:
+        # all of a listed tile's keys are masked alike; 32 are what e4m3's instructions multiply at a time
+        shared = math.gcd(min(keys, 64), blocks.k_block)
+        keys = shared if shared >= 32 else min(keys, 64)
+    return rows, keys, warps
+
+
+def _splits(work: int, tiles: int, device: torch.device) -> int:
+    """Among how many programs the keys are split: enough to fill the GPU, none with too little to do."""
+    table = configure("attention/split", SPLIT, device).blocks
+    wanted = table["PROGRAMS"] * processors(device) // max(1, work)
+    return max(1, min(wanted, tiles // table["LEAST"], table["MOST"]))
+
+
+def _queries(q: torch.Tensor, y: torch.Tensor, fp8: bool) -> Queries:
+    given = prepare(q, fp8=True) if fp8 else Prepared(q)
+    return Queries(given.data, given.scale, given.data.stride()[:3], y, y.stride()[:2], q.shape[2])
+
+
+def _keys(segment: KV, fp8: bool, block_d: int, keys: int, described: bool) -> Keys:
+    lengths = segment.lengths
+    if lengths is not None:
+        lengths = lengths.to(segment.k.device).contiguous()
+    k, v = Prepared(segment.k), Prepared(segment.v)
+    if fp8 or segment.rope is not None:
+        k = prepare(segment.k, rope=segment.rope, lengths=lengths, fp8=fp8, block=FP8_BLOCK)
+    if fp8:
+        v = prepare(segment.v, lengths=lengths, fp8=True, block=FP8_BLOCK, channels_first=True)
+    k_tiles, v_tiles = None, None
+    v_rows = v.data.transpose(2, 3) if fp8 else v.data
+    if described and describable(k.data) and describable(v_rows):
+        k_tiles = _describe(k.data, [keys, block_d])
+        v_tiles = _describe(v_rows, [block_d, keys] if fp8 else [keys, block_d])
+    return Keys(
+        k.data, v.data, k.scale, v.scale, k_tiles, v_tiles, lengths, k.data.stride()[:3], v.data.stride(),
+        segment.k.shape[2],
+    )  # fmt: skip
+
+
+def _describe(t: torch.Tensor, block: list[int]) -> TensorDescriptor:
+    # an axis of one has any stride, and is given one that the hardware takes
+    strides = [stride if size > 1 else 16 for size, stride in zip(t.shape[:-1], t.stride()[:-1], strict=True)]
+    return TensorDescriptor(t, list(t.shape), [*strides, 1], [1, 1, *block])
+
+
+def _lists(blocks: BlockList, device: torch.device) -> Lists:
+    indices, counts = blocks.indices.to(device), blocks.counts.to(device)
+    if indices.stride(3) != 1:
+        indices = indices.contiguous()
+    strides, count_strides = (
+        [stride if size > 1 else 0 for size, stride in zip(t.shape[:2], t.stride()[:2], strict=True)] + [t.stride(2)]
+        for t in (indices, counts)
+    )
+    return Lists(indices, counts, tuple(strides), tuple(count_strides), blocks.q_block, blocks.k_block)
+
+
+def _check(
+    queries: tuple[torch.Tensor, ...],
+    segments: tuple[KV, ...],
+    causal: BlockCausal | None,
+    blocks: BlockList | None,
+    residual: torch.Tensor | None,
+    quantize: QuantKind | None,
+) -> None:
+    """Refuse what the kernel would get wrong."""
+    batch, heads, count, head_dim = queries[0].shape
+    dtype, device = queries[0].dtype, queries[0].device
+    if len(queries) > 1 and (causal is not None or blocks is not None or residual is not None):
+        raise ValueError("causal, blocks and residual are for a single query segment")
+    if quantize not in (None, "fp8"):
+        raise ValueError(f"attention does not quantize to {quantize!r}: wanted 'fp8' or None")
+    if quantize == "fp8" and (reasons := fp8_unsupported(Target(device, PRECISIONS["cuda"]["fp8"]))):
+        raise ValueError(f"quantize='fp8' cannot run here: {'; '.join(reasons)}; use quantize=None")
+    if dtype not in _KINDS or head_dim > 512:
+        raise ValueError(f"q is {dtype} of head dim {head_dim}, wanted fp32, bf16 or fp16 of at most 512")
+    for x in (*queries, *(t for s in segments for t in (s.k, s.v))):
+        if (x.shape[0], x.shape[1], x.shape[3]) != (batch, heads, head_dim) or x.dtype != dtype:
+            raise ValueError(f"got {x.dtype} {tuple(x.shape)} beside q of {dtype} {tuple(queries[0].shape)}")
+        if x.stride(3) != 1 and head_dim > 1:
+            raise ValueError(f"an operand has strides {x.stride()}, wanted its channels dense")
+    for s in segments:
+        if s.k.shape != s.v.shape:
+            raise ValueError(f"k is {tuple(s.k.shape)} and v {tuple(s.v.shape)}, wanted the same")
+    if blocks is not None and blocks.indices.shape[2] != -(-count // blocks.q_block):
+        raise ValueError(
+            f"block list covers {blocks.indices.shape[2]} query tiles, "
+            f"{count} queries make {-(-count // blocks.q_block)}"
+        )
+    if residual is not None:
+        if residual.shape != (batch, count, heads * head_dim):
+            raise ValueError(f"residual is of shape {tuple(residual.shape)}, wanted {(batch, count, heads * head_dim)}")
+        if residual.stride(2) != 1:
+            raise ValueError(f"residual has strides {residual.stride()}, wanted its channels dense")

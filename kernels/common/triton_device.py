@@ -1,0 +1,34 @@
+"""What the host must know of a GPU to launch on it: its multiprocessors, and what its copy engine can address."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+
+from kinema.ops.common.launch import architecture
+
+# of the GPU that a recorded launch is for: A100, RTX 4090, H100, B200, RTX 5090; three in the interpreter
+PROCESSORS = {0: 3, 80: 108, 89: 128, 90: 132, 100: 148, 120: 170}
+# Ada and Hopper sum e4m3 products with fewer bits than fp32 has
+IMPRECISE_FP8 = (89, 90)
+
+
+def processors(device: torch.device) -> int:
+    """Multiprocessors of the device, or of the GPU that a recorded launch is for."""
+    if device.type == "cuda":
+        return _multiprocessors(device.index or 0)
+    arch = architecture(device)
+    return PROCESSORS[max(known for known in PROCESSORS if known <= arch)]
+
+
+def describable(t: torch.Tensor) -> bool:
+    """Whether a TensorDescriptor can be made of t: channels dense, multiples of 16 bytes, nothing empty or repeated."""
+    strides = [stride for size, stride in zip(t.shape[:-1], t.stride()[:-1], strict=True) if size > 1]
+    dense = t.stride(-1) == 1 and t.data_ptr() % 16 == 0 and t.numel() > 0
+    return dense and all(s > 0 and s * t.itemsize % 16 == 0 for s in strides)
+
+
+@lru_cache(maxsize=16)
+def _multiprocessors(index: int) -> int:
+    return torch.cuda.get_device_properties(index).multi_processor_count
