@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 INSTALLED := $(VENV)/installed-$(shell ls -d kernels/*/ benchmarks/ | cksum | cut -d' ' -f1)
 CPP = git ls-files '*.cpp' '*.cc' '*.h' '*.cu' '*.cuh' | xargs -r $(BIN)/clang-format
 
-.PHONY: video test test-slow test-gpu mutants bench lint format types clean
+.PHONY: video test test-slow test-gpu mutants aot aot-update bench lint format types clean
 
 video: $(INSTALLED)
 	@$(BIN)/kinema generate "$$PROMPT" --model "$(MODEL)" --output "$$OUT" --seed $(SEED)
@@ -36,6 +36,14 @@ test-gpu: $(VENV)/test-tools
 # minutes: wrong edits of every Triton kernel, which the tests must notice
 mutants: $(VENV)/test-tools
 	$(BIN)/python tests/mutants/run.py
+
+# every Triton kernel compiled for every GPU, without one, and compared with tests/aot/table.json (an hour, then seconds)
+aot: $(VENV)/test-tools
+	$(BIN)/python tests/aot/ladder.py
+
+# the same, and what it finds becomes the table, docs/aot.md and the expectations in docs/gpu.md
+aot-update: $(VENV)/test-tools
+	$(BIN)/python tests/aot/ladder.py --update
 
 bench: $(INSTALLED)
 	$(BIN)/kinema bench $(BENCH)

@@ -13,7 +13,7 @@ from kinema.ops.attention.triton_combine import combine_kernel
 from kinema.ops.attention.triton_kernel import Bias, Keys, Lists, Parts, Queries, attention_kernel
 from kinema.ops.attention.triton_prepare import Prepared, prepare
 from kinema.ops.common import PRECISIONS, QuantKind, Target, claim
-from kinema.ops.common.launch import Config, architecture, configure, is_hip, launch
+from kinema.ops.common.launch import HIP, Config, architecture, configure, is_hip, launch
 from kinema.ops.common.triton_device import IMPRECISE_FP8, describable, processors
 from kinema.ops.common.triton_target import fp8_unsupported
 
@@ -29,13 +29,16 @@ _FP8, _FP8_64 = _config(128, 64, 8, 3, tma=1), _config(128, 64, 4, 3, tma=1)
 # thread may need more than 255 registers, which sets most of these sizes; README.md has the reasons.
 TABLES = {
     "attention/64": {
+        HIP: _config(128, 64, 4, 2),
         0: _SMALL,
-        80: _config(128, 64, 4, 3),
+        80: _config(128, 64, 8, 3),
+        89: _config(128, 64, 4, 3),
         90: _config(128, 128, 8, 3, tma=1, per_sm=1),
         100: _config(128, 64, 4, 3, tma=1, per_sm=2),
         120: _config(128, 64, 4, 3, tma=1),
     },
     "attention/128": {
+        HIP: _config(128, 64, 4, 2),
         0: _SMALL,
         80: _config(128, 64, 8, 3),
         89: _config(128, 64, 8, 2),
@@ -73,7 +76,7 @@ TABLES = {
     },
     "attention/256_fp8": {0: _SMALL, 80: _config(64, 32, 8, 2)},
     "attention/512_fp8": {0: _SMALL, 80: _config(32, 32, 8, 1)},
-    "attention/64_fp32": {0: _SMALL, 80: _config(64, 32, 4, 2)},
+    "attention/64_fp32": {0: _SMALL, 80: _config(64, 32, 4, 2), 89: _config(64, 32, 8, 2), 90: _config(64, 32, 4, 2)},
     "attention/128_fp32": {0: _SMALL, 80: _config(64, 32, 8, 2)},
     "attention/256_fp32": {0: _SMALL, 80: _config(32, 32, 8, 2)},
     "attention/512_fp32": {0: _SMALL, 80: _config(32, 16, 8, 1)},

@@ -18,6 +18,7 @@ import torch
 
 INTERPRETER = 0  # the "architecture" of the interpreter: small tiles, so that small shapes cross their edges
 HIP_ARCHITECTURE = 80  # what a GPU of AMD counts as
+HIP = -1  # the key of a table's entry for it, where that of an A100 does not fit
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,8 @@ def configure(name: str, table: Mapping[int, Config], device: torch.device) -> C
     overriding = _forced.get()
     if overriding is not None and name in overriding:
         return overriding[name]
+    if HIP in table and is_hip():
+        return table[HIP]
     arch = architecture(device)
     return table[max(known for known in table if known <= arch)]
 
