@@ -1,7 +1,7 @@
 """Captions of the little world: a small grammar that writes them, and its inverse that reads them.
 
 A caption says the subject, its colour, how it moves and how fast, and the background. What it leaves out has
-a fixed meaning, so that every caption determines its scene: no adverb is the normal speed, no background is
+a fixed meaning, so that every caption determines its scene: no adverb is slow, no background is
 black. Only single images are captioned without a motion.
 """
 
@@ -29,6 +29,7 @@ _DIRECTIONS: dict[str, tuple[str, ...]] = {
 _VERBS = (("moving", "moves"), ("sliding", "slides"), ("drifting", "drifts"), ("gliding", "glides"))
 _STILL_VERBS = (("standing", "stands"), ("staying", "stays"))
 _ADVERBS = {"slow": ("slowly",), "fast": ("quickly", "fast")}
+UNSAID_SPEED = "slow"
 _OTHER_SPELLINGS = {"grey": "gray"}
 
 _DIGIT_PHRASES = (
@@ -143,7 +144,7 @@ def parse_caption(text: str) -> Description | None:
         return None
     if subject not in DIGITS and any(word in _DIGIT_NOUNS for word in found):
         return None
-    return Description(subject, colour, motion, (speed or "normal") if going else None, background)
+    return Description(subject, colour, motion, (speed or UNSAID_SPEED) if going else None, background)
 
 
 def words(text: str) -> list[str]:
@@ -186,7 +187,7 @@ def _motion_phrase(said: Description, draws: _Draws) -> tuple[str, bool]:
     if still:
         return f"{lead}{verb} still", is_sentence
     phrase = f"{verb} {draws.pick(_DIRECTIONS[said.motion])}"
-    if said.speed in _ADVERBS:
+    if said.speed is not None and (said.speed != UNSAID_SPEED or draws.chance(0.5)):
         adverb = draws.pick(_ADVERBS[said.speed])
         # "fast" cannot stand before its verb.
         phrase = f"{phrase} {adverb}" if adverb == "fast" or draws.chance(0.5) else f"{adverb} {phrase}"

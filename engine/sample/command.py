@@ -38,6 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     from kinema.sample.export import export_model
     from kinema.sample.train_dit import train_dit
     from kinema.sample.train_vae import latent_statistics, train_vae
+    from kinema.sample.training import Tensors
     from kinema.vae.wan import WanVAE
 
     if arguments.threads is not None:
@@ -63,7 +64,10 @@ def run(arguments: argparse.Namespace) -> int:
     vae_config = replace(recipe.vae, latents_mean=mean, latents_std=std)
     vae = WanVAE(vae_config, Weights(vae_run.average), ops)
 
-    quiz = Quiz.draw(recipe, 64) if arguments.data is None else None  # nothing judges clips of another world
+    def judged(tensors: Tensors, frames: int) -> dict[str, float]:
+        asked = replace(recipe, num_frames=frames)
+        return adherence(asked, tensors, vae, ops, Quiz.draw(asked, 64))
+
     dit_run = train_dit(
         recipe,
         source,
@@ -71,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         vae,
         folder,
         _reporter("dit", recipe.train_dit.schedule.steps),
-        (lambda tensors: adherence(recipe, tensors, vae, ops, quiz)) if quiz is not None else None,
+        judged if arguments.data is None else None,  # nothing judges clips of another world
         stop_after=stop_after,
     )
     record = {

@@ -34,7 +34,9 @@ class Quiz:
     def draw(recipe: Recipe, count: int, split: Split = "train") -> Quiz:
         generator = generator_for(recipe.seed, PHASE)
         scenes = [sample_scene(generator, split) for _ in range(count)]
-        return Quiz([caption(scene, generator) for scene in scenes], [scene.describe() for scene in scenes])
+        moves = recipe.num_frames > 1
+        captions = [caption(scene, generator, mention_motion=moves) for scene in scenes]
+        return Quiz(captions, [scene.describe() for scene in scenes])
 
 
 @torch.no_grad()
@@ -57,14 +59,17 @@ def generate_latents(models: Models, ops: Ops, recipe: Recipe, quiz: Quiz) -> to
 
 @torch.no_grad()
 def adherence(recipe: Recipe, tensors: Tensors, vae: WanVAE, ops: Ops, quiz: Quiz) -> dict[str, float]:
-    """The share of clips whose subject, colour and motion are what the caption says, each and all together."""
+    """The share of clips whose subject, colour and motion are what the caption says, each and all together.
+
+    A single image moves as anything does.
+    """
     models = Models(recipe, tensors, ops)
     videos = vae.decode(vae.denormalize(generate_latents(models, ops, recipe, quiz)))
     verdicts = [judge(frames.numpy(), wanted) for frames, wanted in zip(to_frames(videos), quiz.wanted, strict=True)]
     parts = {
-        "subject": [bool(v.subject_ok) for v in verdicts],
-        "colour": [bool(v.colour_ok) for v in verdicts],
-        "motion": [bool(v.motion_ok) for v in verdicts],
+        "subject": [v.subject_ok is not False for v in verdicts],
+        "colour": [v.colour_ok is not False for v in verdicts],
+        "motion": [v.motion_ok is not False for v in verdicts],
     }
     together = [all(row) for row in zip(*parts.values(), strict=True)]
     return {name: sum(oks) / len(oks) for name, oks in {**parts, "all": together}.items()}

@@ -77,18 +77,23 @@ class DitRecipe:
     high noise, since a thing is still to be made out in many noisy numbers.
     """
 
-    schedule: Schedule = field(default_factory=lambda: Schedule(steps=3000, learning_rate=1.5e-3, warmup=200))
-    batch: int = 64
-    image_batch: int = 192
-    images_first: float = 0.3
+    schedule: Schedule = field(default_factory=lambda: Schedule(steps=26000, learning_rate=1.5e-3, warmup=200))
+    batch: int = 12
+    image_batch: int = 24
+    images_first: float = 0.65
     image_share: float = 0.15
     causal_share: float = 0.4
     drop_caption: float = 0.1
-    noise_mean: float = 1.2
+    noise_mean: float = 0.8
     noise_spread: float = 1.4
     clean_context: float = 0.5
-    clips: PoolRecipe = field(default_factory=lambda: PoolRecipe(latents=9))
-    images: PoolRecipe = field(default_factory=lambda: PoolRecipe(latents=1, start=4096, per_step=48))
+    clips: PoolRecipe = field(default_factory=lambda: PoolRecipe(latents=9, start=1024, per_step=1))
+    images: PoolRecipe = field(default_factory=lambda: PoolRecipe(latents=1, start=4096, per_step=8))
+
+    @property
+    def images_until(self) -> int:
+        """The step from which on clips are seen at all."""
+        return round(self.images_first * self.schedule.steps)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,6 @@ from kinema.vae.wan import WanVAE
 
 PHASE = 3
 PROMPT_TOKENS = 512  # what users' prompts are padded to; see `fold_padding`
-HIDDEN = (".to_q.", ".to_k.", ".to_v.", ".to_out.", ".ffn.", ".q.", ".k.", ".v.", ".o.", ".DenseReluDense.")
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,7 @@ def initial_dit(recipe: Recipe) -> Tensors:
         else:
             tensor = torch.randn(shape, generator=generator) / math.sqrt(math.prod(shape[1:]))
         tensors[f"transformer.{name}"] = tensor
+    _hide_padding(recipe, tensors, generator)
     for name, shape in umt5.tensor_shapes(recipe.text).items():
         if "layer_norm" in name:
             tensor = torch.ones(shape)
@@ -75,9 +75,17 @@ def initial_dit(recipe: Recipe) -> Tensors:
     return tensors
 
 
-def is_hidden(name: str) -> bool:
-    """Whether a tensor is Muon's: the projections and MLPs of both models' blocks."""
-    return name.endswith("weight") and any(part in name for part in HIDDEN)
+def _hide_padding(recipe: Recipe, tensors: Tensors, generator: torch.Generator) -> None:
+    """Let cross-attention start with its eyes on the words.
+
+    A prompt of ten words comes with five hundred keys of padding, all of them to_k's bias, which would draw nearly
+    all of an even softmax. So queries start along a direction that the bias points against: a word's key is much more
+    than its bias, but the norm makes the bias alone as long as a word.
+    """
+    for i in range(recipe.transformer.num_layers):
+        away = torch.randn(recipe.transformer.dim, generator=generator).sign()
+        tensors[f"transformer.blocks.{i}.attn2.to_q.bias"] = 1.5 * away
+        tensors[f"transformer.blocks.{i}.attn2.to_k.bias"] = -0.2 * away
 
 
 class Models:
@@ -131,11 +139,11 @@ def training_batch(recipe: Recipe, pools: Pools, step: int) -> Batch:
     train = recipe.train_dit
     generator = generator_for(recipe.seed, PHASE, step)
     kind = float(torch.rand((), generator=generator))
-    images = step < train.images_first * train.schedule.steps or kind < train.image_share
+    images = step < train.images_until or kind < train.image_share
     causal = not images and kind < train.image_share + train.causal_share
     count = train.image_batch if images else train.batch
     pool = pools.images if images else pools.clips
-    pool.advance(step)
+    pool.advance(step if images else step - train.images_until)
     numbers, latents = pool.draw(count, generator)
     captions = [pool.source.caption(number, generator, mention_motion=not images) for number in numbers]
     dropped = torch.rand(count, generator=generator) < train.drop_caption
@@ -191,12 +199,15 @@ def train_dit(
     vae: WanVAE,
     folder: Path,
     report: Callable[[Progress, dict[str, float]], None],
-    evaluate: Callable[[Tensors], dict[str, float]] | None = None,
+    evaluate: Callable[[Tensors, int], dict[str, float]] | None = None,
     *,
     stop_after: float | None = None,
 ) -> Run:
-    """Train, or go on training, the transformer and text encoder whose state is in `folder`."""
-    run = Run(folder / "dit.safetensors", initial_dit(recipe), recipe.train_dit.schedule, is_hidden)
+    """Train, or go on training, the transformer and text encoder whose state is in `folder`.
+
+    evaluate: given the average and how many frames it has learnt to make, gives figures for the curve.
+    """
+    run = Run(folder / "dit.safetensors", initial_dit(recipe), recipe.train_dit.schedule)
     pools = Pools.open(recipe, source, vae, folder)
     ops, arithmetic = mixed_precision(ops, bf16_products_are_faster())
 
@@ -207,10 +218,14 @@ def train_dit(
             loss = flow_loss(models, batch, generator_for(recipe.seed, PHASE, step, 1))
         return loss, len(batch.captions)
 
+    def frames_at(step: int) -> int:
+        return 1 if step <= recipe.train_dit.images_until else recipe.num_frames
+
     run.train(
         loss_of,
         report=report,
-        evaluate=(lambda step: evaluate(run.average)) if evaluate is not None else None,
+        evaluate=(lambda step: evaluate(run.average, frames_at(step))) if evaluate is not None else None,
+        evaluate_every=1000,
         stop_after=stop_after,
     )
     return run

@@ -73,12 +73,16 @@ class Progress:
 class Run:
     """One phase of training. A step's randomness comes from its number, so a killed run goes on as if it had not been.
 
-    hidden: which tensors, by name, are matrices between hidden layers: Muon's. AdamW has the rest.
+    hidden: which tensors, by name, are matrices between hidden layers that Muon should train. AdamW has the rest.
     The state is one file, replaced whole every `save_every` seconds.
     """
 
     def __init__(
-        self, path: Path, initial: Mapping[str, torch.Tensor], schedule: Schedule, hidden: Callable[[str], bool]
+        self,
+        path: Path,
+        initial: Mapping[str, torch.Tensor],
+        schedule: Schedule,
+        hidden: Callable[[str], bool] = lambda name: False,
     ) -> None:
         self.path = path
         self.schedule = schedule

@@ -56,11 +56,15 @@ MOTIONS: dict[str, tuple[int, int]] = {
     "down": (0, 1),
     "still": (0, 0),
 }
-SPEEDS: dict[str, int] = {"slow": 1, "normal": 2, "fast": 4}
-_SPEED_ODDS = (("slow", 1), ("normal", 2), ("fast", 1))
+SPEEDS: dict[str, int] = {"slow": 2, "fast": 4}
 
-SUBJECT_RADIUS = 0.20  # the nominal half-width of a subject: 13 of 64 pixels
-RADIUS_SPREAD = 0.10  # sampled sizes lie within ±10 % of it
+# It starts on a grid of 8ths. A latent of the sample model is 8 pixels of 64 wide and 4 frames long, so that a subject
+# has moved by whole latents whenever one ends: its shape is to be learned in one place relative to their cells, not in
+# 64.
+STARTS = 8
+
+SUBJECT_RADIUS = 0.19  # the half-width of a subject: 12 of 64 pixels
+IMAGES_SHOWN = 12  # of each digit, the most readable
 
 _T = TypeVar("_T")
 
@@ -202,38 +206,33 @@ def sample_scene(generator: torch.Generator, split: Split = "train", subjects: S
 
     Combinations of the split are equally likely. Half of the backgrounds are plain, the rest coloured, and
     every subject contrasts with its background. A subject starts anywhere along its path and wholly inside
-    the frame across it, so nothing is cut in two for good; its centre lies on the grid of its steps, so that in
-    frames of 64 pixels every frame of a clip is the first one, shifted by whole pixels. `subjects` narrows the
-    choice, for a curriculum.
+    the frame across it, so nothing is cut in two for good; everywhere on the grid of starts, that is. `subjects`
+    narrows the choice, for a curriculum.
     """
-    drawn = torch.rand(7, generator=generator, dtype=torch.float64).tolist()
+    drawn = torch.rand(6, generator=generator, dtype=torch.float64).tolist()
     name, colour, motion = _pick(combinations(split, tuple(subjects)), drawn[0])
     coloured = tuple(b for b in BACKGROUNDS if b != PLAIN and contrasts(colour, b))
     background = PLAIN if drawn[1] < 0.5 else _pick(coloured, 2 * drawn[1] - 1)
-    speeds = tuple(speed for speed, odds in _SPEED_ODDS for _ in range(odds))
-    radius = SUBJECT_RADIUS * (1 + RADIUS_SPREAD * (2 * drawn[5] - 1))
     moves_x, moves_y = (way != 0 for way in MOTIONS[motion])
     subject = Subject(
         name=name,
         colour=colour,
         motion=motion,
-        speed=None if motion == "still" else _pick(speeds, drawn[2]),
-        x=_on_grid(drawn[3] if moves_x else _inside(drawn[3], radius)),
-        y=_on_grid(drawn[4] if moves_y else _inside(drawn[4], radius)),
-        radius=radius,
-        digit_image=_pick(images_of(name), drawn[6]) if name in DIGITS else None,
+        speed=None if motion == "still" else _pick(tuple(SPEEDS), drawn[2]),
+        x=_start(drawn[3], wrapped=moves_x),
+        y=_start(drawn[4], wrapped=moves_y),
+        digit_image=_pick(images_of(name)[:IMAGES_SHOWN], drawn[5]) if name in DIGITS else None,
     )
     return Scene((subject,), background)
 
 
-def _inside(at: float, radius: float) -> float:
-    """Where in [0, 1] a subject's centre lies so that the widest one, a star, is not cut off."""
-    margin = 1.3 * radius
-    return margin + at * (1 - 2 * margin)
+def _start(at: float, *, wrapped: bool) -> float:
+    """Where on the grid of starts a subject's centre lies.
 
-
-def _on_grid(at: float) -> float:
-    return round(at * STEPS_ROUND) % STEPS_ROUND / STEPS_ROUND
+    Unless it may wrap around the frame, there is room for the widest one, a star, whose tips are 1.3 radii away.
+    """
+    room = 0 if wrapped else math.ceil(1.3 * SUBJECT_RADIUS * STARTS)
+    return _pick(range(room, STARTS if wrapped else STARTS - room + 1), at) / STARTS
 
 
 def _pick(choices: Sequence[_T], at: float) -> _T:

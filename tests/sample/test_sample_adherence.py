@@ -149,7 +149,7 @@ def test_a_subject_that_fades_changes_or_turns_is_not_what_was_asked() -> None:
     blue = clips([still(colour="blue")])[0]
     assert judge(np.concatenate([star[:10], blue[10:]]), said).colour_ok is False
 
-    moving = Subject("star", "red", "left", "normal", 0.5, 0.5)
+    moving = Subject("star", "red", "left", "slow", 0.5, 0.5)
     left = clips([Scene((moving,))])[0]
     wanted = Scene((moving,)).describe()
     assert judge(left, wanted).motion_ok

@@ -76,13 +76,13 @@ def test_two_subjects_have_no_caption() -> None:
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        ("a red circle moving left", D("circle", "red", "left", "normal", "black")),
-        ("A RED circle, moving to the left!", D("circle", "red", "left", "normal", "black")),
+        ("a red circle moving left", D("circle", "red", "left", "slow", "black")),
+        ("A RED circle, moving to the left!", D("circle", "red", "left", "slow", "black")),
         ("the digit 3 in blue slides up slowly", D("3", "blue", "up", "slow", "black")),
         ("a handwritten three in blue stands still", D("3", "blue", "still", None, "black")),
         ("a green 7 quickly drifts downwards", D("7", "green", "down", "fast", "black")),
         ("a white star on a gray background", D("star", "white", None, None, "grey")),
-        ("on a blue background, a blue heart is gliding right", D("heart", "blue", "right", "normal", "blue")),
+        ("on a blue background, a blue heart is gliding right", D("heart", "blue", "right", "slow", "blue")),
         ("a circle moving right fast", D("circle", None, "right", "fast", "black")),
     ],
 )

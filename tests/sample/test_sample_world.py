@@ -15,6 +15,7 @@ from kinema.sample.shapes import polygon_distance, shape_field
 from kinema.sample.world import (
     BACKGROUNDS,
     COLOURS,
+    IMAGES_SHOWN,
     MOTIONS,
     SPEEDS,
     SUBJECTS,
@@ -102,7 +103,7 @@ def test_scenes_use_all_that_the_world_has() -> None:
     assert {it.speed for it in subjects} == {*SPEEDS, None}
     plain = sum(scene.background == "black" for scene in drawn) / len(drawn)
     assert 0.46 < plain < 0.54
-    assert len({it.digit_image for it in subjects}) > 450
+    assert len({it.digit_image for it in subjects}) == 10 * IMAGES_SHOWN + 1
     assert {it.x for it in subjects if it.motion == "left"} != {0.5}
 
 
@@ -145,7 +146,7 @@ def test_a_long_clip_is_the_same_world_later() -> None:
 
 
 @pytest.mark.parametrize(("motion", "axis", "sign"), [("left", 2, -1), ("right", 2, 1), ("up", 1, -1), ("down", 1, 1)])
-@pytest.mark.parametrize(("speed", "pixels"), [("slow", 1), ("normal", 2), ("fast", 4)])
+@pytest.mark.parametrize(("speed", "pixels"), [("slow", 2), ("fast", 4)])
 def test_motion_is_a_roll_of_the_frame(motion: str, axis: int, sign: int, speed: str, pixels: int) -> None:
     """At 64 pixels a step is whole, so every frame is the first one rolled: an independent check."""
     video = render([circle(motion, speed, 0.371, 0.618)])[0]
@@ -256,7 +257,7 @@ def test_wrong_scenes_say_what_was_wanted() -> None:
     good = circle("left", "slow").subjects[0]
     with pytest.raises(RequestError, match="red, orange"):
         replace(good, colour="mauve")
-    with pytest.raises(RequestError, match="slow, normal, fast"):
+    with pytest.raises(RequestError, match="slow, fast"):
         replace(good, speed=None)
     with pytest.raises(RequestError, match="still subject"):
         replace(good, motion="still")
