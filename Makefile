@@ -13,11 +13,12 @@ export PROMPT OUT
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-# an editable install maps folders, so it is renewed when an op comes or goes
+# an editable install maps folders and holds the native kernels, so it is renewed when an op comes or goes, or they change
 INSTALLED := $(VENV)/installed-$(shell ls -d kernels/*/ benchmarks/ | cksum | cut -d' ' -f1)
+NATIVE := CMakeLists.txt $(wildcard csrc/*.cpp csrc/include/* csrc/cpu/*)
 CPP = git ls-files '*.cpp' '*.cc' '*.h' '*.cu' '*.cuh' | xargs -r $(BIN)/clang-format
 
-.PHONY: video test test-slow test-gpu mutants aot aot-update bench lint format types clean
+.PHONY: video test test-slow test-gpu mutants sanitize aot aot-update native bench lint format types clean
 
 video: $(INSTALLED)
 	@$(BIN)/kinema generate "$$PROMPT" --model "$(MODEL)" --output "$$OUT" --seed $(SEED)
@@ -45,6 +46,21 @@ aot: $(VENV)/test-tools
 aot-update: $(VENV)/test-tools
 	$(BIN)/python tests/aot/ladder.py --update
 
+# the native kernels alone, in place, while working on them
+native:
+	@cmake -S . -B build/native -DCMAKE_BUILD_TYPE=Release > /dev/null
+	@cmake --build build/native --parallel
+	@cp build/native/libkinema_cpu.so kernels/common/
+
+# the contract tests of the native kernels, on a build that watches every address and every overflow
+sanitize: $(VENV)/test-tools
+	@cmake -S . -B build/sanitize -DKINEMA_SANITIZE=ON > /dev/null
+	@cmake --build build/sanitize --parallel
+	KINEMA_CPU_LIBRARY=$(CURDIR)/build/sanitize/libkinema_cpu.so \
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYTHONMALLOC=malloc \
+	$(BIN)/pytest -q -p no:cacheprovider tests/ops tests/native -k "cpu or native"
+
 bench: $(INSTALLED)
 	$(BIN)/kinema bench $(BENCH)
 
@@ -70,7 +86,7 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kinema needs Python 3.11: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 
-$(INSTALLED): pyproject.toml setup.py constraints.txt | $(BIN)/python
+$(INSTALLED): pyproject.toml setup.py constraints.txt $(NATIVE) | $(BIN)/python
 	@echo "installing kinema and its libraries into $(VENV), once ..."
 	@$(PIP) $(addprefix --extra-index-url ,$(TORCH_INDEX)) --editable .
 	@rm -f $(VENV)/installed-* && touch $@

@@ -5,6 +5,8 @@ and every device that can run here. Tests of ops working together ask for `ops`.
 """
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +15,7 @@ import torch
 from kinema.errors import UnsupportedError
 from kinema.ops import build_ops, plan_ops
 from kinema.ops.common import PRECISIONS, Precision, Target
+from kinema.ops.common.native import forced, instruction_sets
 from kinema.ops.plan import OPS
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
@@ -174,7 +177,11 @@ def _candidates(op):
             targets = [Target(device, p) for kind in PRECISIONS.values() for p in kind.values()]
             reasons = [implementation.unsupported(target) for target in targets]
             marks = [pytest.mark.skip(reason="; ".join(reasons[0]))] if all(reasons) else []
-            yield pytest.param((op, implementation, device), id=f"{implementation.backend}-{name}", marks=marks)
+            # native kernels exist once per instruction set
+            tables = instruction_sets() if implementation.backend == "cpu" and name == "cpu" else []
+            for isa in tables or [None]:
+                label = f"{implementation.backend}-{name}" + (f"-{isa}" if isa else "")
+                yield pytest.param((op, implementation, device, isa), id=label, marks=marks)
 
 
 @pytest.fixture(autouse=True, scope="package")
@@ -187,18 +194,24 @@ def one_thread():
 
 
 @pytest.fixture
-def impl(request) -> Candidate:
+def impl(request) -> Iterator[Candidate]:
     """One implementation of the module's `OP` on one device."""
-    op, implementation, device = request.param
+    op, implementation, device, isa = request.param
     plain = next(i for i in op.implementations if i.backend == "reference")
 
     def functions(of):
         module = of.load()
         return SimpleNamespace(**{name: getattr(module, name) for name in op.functions})
 
-    return Candidate(
-        op.name, implementation.backend, device, implementation.unsupported, functions(implementation), functions(plain)
-    )
+    with forced(isa) if isa else nullcontext():
+        yield Candidate(
+            op.name,
+            implementation.backend,
+            device,
+            implementation.unsupported,
+            functions(implementation),
+            functions(plain),
+        )
 
 
 @pytest.fixture

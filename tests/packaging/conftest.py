@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+COMPILES = shutil.which("cmake") is not None and any(
+    map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))
+)
+BUILDING = {**os.environ, "KINEMA_NATIVE": "on" if COMPILES else "off", "CMAKE_BUILD_TYPE": "Debug"}
 
 
 @pytest.fixture(scope="session")
@@ -18,9 +23,21 @@ def root() -> Path:
 
 
 @pytest.fixture(scope="session")
+def building() -> dict[str, str]:
+    """The environment that archives are built in."""
+    return BUILDING
+
+
+@pytest.fixture(scope="session")
+def native() -> bool:
+    """Whether the native kernels can be built here."""
+    return COMPILES
+
+
+@pytest.fixture(scope="session")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the checkout without what a build or a test left in it."""
-    ignored = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info", "runs", "out", "out.*")
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info", "runs", "out", "out.*", "*.so")
     return Path(shutil.copytree(ROOT, tmp_path_factory.mktemp("source") / "kinema", ignore=ignored))
 
 
@@ -30,9 +47,9 @@ def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build_wheel(source: Path, folder: Path) -> Path:
-    """With the setuptools of this environment, and no index."""
+    """With the setuptools of this environment, and no index; the native kernels unoptimised, which is soon done."""
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", folder]
-    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, source], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, source], check=True, env=BUILDING)
     (built,) = folder.iterdir()
     return built
 

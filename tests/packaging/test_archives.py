@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 import kinema
 
 DATA = ("py.typed", "sample/model/")
+LIBRARY = "kinema/ops/common/libkinema_cpu.so"
 
 
 def shipped(source: Path) -> set[str]:
@@ -35,19 +38,34 @@ def files_of(wheel: Path) -> tuple[set[str], set[str]]:
     return {name for name in names if not name.startswith(info)}, {name.removeprefix(info) for name in names}
 
 
-def test_the_wheel_is_kinema_and_nothing_else(wheel, source):
+def test_the_wheel_is_kinema_and_nothing_else(wheel, source, native):
     files, metadata = files_of(wheel)
     assert {name.split("/")[0] for name in files} == {"kinema"}
-    assert files == shipped(source)
+    assert files == shipped(source) | ({LIBRARY} if native else set())
     assert {"kinema/py.typed", "kinema/ops/linear/reference.py", "kinema/bench/registry.py"} <= files
     assert {"METADATA", "RECORD", "licenses/LICENSE", "entry_points.txt"} <= metadata
 
 
-def test_the_wheel_has_the_version_of_the_package(wheel):
-    assert wheel.name == f"kinema-{kinema.__version__}-py3-none-any.whl"
+def test_the_wheel_serves_every_python_of_its_platform(wheel, native):
+    platform = sysconfig.get_platform().replace("-", "_").replace(".", "_") if native else "any"
+    assert wheel.name == f"kinema-{kinema.__version__}-py3-none-{platform}.whl"
 
 
-def test_the_source_archive_builds_the_same_wheel(source, wheel, tmp_path):
+def test_without_a_compiler_kinema_is_built_all_the_same(source, building, tmp_path):
+    """And says what it lacks, in test_native.py; a build that must have the kernels fails."""
+    environment = {**building, "KINEMA_NATIVE": "auto", "CXX": "no-such-compiler"}
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", tmp_path]
+    copy = shutil.copytree(source, tmp_path / "source", ignore=shutil.ignore_patterns("build", "tests", "sample"))
+    command = [sys.executable, "-m", "pip", "wheel", *options, copy]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    (built,) = tmp_path.glob("*.whl")
+    files, _ = files_of(built)
+    assert "kinema/ops/common/native.py" in files and LIBRARY not in files
+    failed = subprocess.run(command, env={**environment, "KINEMA_NATIVE": "on"}, capture_output=True, text=True)
+    assert failed.returncode != 0 and "the native kernels could not be built" in failed.stdout + failed.stderr
+
+
+def test_the_source_archive_builds_the_same_wheel(source, wheel, building, tmp_path):
     build = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
     subprocess.run([sys.executable, "-c", build, tmp_path], cwd=source, check=True, capture_output=True)
     (archive,) = tmp_path.iterdir()
@@ -58,7 +76,7 @@ def test_the_source_archive_builds_the_same_wheel(source, wheel, tmp_path):
     assert {"LICENSE", "README.md", "Makefile", "constraints.txt", "tests"} <= set(os.listdir(unpacked))
     (tmp_path / "again").mkdir()
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", tmp_path / "again"]
-    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, unpacked], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, unpacked], check=True, env=building)
     assert files_of(tmp_path / "again" / wheel.name) == files_of(wheel)
 
 

@@ -1,0 +1,185 @@
+// A matrix product in blocks: the left matrix is packed on the way, tiles end in an epilogue of the caller's.
+//
+// Goto and van de Geijn 2008 (Anatomy of high-performance matrix multiplication): a panel of the weight, KC deep, stays
+// in the first-level cache while the tiles of a packed block of the left matrix, in the second, go by.
+#pragma once
+
+#include <cstdint>
+
+#include "kinema.h"
+#include "pool.h"
+
+namespace kinema {
+namespace KINEMA_ISA {
+
+constexpr int64_t F32_DEPTH = 256;  // 16 KB of a panel on AVX2
+constexpr int64_t I8_DEPTH = 1024;  // the same in bytes
+constexpr int64_t BLOCK_ROWS = 144; // with F32_DEPTH 147 KB of the left matrix
+constexpr int64_t BLOCK_COLUMNS = 768;
+
+// One product. rows: of the left matrix; columns: of the result (a gated weight has twice as many).
+struct Product {
+    int64_t rows, columns, depth;
+    const void *weight;
+    int32_t dtype;
+    bool gated;
+    bool in_int8;
+    int threads;
+    char *workspace;
+    // Writes rows m to m + count, features k to k + depth of the left matrix into `to`: of fp32 [depth/KB][MR][KB], of
+    // int8 [depth/4][I8_ROWS][4], the rest of a last group zero. row_scale: what prepare() left for row m.
+    void (*pack)(const void *source, int64_t m, int count, int64_t k, int64_t depth, const float *row_scale, void *to);
+    // Once per block of rows, before any pack(); may be null.
+    void (*prepare)(const void *source, int64_t m, int64_t count, float *row_scale);
+    // tile, gate: [count, NR] sums in fp32 or int32 (gate: null unless gated), of rows m.. and columns n.. of the
+    // result.
+    void (*finish)(
+        const void *source, const void *tile, const void *gate, int64_t m, int count, int64_t n, int columns,
+        const float *row_scale);
+    const void *source;
+};
+
+struct F32Kernel {
+    using A = float;
+    using C = float;
+    static constexpr int ROWS = MR;
+    static constexpr int64_t DEPTH = F32_DEPTH;
+    static constexpr int64_t GROUP = KB;
+    static const void *panel(const Product &p, int64_t panel, int64_t k, int64_t count, float *buffer) {
+        return panel_f32(p.weight, p.dtype, panel, stored_depth(p.depth, p.dtype), k, count, buffer);
+    }
+    static void multiply(int rows, const float *a, const void *b, int64_t depth, float *c, bool more) {
+        multiply_f32(rows, a, Packed{}, static_cast<const float *>(b), depth, c, NR, more);
+    }
+};
+
+struct I8Kernel {
+    using A = int8_t;
+    using C = int32_t;
+    static constexpr int ROWS = I8_ROWS;
+    static constexpr int64_t DEPTH = I8_DEPTH;
+    static constexpr int64_t GROUP = 4;
+    static const void *panel(const Product &p, int64_t panel, int64_t k, int64_t, float *) {
+        return panel_at<int8_t>(p.weight, panel, stored_depth(p.depth, KINEMA_I8), k);
+    }
+    static void multiply(int rows, const int8_t *a, const void *b, int64_t depth, int32_t *c, bool more) {
+        multiply_i8(rows, a, static_cast<const int8_t *>(b), depth, c, more);
+    }
+};
+
+inline int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// How a product is cut, and what scratch a thread wants for it.
+template <class Kernel> struct Cut {
+    int64_t tiles, panels, halves;     // of the whole product
+    int64_t row_blocks, column_blocks; // its tasks
+    int64_t block_tiles, chunk_panels; // of one task
+    int64_t tile_size, a_bytes, b_bytes, c_bytes, scale_bytes, bytes;
+
+    explicit Cut(const Product &p) {
+        tiles = ceil_div(p.rows, Kernel::ROWS);
+        panels = ceil_div(p.columns, NR);
+        halves = p.gated ? 2 : 1;
+        const int64_t most_tiles = BLOCK_ROWS / Kernel::ROWS;
+        row_blocks = ceil_div(tiles, most_tiles);
+        column_blocks = 1;
+        if (p.threads > 1) {
+            if (tiles >= 4 * p.threads)
+                row_blocks = ceil_div(row_blocks, p.threads) * p.threads;
+            else
+                column_blocks = least(panels, ceil_div(p.threads, row_blocks));
+        }
+        block_tiles = ceil_div(tiles, row_blocks);
+        chunk_panels = least(ceil_div(panels, column_blocks), most(1, BLOCK_COLUMNS / NR / halves));
+        tile_size = Kernel::ROWS * NR;
+        const int64_t depth = least(ceil_div(p.depth, Kernel::GROUP) * Kernel::GROUP, Kernel::DEPTH);
+        a_bytes = aligned(block_tiles * Kernel::ROWS * depth * static_cast<int64_t>(sizeof(typename Kernel::A)));
+        b_bytes = aligned(depth * NR * 4);
+        c_bytes = aligned(chunk_panels * halves * block_tiles * tile_size * 4);
+        scale_bytes = aligned(block_tiles * Kernel::ROWS * 4);
+        bytes = a_bytes + b_bytes + c_bytes + scale_bytes;
+    }
+};
+
+template <class Kernel> struct Running {
+    const Product &p;
+    Cut<Kernel> cut;
+};
+
+template <class Kernel> void product_task(const Product &p, const Cut<Kernel> &cut, int64_t task, int thread) {
+    using A = typename Kernel::A;
+    using C = typename Kernel::C;
+    const int64_t row_block = task / cut.column_blocks, column_block = task % cut.column_blocks;
+    const int64_t first = cut.tiles * row_block / cut.row_blocks, last = cut.tiles * (row_block + 1) / cut.row_blocks;
+    const int64_t from = cut.panels * column_block / cut.column_blocks;
+    const int64_t to = cut.panels * (column_block + 1) / cut.column_blocks;
+    const int64_t tiles = last - first, begin = first * Kernel::ROWS;
+    char *scratch = p.workspace + thread * cut.bytes;
+    A *a = reinterpret_cast<A *>(scratch);
+    float *b_buffer = reinterpret_cast<float *>(scratch + cut.a_bytes);
+    C *sums = reinterpret_cast<C *>(scratch + cut.a_bytes + cut.b_bytes);
+    float *row_scale = reinterpret_cast<float *>(scratch + cut.a_bytes + cut.b_bytes + cut.c_bytes);
+    if (tiles == 0)
+        return;
+    if (p.prepare != nullptr)
+        p.prepare(p.source, begin, least(p.rows - begin, tiles * Kernel::ROWS), row_scale);
+
+    for (int64_t chunk = from; chunk < to; chunk += cut.chunk_panels) {
+        const int64_t chunk_end = least(chunk + cut.chunk_panels, to);
+        for (int64_t k = 0; k < p.depth; k += Kernel::DEPTH) {
+            const int64_t depth = least(p.depth - k, Kernel::DEPTH);
+            const int64_t groups = ceil_div(depth, Kernel::GROUP);
+            const int64_t tile_depth = groups * Kernel::GROUP * Kernel::ROWS;
+            if (chunk == from || p.depth > Kernel::DEPTH) // else it is still there
+                for (int64_t i = 0; i < tiles; ++i) {
+                    const int64_t m = begin + i * Kernel::ROWS;
+                    const int count = static_cast<int>(least(p.rows - m, Kernel::ROWS));
+                    p.pack(p.source, m, count, k, depth, row_scale + i * Kernel::ROWS, a + i * tile_depth);
+                }
+            const bool ends = k + depth == p.depth;
+            for (int64_t panel = chunk; panel < chunk_end; ++panel)
+                for (int64_t half = 0; half < cut.halves; ++half) {
+                    const void *b = Kernel::panel(p, panel * cut.halves + half, k, depth, b_buffer);
+                    C *column = sums + ((panel - chunk) * cut.halves + half) * tiles * cut.tile_size;
+                    const int width = static_cast<int>(least(p.columns - panel * NR, NR));
+                    for (int64_t i = 0; i < tiles; ++i) {
+                        const int64_t m = begin + i * Kernel::ROWS;
+                        const int count = static_cast<int>(least(p.rows - m, Kernel::ROWS));
+                        C *tile = column + i * cut.tile_size;
+                        Kernel::multiply(
+                            count, a + i * tile_depth, b, Kernel::GROUP == KB ? depth : groups * Kernel::GROUP, tile,
+                            k > 0);
+                        if (ends && half + 1 == cut.halves) {
+                            const C *gate = p.gated ? tile - tiles * cut.tile_size : nullptr;
+                            p.finish(p.source, tile, gate, m, count, panel * NR, width, row_scale + i * Kernel::ROWS);
+                        }
+                    }
+                }
+        }
+    }
+}
+
+template <class Kernel> void run_product(const Product &p, Pool &pool) {
+    Running<Kernel> running{p, Cut<Kernel>(p)};
+    pool.run(
+        p.threads, running.cut.row_blocks * running.cut.column_blocks,
+        [](void *data, int64_t task, int thread) {
+            const Running<Kernel> &all = *static_cast<const Running<Kernel> *>(data);
+            product_task<Kernel>(all.p, all.cut, task, thread);
+        },
+        &running);
+}
+
+inline int64_t product_workspace(const Product &p) {
+    return p.threads * (p.in_int8 ? Cut<I8Kernel>(p).bytes : Cut<F32Kernel>(p).bytes);
+}
+
+inline void multiply(const Product &p, Pool &pool) {
+    if (p.in_int8)
+        run_product<I8Kernel>(p, pool);
+    else
+        run_product<F32Kernel>(p, pool);
+}
+
+} // namespace KINEMA_ISA
+} // namespace kinema

@@ -1,0 +1,10 @@
+#define KINEMA_ISA portable
+#include "simd_portable.h"
+
+#include "kernels.h"
+
+namespace kinema {
+
+KINEMA_TABLE(portable);
+
+} // namespace kinema

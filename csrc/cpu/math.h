@@ -1,0 +1,87 @@
+// Exponential, error function and the activations made of them, a vector at a time.
+#pragma once
+
+#include "kinema.h"
+
+namespace kinema {
+namespace KINEMA_ISA {
+
+// e^x within 1 ulp for x up to 88.72, infinite above; below −87.33 it stays at the smallest normal numbers. NaN stays
+// NaN.
+inline V vexp(V x) {
+    const V least = set1(-87.33654f), most = set1(88.72283f);
+    const V given = x;
+    x = vmin(most, vmax(least, x)); // in this order NaN passes through both
+    const V n = round_small(mul(x, set1(1.44269504f)));
+    // ln 2 in two parts, the first exact in few bits, so that x − n·ln 2 keeps all of x's
+    V r = fma(n, set1(-0.693359375f), x);
+    r = fma(n, set1(2.12194440e-4f), r);
+    V p = set1(1.9875691500e-4f);
+    p = fma(p, r, set1(1.3981999507e-3f));
+    p = fma(p, r, set1(8.3334519073e-3f));
+    p = fma(p, r, set1(4.1665795894e-2f));
+    p = fma(p, r, set1(1.6666665459e-1f));
+    p = fma(p, r, set1(5.0000001201e-1f));
+    p = add(fma(p, mul(r, r), r), set1(1.0f));
+    // 2^128 is out of fp32's reach: two halves of the scale are not
+    const V half = round_small(mul(n, set1(0.5f)));
+    p = mul(mul(p, exp2_whole(half)), exp2_whole(sub(n, half)));
+    return where_gt(given, most, set1(__builtin_inff()), p);
+}
+
+inline V sigmoid(V x) { return div(set1(1.0f), add(set1(1.0f), vexp(sub(set1(0.0f), x)))); }
+
+// erf within 1 ulp: a polynomial in x² below 0.93, 1 − e^(a polynomial) above.
+inline V verf(V x) {
+    const V size = vabs(x), square = mul(x, x);
+    V far = fma(set1(-1.72853470e-5f), size, set1(3.83197126e-4f));
+    far = fma(far, square, fma(set1(-3.88396438e-3f), size, set1(2.42546219e-2f)));
+    far = fma(far, size, set1(-1.06777877e-1f));
+    far = fma(far, size, set1(-6.34846687e-1f));
+    far = fma(far, size, set1(-1.28717512e-1f));
+    far = fma(far, size, sub(set1(0.0f), size));
+    far = with_sign_of(sub(set1(1.0f), vexp(far)), x);
+    V near = set1(-5.96761703e-4f);
+    near = fma(near, square, set1(4.99119423e-3f));
+    near = fma(near, square, set1(-2.67681349e-2f));
+    near = fma(near, square, set1(1.12819925e-1f));
+    near = fma(near, square, set1(-3.76125336e-1f));
+    near = fma(near, square, set1(1.28379166e-1f));
+    near = fma(near, x, x);
+    return where_gt(size, set1(0.927734375f), far, near);
+}
+
+inline V activated(V x, int32_t activation) {
+    switch (activation) {
+    case KINEMA_GELU:
+        return mul(mul(set1(0.5f), x), add(set1(1.0f), verf(mul(x, set1(0.70710678f)))));
+    case KINEMA_GELU_TANH:
+        // ½(1 + tanh u) = σ(2u)
+        return mul(x, sigmoid(mul(set1(1.5957691216f), mul(x, fma(mul(set1(0.044715f), x), x, set1(1.0f))))));
+    case KINEMA_QUICK_GELU:
+        return mul(x, sigmoid(mul(set1(1.702f), x)));
+    case KINEMA_SILU:
+        return mul(x, sigmoid(x));
+    default:
+        return x;
+    }
+}
+
+template <class F> inline void each(int64_t count, const float *x, float *y, F f) {
+    int64_t i = 0;
+    for (; i + W <= count; i += W)
+        store(y + i, f(load(x + i)));
+    if (i < count)
+        store_n(y + i, f(load_n(x + i, static_cast<int>(count - i))), static_cast<int>(count - i));
+}
+
+inline void activate(int32_t activation, int64_t count, const float *x, float *y) {
+    each(count, x, y, [=](V v) { return activated(v, activation); });
+}
+
+inline void exponential(int64_t count, const float *x, float *y) {
+    each(count, x, y, [](V v) { return vexp(v); });
+}
+
+} // namespace KINEMA_ISA
+} // namespace kinema

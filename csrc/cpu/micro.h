@@ -1,0 +1,116 @@
+// The innermost loops of every matrix product: a tile of the result in registers, one step of depth after another.
+#pragma once
+
+#include <cstdint>
+
+namespace kinema {
+namespace KINEMA_ISA {
+
+constexpr int NR = 2 * W; // columns of a tile: a panel of the right matrix
+constexpr int KB = 8;     // depth that lies side by side in a row of the left matrix
+
+// How the left matrix lies: a tile of MR rows in blocks of KB features, or plain rows at a stride.
+struct Packed {
+    static constexpr int64_t row() { return KB; }
+    static constexpr int64_t block() { return MR * KB; }
+};
+struct Rowwise {
+    int64_t stride;
+    int64_t row() const { return stride; }
+    static constexpr int64_t block() { return KB; }
+};
+
+// c[R, NR] = (more: c +) a[R, depth] · b[depth, NR]; the order in which a number is summed is that of the depth alone.
+template <int R, class Layout>
+inline __attribute__((always_inline)) void
+tile_f32(const float *a, Layout layout, const float *b, int64_t depth, float *c, int64_t c_stride, bool more) {
+    V sums[R][2];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+        sums[r][0] = more ? load(c + r * c_stride) : set1(0.0f);
+        sums[r][1] = more ? load(c + r * c_stride + W) : set1(0.0f);
+    }
+    int64_t k = 0;
+    for (; k + KB <= depth; k += KB, a += layout.block(), b += KB * NR) {
+#pragma GCC unroll 8
+        for (int step = 0; step < KB; ++step) {
+            const V left = load(b + step * NR), right = load(b + step * NR + W);
+#pragma GCC unroll 16
+            for (int r = 0; r < R; ++r) {
+                const V x = set1(a[r * layout.row() + step]);
+                sums[r][0] = fma(x, left, sums[r][0]);
+                sums[r][1] = fma(x, right, sums[r][1]);
+            }
+        }
+    }
+    for (int step = 0; k < depth; ++k, ++step, b += NR) {
+        const V left = load(b), right = load(b + W);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+            const V x = set1(a[r * layout.row() + step]);
+            sums[r][0] = fma(x, left, sums[r][0]);
+            sums[r][1] = fma(x, right, sums[r][1]);
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+        store(c + r * c_stride, sums[r][0]);
+        store(c + r * c_stride + W, sums[r][1]);
+    }
+}
+
+template <int R, class Layout>
+__attribute__((noinline)) void
+tile_f32_of(const float *a, Layout layout, const float *b, int64_t depth, float *c, int64_t c_stride, bool more) {
+    tile_f32<R>(a, layout, b, depth, c, c_stride, more);
+}
+
+// The same of `rows` rows, at most MR.
+template <class Layout, int R = MR>
+inline void multiply_f32(
+    int rows, const float *a, Layout layout, const float *b, int64_t depth, float *c, int64_t c_stride, bool more) {
+    if constexpr (R == 1)
+        tile_f32_of<1>(a, layout, b, depth, c, c_stride, more);
+    else if (rows == R)
+        tile_f32_of<R>(a, layout, b, depth, c, c_stride, more);
+    else
+        multiply_f32<Layout, R - 1>(rows, a, layout, b, depth, c, c_stride, more);
+}
+
+constexpr int I8_VECTORS = NR / 8;
+
+// c[R, NR] = (more: c +) a · b in int32, exactly. a: [depth/4][I8_ROWS][4]; b: [depth/4][NR][4].
+template <int R>
+__attribute__((noinline)) void tile_i8_of(const int8_t *a, const int8_t *b, int64_t depth, int32_t *c, bool more) {
+    I8Sum sums[R][I8_VECTORS];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < I8_VECTORS; ++v)
+            sums[r][v] = more ? i8_load(c + r * NR + 8 * v) : i8_zero();
+    for (int64_t k = 0; k < depth; k += 4, a += 4 * I8_ROWS, b += 4 * NR) {
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+            for (int v = 0; v < I8_VECTORS; ++v)
+                i8_step(sums[r][v], a + 4 * r, b + 32 * v);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < I8_VECTORS; ++v)
+            i8_store(c + r * NR + 8 * v, sums[r][v]);
+}
+
+template <int R = I8_ROWS>
+inline void multiply_i8(int rows, const int8_t *a, const int8_t *b, int64_t depth, int32_t *c, bool more) {
+    if constexpr (R == 1)
+        tile_i8_of<1>(a, b, depth, c, more);
+    else if (rows == R)
+        tile_i8_of<R>(a, b, depth, c, more);
+    else
+        multiply_i8<R - 1>(rows, a, b, depth, c, more);
+}
+
+} // namespace KINEMA_ISA
+} // namespace kinema

@@ -1,0 +1,100 @@
+// The right matrix: a weight in panels of NR columns, each [depth, NR], packed once and widened panel by panel.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "kinema.h"
+
+namespace kinema {
+namespace KINEMA_ISA {
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+inline int64_t item_size(int32_t dtype) {
+    return dtype == KINEMA_F32 ? 4 : dtype == KINEMA_BF16 || dtype == KINEMA_F16 ? 2 : 1;
+}
+
+// Depth as it is stored: int8 comes in fours.
+inline int64_t stored_depth(int64_t depth, int32_t dtype) {
+    return dtype == KINEMA_I8 ? ceil_div(depth, 4) * 4 : depth;
+}
+
+inline int64_t packed_bytes(int64_t depth, int64_t columns, int32_t dtype, int32_t gated) {
+    return ceil_div(columns, NR) * (gated ? 2 : 1) * NR * stored_depth(depth, dtype) * item_size(dtype);
+}
+
+template <class T> inline void pack_panel(const T *rows, int64_t depth, int64_t width, T *to) {
+    for (int64_t k = 0; k < depth; ++k)
+        for (int64_t c = 0; c < NR; ++c)
+            to[k * NR + c] = c < width ? rows[c * depth + k] : T(0);
+}
+
+inline void pack_panel_i8(const int8_t *rows, int64_t depth, int64_t width, int8_t *to) {
+    for (int64_t k = 0; k < stored_depth(depth, KINEMA_I8); ++k)
+        for (int64_t c = 0; c < NR; ++c)
+            to[(k / 4) * 4 * NR + 4 * c + k % 4] = c < width && k < depth ? rows[c * depth + k] : 0;
+}
+
+// rows: [columns, depth], of a gated weight [2·columns, depth], the gate first; a gate's panel lies before its value's.
+inline void pack_weight(int64_t depth, int64_t columns, int32_t dtype, int32_t gated, const void *rows, void *packed) {
+    const int64_t halves = gated ? 2 : 1, stored = stored_depth(depth, dtype);
+    for (int64_t panel = 0; panel < ceil_div(columns, NR) * halves; ++panel) {
+        const int64_t column = panel / halves * NR, row = panel % halves * columns + column;
+        const int64_t width = least(columns - column, NR);
+        const char *from = static_cast<const char *>(rows) + row * depth * item_size(dtype);
+        char *to = static_cast<char *>(packed) + panel * stored * NR * item_size(dtype);
+        if (dtype == KINEMA_I8)
+            pack_panel_i8(reinterpret_cast<const int8_t *>(from), depth, width, reinterpret_cast<int8_t *>(to));
+        else if (item_size(dtype) == 4)
+            pack_panel(reinterpret_cast<const float *>(from), depth, width, reinterpret_cast<float *>(to));
+        else if (item_size(dtype) == 2)
+            pack_panel(reinterpret_cast<const uint16_t *>(from), depth, width, reinterpret_cast<uint16_t *>(to));
+        else
+            pack_panel(reinterpret_cast<const uint8_t *>(from), depth, width, reinterpret_cast<uint8_t *>(to));
+    }
+}
+
+template <class T> inline const T *panel_at(const void *weight, int64_t panel, int64_t stored, int64_t k) {
+    return static_cast<const T *>(weight) + (panel * stored + k) * NR;
+}
+
+// Depth k to k + count of a panel in fp32: where it lies, or widened into `buffer`. So a weight is read from memory in
+// its own format, and what widening costs is shared by all rows of a block. k is a multiple of 4.
+inline const float *
+panel_f32(const void *weight, int32_t dtype, int64_t panel, int64_t stored, int64_t k, int64_t count, float *buffer) {
+    switch (dtype) {
+    case KINEMA_F32:
+        return panel_at<float>(weight, panel, stored, k);
+    case KINEMA_BF16: {
+        const uint16_t *from = panel_at<uint16_t>(weight, panel, stored, k);
+        for (int64_t i = 0; i < count * NR; i += W)
+            store(buffer + i, widen_bf16(from + i));
+        break;
+    }
+    case KINEMA_F16: {
+        const uint16_t *from = panel_at<uint16_t>(weight, panel, stored, k);
+        for (int64_t i = 0; i < count * NR; i += W)
+            store(buffer + i, widen_f16(from + i));
+        break;
+    }
+    case KINEMA_E4M3: {
+        const uint8_t *from = panel_at<uint8_t>(weight, panel, stored, k);
+        for (int64_t i = 0; i < count * NR; i += W)
+            store(buffer + i, widen_e4m3(from + i));
+        break;
+    }
+    default: {
+        const int8_t *from = panel_at<int8_t>(weight, panel, stored, k);
+        for (int64_t i = 0; i < count; ++i)
+            for (int c = 0; c < NR; ++c)
+                buffer[i * NR + c] = static_cast<float>(from[(i / 4) * 4 * NR + 4 * c + i % 4]);
+    }
+    }
+    return buffer;
+}
+
+} // namespace KINEMA_ISA
+} // namespace kinema

@@ -1,0 +1,95 @@
+// Vectors of fp32 for AVX2 with FMA and F16C.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <immintrin.h>
+
+namespace kinema {
+namespace KINEMA_ISA {
+
+typedef __m256 V;
+constexpr int W = 8;
+constexpr int MR = 6; // 12 sums, 2 columns of the weight, 1 broadcast: 15 of the 16 registers
+
+inline V load(const float *p) { return _mm256_loadu_ps(p); }
+inline void store(float *p, V v) { _mm256_storeu_ps(p, v); }
+inline V set1(float x) { return _mm256_set1_ps(x); }
+inline __m256i first_lanes(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+inline V load_n(const float *p, int n) { return _mm256_maskload_ps(p, first_lanes(n)); }
+inline void store_n(float *p, V v, int n) { _mm256_maskstore_ps(p, first_lanes(n), v); }
+inline V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
+inline V add(V a, V b) { return _mm256_add_ps(a, b); }
+inline V sub(V a, V b) { return _mm256_sub_ps(a, b); }
+inline V mul(V a, V b) { return _mm256_mul_ps(a, b); }
+inline V div(V a, V b) { return _mm256_div_ps(a, b); }
+inline V vmax(V a, V b) { return _mm256_max_ps(a, b); }
+inline V vmin(V a, V b) { return _mm256_min_ps(a, b); }
+inline V where_gt(V a, V b, V yes, V no) { return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_GT_OQ)); }
+inline V vabs(V a) { return _mm256_andnot_ps(set1(-0.0f), a); }
+inline V with_sign_of(V size, V sign) {
+    const V bit = set1(-0.0f);
+    return _mm256_or_ps(_mm256_andnot_ps(bit, size), _mm256_and_ps(bit, sign));
+}
+inline V round_small(V x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline V exp2_whole(V n) {
+    const __m256i i = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(i, 23));
+}
+inline V load_i32(const int32_t *p) {
+    return _mm256_cvtepi32_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
+}
+inline float sum(V v) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+inline float max(V v) {
+    __m128 s = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+}
+
+inline V widen_bf16(const uint16_t *p) {
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+inline V widen_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))); }
+inline V widen_e4m3(const uint8_t *p) {
+    // sign, exponent and mantissa in the places of fp16, whose exponent is biased by 8 more; NaN has a code of its own
+    const __m128i code = _mm_cvtepu8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p)));
+    const __m128i rest = _mm_and_si128(code, _mm_set1_epi16(0x7f));
+    const __m128i sign = _mm_slli_epi16(_mm_and_si128(code, _mm_set1_epi16(0x80)), 8);
+    const __m128i nan = _mm_and_si128(_mm_cmpeq_epi16(rest, _mm_set1_epi16(0x7f)), _mm_set1_epi16(0x7e00));
+    const __m128i half = _mm_or_si128(_mm_or_si128(_mm_slli_epi16(rest, 7), sign), nan);
+    return _mm256_mul_ps(_mm256_cvtph_ps(half), set1(256.0f));
+}
+inline V widen_i8(const int8_t *p) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(p));
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+}
+
+// ---- int8: columns in groups of 8, the four bytes of a column's next four features side by side
+
+constexpr int I8_COLUMNS = 2 * W;
+constexpr int I8_ROWS = 4;
+
+typedef __m256i I8Sum;
+inline I8Sum i8_zero() { return _mm256_setzero_si256(); }
+inline I8Sum i8_load(const int32_t *p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)); }
+inline void i8_store(int32_t *p, I8Sum s) { _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), s); }
+// maddubs wants one factor without a sign and adds pairs of products in 16 bits with saturation. So |a| takes the first
+// place and b carries both signs: 2·127·127 fits, and the sum is exact (neither side is ever −128).
+inline void i8_step(I8Sum &s, const int8_t *a, const int8_t *b) {
+    int32_t four;
+    std::memcpy(&four, a, sizeof four);
+    const __m256i row = _mm256_set1_epi32(four);
+    const __m256i columns = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(b));
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(row), _mm256_sign_epi8(columns, row));
+    s = _mm256_add_epi32(s, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+} // namespace KINEMA_ISA
+} // namespace kinema

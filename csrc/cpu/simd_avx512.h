@@ -1,0 +1,82 @@
+// Vectors of fp32 for AVX-512 (F, BW, DQ, VL). Its int8 products are those of AVX2.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <immintrin.h>
+
+namespace kinema {
+namespace KINEMA_ISA {
+
+typedef __m512 V;
+constexpr int W = 16;
+constexpr int MR = 12; // 24 sums, 2 columns of the weight, 1 broadcast: 27 of the 32 registers
+
+inline V load(const float *p) { return _mm512_loadu_ps(p); }
+inline void store(float *p, V v) { _mm512_storeu_ps(p, v); }
+inline V set1(float x) { return _mm512_set1_ps(x); }
+inline __mmask16 first_lanes(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
+inline V load_n(const float *p, int n) { return _mm512_maskz_loadu_ps(first_lanes(n), p); }
+inline void store_n(float *p, V v, int n) { _mm512_mask_storeu_ps(p, first_lanes(n), v); }
+inline V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
+inline V add(V a, V b) { return _mm512_add_ps(a, b); }
+inline V sub(V a, V b) { return _mm512_sub_ps(a, b); }
+inline V mul(V a, V b) { return _mm512_mul_ps(a, b); }
+inline V div(V a, V b) { return _mm512_div_ps(a, b); }
+inline V vmax(V a, V b) { return _mm512_max_ps(a, b); }
+inline V vmin(V a, V b) { return _mm512_min_ps(a, b); }
+inline V where_gt(V a, V b, V yes, V no) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), no, yes); }
+inline V vabs(V a) { return _mm512_abs_ps(a); }
+inline V with_sign_of(V size, V sign) {
+    const V bit = set1(-0.0f);
+    return _mm512_or_ps(_mm512_andnot_ps(bit, size), _mm512_and_ps(bit, sign));
+}
+inline V round_small(V x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline V exp2_whole(V n) {
+    const __m512i i = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(i, 23));
+}
+inline V load_i32(const int32_t *p) { return _mm512_cvtepi32_ps(_mm512_loadu_si512(p)); }
+inline float sum(V v) { return _mm512_reduce_add_ps(v); }
+inline float max(V v) { return _mm512_reduce_max_ps(v); }
+
+inline V widen_bf16(const uint16_t *p) {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+inline V widen_f16(const uint16_t *p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
+}
+inline V widen_e4m3(const uint8_t *p) {
+    const __m256i code = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
+    const __m256i rest = _mm256_and_si256(code, _mm256_set1_epi16(0x7f));
+    const __m256i sign = _mm256_slli_epi16(_mm256_and_si256(code, _mm256_set1_epi16(0x80)), 8);
+    const __m256i nan = _mm256_and_si256(_mm256_cmpeq_epi16(rest, _mm256_set1_epi16(0x7f)), _mm256_set1_epi16(0x7e00));
+    const __m256i half = _mm256_or_si256(_mm256_or_si256(_mm256_slli_epi16(rest, 7), sign), nan);
+    return _mm512_mul_ps(_mm512_cvtph_ps(half), set1(256.0f));
+}
+inline V widen_i8(const int8_t *p) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+}
+
+// ---- int8, as in simd_avx2.h
+
+constexpr int I8_COLUMNS = 2 * W;
+constexpr int I8_ROWS = 4;
+
+typedef __m256i I8Sum;
+inline I8Sum i8_zero() { return _mm256_setzero_si256(); }
+inline I8Sum i8_load(const int32_t *p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)); }
+inline void i8_store(int32_t *p, I8Sum s) { _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), s); }
+inline void i8_step(I8Sum &s, const int8_t *a, const int8_t *b) {
+    int32_t four;
+    std::memcpy(&four, a, sizeof four);
+    const __m256i row = _mm256_set1_epi32(four);
+    const __m256i columns = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(b));
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(row), _mm256_sign_epi8(columns, row));
+    s = _mm256_add_epi32(s, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+} // namespace KINEMA_ISA
+} // namespace kinema

@@ -1,0 +1,143 @@
+// Vectors of fp32 for any processor: four floats, which compilers turn into SSE2 or NEON where there is one.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace kinema {
+namespace KINEMA_ISA {
+
+typedef float V __attribute__((vector_size(16)));
+typedef int32_t VI __attribute__((vector_size(16)));
+constexpr int W = 4;
+constexpr int MR = 6; // rows of the micro-kernel's tile, which is 2·W wide
+
+inline V load(const float *p) {
+    V v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+inline void store(float *p, V v) { std::memcpy(p, &v, sizeof v); }
+inline V set1(float x) { return V{x, x, x, x}; }
+inline V load_n(const float *p, int n) {
+    V v = set1(0.0f);
+    for (int i = 0; i < n; ++i)
+        v[i] = p[i];
+    return v;
+}
+inline void store_n(float *p, V v, int n) {
+    for (int i = 0; i < n; ++i)
+        p[i] = v[i];
+}
+inline V fma(V a, V b, V c) { return a * b + c; }
+inline V add(V a, V b) { return a + b; }
+inline V sub(V a, V b) { return a - b; }
+inline V mul(V a, V b) { return a * b; }
+inline V div(V a, V b) { return a / b; }
+inline V select(VI mask, V yes, V no) { return (V)((mask & (VI)yes) | (~mask & (VI)no)); }
+// the second operand where one is NaN, as x86 has it
+inline V vmax(V a, V b) { return select(a > b, a, b); }
+inline V vmin(V a, V b) { return select(a < b, a, b); }
+inline V where_gt(V a, V b, V yes, V no) { return select(a > b, yes, no); }
+inline V vabs(V a) { return (V)((VI)a & 0x7fffffff); }
+inline V with_sign_of(V size, V sign) { return (V)(((VI)size & 0x7fffffff) | ((VI)sign & (VI)set1(-0.0f))); }
+// to the nearest whole number, to even; |x| below 2^22
+inline V round_small(V x) {
+    const V big = set1(12582912.0f);
+    volatile V sum = x + big; // or a compiler that reassociates would drop both
+    return sum - big;
+}
+// 2^n of a whole n between −126 and 127
+inline V exp2_whole(V n) {
+    VI i = {
+        static_cast<int32_t>(n[0]), static_cast<int32_t>(n[1]), static_cast<int32_t>(n[2]), static_cast<int32_t>(n[3])};
+    return (V)((i + 127) << 23);
+}
+inline V load_i32(const int32_t *p) {
+    return V{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]), static_cast<float>(p[3])};
+}
+inline float sum(V v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+inline float max(V v) {
+    const float a = v[0] > v[2] ? v[0] : v[2], b = v[1] > v[3] ? v[1] : v[3];
+    return a > b ? a : b;
+}
+
+inline float from_bits(uint32_t bits) {
+    float x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+inline V widen_bf16(const uint16_t *p) {
+    V v;
+    for (int i = 0; i < W; ++i)
+        v[i] = from_bits(static_cast<uint32_t>(p[i]) << 16);
+    return v;
+}
+
+inline float half_to_float(uint16_t h) {
+    const uint32_t sign = (h & 0x8000u) << 16, rest = h & 0x7fffu;
+    if (rest >= 0x7c00u)
+        return from_bits(sign | 0x7f800000u | ((rest & 0x3ffu) << 13));
+    if (rest >= 0x400u)
+        return from_bits(sign | ((rest << 13) + (112u << 23)));
+    const float small = static_cast<float>(rest) * 5.9604644775390625e-8f; // steps of 2^-24
+    return sign ? -small : small;
+}
+
+inline V widen_f16(const uint16_t *p) {
+    V v;
+    for (int i = 0; i < W; ++i)
+        v[i] = half_to_float(p[i]);
+    return v;
+}
+
+inline float e4m3_to_float(uint8_t code) {
+    const uint32_t sign = (code & 0x80u) << 24, rest = code & 0x7fu;
+    if (rest == 0x7f)
+        return from_bits(sign | 0x7fc00000u);
+    if (rest >= 8)
+        return from_bits(sign | ((rest << 20) + (120u << 23)));
+    const float small = static_cast<float>(rest) * 0.001953125f; // steps of 2^-9
+    return sign ? -small : small;
+}
+
+inline V widen_e4m3(const uint8_t *p) {
+    V v;
+    for (int i = 0; i < W; ++i)
+        v[i] = e4m3_to_float(p[i]);
+    return v;
+}
+
+inline V widen_i8(const int8_t *p) {
+    V v;
+    for (int i = 0; i < W; ++i)
+        v[i] = static_cast<float>(p[i]);
+    return v;
+}
+
+// ---- int8: columns in groups of 8, the four bytes of a column's next four features side by side
+
+constexpr int I8_COLUMNS = 2 * W;
+constexpr int I8_ROWS = 2;
+
+struct I8Sum {
+    int32_t lane[8];
+};
+inline I8Sum i8_zero() { return I8Sum{}; }
+inline I8Sum i8_load(const int32_t *p) {
+    I8Sum s;
+    std::memcpy(&s, p, sizeof s);
+    return s;
+}
+inline void i8_store(int32_t *p, const I8Sum &s) { std::memcpy(p, &s, sizeof s); }
+// s += Σ of four products; a: one row's four bytes, b: those of eight columns
+inline void i8_step(I8Sum &s, const int8_t *a, const int8_t *b) {
+    for (int c = 0; c < 8; ++c)
+        for (int k = 0; k < 4; ++k)
+            s.lane[c] += static_cast<int32_t>(a[k]) * b[4 * c + k];
+}
+
+} // namespace KINEMA_ISA
+} // namespace kinema

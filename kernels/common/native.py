@@ -1,0 +1,191 @@
+"""The library of native CPU kernels (csrc/cpu): found beside this file, loaded once, called through its C interface.
+
+ctypes and not an extension module: the library knows nothing of Python, so one build serves every version of it, other
+programs use the same file, and building it needs a compiler and CMake only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kinema.ops.common.capability import Implementation, Target
+
+ABI_VERSION = 1  # of csrc/include/kinema.h
+ISA_VARIABLE = "KINEMA_CPU_ISA"  # forces an instruction set: portable, avx2, avx512
+LIBRARY_VARIABLE = "KINEMA_CPU_LIBRARY"  # another build of the library: make sanitize
+LIBRARY = Path(os.environ.get(LIBRARY_VARIABLE) or Path(__file__).with_name("libkinema_cpu.so"))
+
+F32, BF16, F16, E4M3, I8 = range(5)
+DTYPES = {
+    torch.float32: F32,
+    torch.bfloat16: BF16,
+    torch.float16: F16,
+    torch.float8_e4m3fn: E4M3,
+    torch.int8: I8,
+}
+ACTIVATIONS = {"none": 0, "gelu": 1, "gelu_tanh": 2, "quick_gelu": 3, "silu": 4}
+
+_POINTER, _INT32, _INT64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
+_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "kinema_status_text": (ctypes.c_char_p, [_INT32]),
+    "kinema_cpu_isa_name": (ctypes.c_char_p, [_INT32]),
+    "kinema_cpu_has": (_INT32, [ctypes.c_char_p]),
+    "kinema_cpu_create": (_INT32, [ctypes.c_char_p, ctypes.POINTER(_POINTER)]),
+    "kinema_activate": (_INT32, [_POINTER, _INT32, _INT64, _POINTER, _POINTER]),
+    "kinema_exp": (_INT32, [_POINTER, _INT64, _POINTER, _POINTER]),
+    "kinema_linear_packed_bytes": (_INT64, [_POINTER, _INT64, _INT64, _INT32, _INT32]),
+    "kinema_linear_pack": (_INT32, [_POINTER, _INT64, _INT64, _INT32, _INT32, _POINTER, _POINTER]),
+    "kinema_linear_workspace": (_INT64, [_POINTER, _POINTER]),
+    "kinema_linear": (_INT32, [_POINTER, _POINTER]),
+}
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """The kernels of one instruction set, and the threads that run them."""
+
+    isa: str
+    handle: int
+    library: ctypes.CDLL
+
+    def call(self, name: str, arguments: ctypes.Structure) -> None:
+        """An op that takes a struct of arguments; a status that is not success is raised as its sentence."""
+        self.check(getattr(self.library, name)(self.handle, ctypes.byref(arguments)))
+
+    def ask(self, name: str, arguments: ctypes.Structure) -> int:
+        """What a function answers about a struct of arguments."""
+        return int(getattr(self.library, name)(self.handle, ctypes.byref(arguments)))
+
+    def check(self, status: int) -> None:
+        if status:
+            raise ValueError(f"native kernel: {_text(self.library, status)}")
+
+
+@lru_cache(maxsize=1)
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    """The library, or None and why there is none."""
+    if not LIBRARY.exists():
+        return None, "the native kernels are not built: install a C++ compiler and CMake, then kinema again"
+    try:
+        library = ctypes.CDLL(str(LIBRARY))
+    except OSError as error:
+        return None, f"the native kernels do not load: {error}"
+    version = library.kinema_abi_version()
+    if version != ABI_VERSION:
+        return None, f"the native kernels are of interface {version}, wanted {ABI_VERSION}: install kinema again"
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library, ""
+
+
+def _text(library: ctypes.CDLL, status: int) -> str:
+    text: bytes = library.kinema_status_text(status)
+    return text.decode()
+
+
+def instruction_sets() -> list[str]:
+    """Those that this build and this processor both have, best first; empty without a library."""
+    library, _ = _load()
+    found: list[str] = []
+    while library is not None and (name := library.kinema_cpu_isa_name(len(found))) is not None:
+        found.append(name.decode())
+    return [name for name in found if library is not None and library.kinema_cpu_has(name.encode())]
+
+
+@lru_cache(maxsize=8)
+def _cpu(isa: str | None) -> Cpu | str:
+    """The kernels of an instruction set, or why there are none."""
+    library, reason = _load()
+    if library is None:
+        return reason
+    handle = ctypes.c_void_p()
+    status = library.kinema_cpu_create(isa.encode() if isa else None, ctypes.byref(handle))
+    if status or handle.value is None:
+        return f"{ISA_VARIABLE}={isa}: {_text(library, status)}, wanted one of {', '.join(instruction_sets())}"
+    named = isa or instruction_sets()[0]
+    return Cpu(named, handle.value, library)
+
+
+_forced: ContextVar[str | None] = ContextVar("forced_isa", default=None)
+
+
+@contextmanager
+def forced(isa: str) -> Iterator[None]:
+    """Weights packed and ops run in this block use `isa`: for tests."""
+    token = _forced.set(isa)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def cpu() -> Cpu:
+    """The kernels in use: the best the processor has, or those that KINEMA_CPU_ISA names."""
+    found = _cpu(_forced.get() or os.environ.get(ISA_VARIABLE) or None)
+    if isinstance(found, str):
+        raise RuntimeError(found)
+    return found
+
+
+def cpu_unsupported(target: Target) -> list[str]:
+    """Why no native kernel runs on `target`."""
+    if target.device.type != "cpu":
+        return [f"runs on a CPU; the device is {target.device.type}"]
+    found = _cpu(_forced.get() or os.environ.get(ISA_VARIABLE) or None)
+    if isinstance(found, str):
+        return [found]
+    if target.precision.activations != torch.float32:
+        return [f"takes fp32 between ops, not {target.precision.activations}".replace("torch.", "")]
+    return []
+
+
+def cpu_reluctant(target: Target) -> list[str]:
+    return ["not measured yet; backend='cpu' takes it"]
+
+
+def cpu_implementation(op: str, unsupported: Callable[[Target], list[str]] = cpu_unsupported) -> Implementation:
+    """The record of `kernels/<op>/cpu.py`."""
+    return Implementation("cpu", f"kinema.ops.{op}.cpu", unsupported, cpu_reluctant)
+
+
+# ---- memory
+
+_ALIGNMENT = 64  # a cache line
+_local = threading.local()
+
+
+def aligned_bytes(count: int) -> torch.Tensor:
+    """uint8 [count] that begins at a cache line."""
+    whole = torch.empty(count + _ALIGNMENT, dtype=torch.uint8)
+    start = -whole.data_ptr() % _ALIGNMENT
+    return whole[start : start + count]
+
+
+def workspace(count: int) -> int:
+    """The address of scratch for one call: this thread's, which only grows: a repeated step allocates nothing."""
+    held: torch.Tensor | None = getattr(_local, "workspace", None)
+    if held is None or held.numel() < count:
+        held = _local.workspace = aligned_bytes(count)
+    return held.data_ptr()
+
+
+def address(t: torch.Tensor | None) -> int | None:
+    return None if t is None else t.data_ptr()
+
+
+def dense_channels(name: str, t: torch.Tensor) -> None:
+    """Refuses a tensor whose last axis is not dense."""
+    if t.stride(-1) != 1 and t.shape[-1] != 1:
+        raise ValueError(f"{name} has strides {t.stride()}, wanted its channels dense")

@@ -1,0 +1,173 @@
+"""`linear` on the native CPU kernels: weights packed into panels, and what a call is told (csrc/cpu/linear.h)."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from kinema.ops.common import Quantized, Target, claim, group_strides
+from kinema.ops.common.native import (
+    ACTIVATIONS,
+    DTYPES,
+    Cpu,
+    address,
+    aligned_bytes,
+    cpu,
+    dense_channels,
+    workspace,
+)
+from kinema.ops.linear import Activation, LinearWeight, reference
+
+
+class LinearArguments(ctypes.Structure):
+    """kinema_linear_args of csrc/include/kinema.h."""
+
+    _fields_ = (
+        ("batch", ctypes.c_int64),
+        ("tokens", ctypes.c_int64),
+        ("x", ctypes.c_void_p),
+        ("x_stride_b", ctypes.c_int64),
+        ("x_stride_s", ctypes.c_int64),
+        ("x_features", ctypes.c_int64),
+        ("x2", ctypes.c_void_p),
+        ("x2_stride_b", ctypes.c_int64),
+        ("x2_stride_s", ctypes.c_int64),
+        ("x_scale", ctypes.c_void_p),
+        ("weight", ctypes.c_void_p),
+        ("weight_scale", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("in_features", ctypes.c_int64),
+        ("out_features", ctypes.c_int64),
+        ("gate", ctypes.c_void_p),
+        ("gate_stride_b", ctypes.c_int64),
+        ("gate_stride_g", ctypes.c_int64),
+        ("gate_tokens", ctypes.c_int64),
+        ("residual", ctypes.c_void_p),
+        ("residual_stride_b", ctypes.c_int64),
+        ("residual_stride_s", ctypes.c_int64),
+        ("out", ctypes.c_void_p),
+        ("out_stride_b", ctypes.c_int64),
+        ("out_stride_s", ctypes.c_int64),
+        ("workspace", ctypes.c_void_p),
+        ("x_dtype", ctypes.c_int32),
+        ("weight_dtype", ctypes.c_int32),
+        ("gated", ctypes.c_int32),
+        ("quantize", ctypes.c_int32),
+        ("activation", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
+    )
+
+
+@dataclass(frozen=True)
+class CpuWeight(LinearWeight):
+    """panels: uint8, laid out by the instruction set of `cpu`; bias, scale: [rows] fp32, a gate's rows first."""
+
+    cpu: Cpu
+    panels: torch.Tensor
+    dtype: int
+    bias: torch.Tensor | None
+    scale: torch.Tensor | None
+    quantize: bool
+
+
+def pack_linear(
+    weight: torch.Tensor | Sequence[torch.Tensor],
+    bias: torch.Tensor | Sequence[torch.Tensor] | None = None,
+    *,
+    gate_weight: torch.Tensor | None = None,
+    gate_bias: torch.Tensor | None = None,
+    target: Target,
+) -> CpuWeight:
+    # the numbers are the reference's, bit for bit
+    packed = reference.pack_linear(weight, bias, gate_weight=gate_weight, gate_bias=gate_bias, target=target)
+    native = cpu()
+    if packed.weight.dtype not in DTYPES:
+        raise ValueError(f"the weight is {packed.weight.dtype}, wanted a float dtype of at most 32 bits")
+    dtype = DTYPES[packed.weight.dtype]
+    shape = (packed.in_features, packed.out_features, dtype, int(packed.gated))
+    rows = packed.weight.detach().contiguous()
+    panels = aligned_bytes(native.library.kinema_linear_packed_bytes(native.handle, *shape))
+    native.check(native.library.kinema_linear_pack(native.handle, *shape, rows.data_ptr(), panels.data_ptr()))
+    bias_rows = packed.bias.detach().contiguous() if packed.bias is not None else None
+    return CpuWeight(
+        packed.in_features,
+        packed.out_features,
+        packed.gated,
+        panels.nbytes + sum(t.nbytes for t in (bias_rows, packed.scale) if t is not None),
+        native,
+        panels,
+        dtype,
+        bias_rows,
+        packed.scale,
+        packed.quantize_activations is not None,
+    )
+
+
+def linear(
+    x: torch.Tensor | Quantized | tuple[torch.Tensor, torch.Tensor],
+    weight: LinearWeight,
+    *,
+    activation: Activation = "none",
+    gate: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    assert isinstance(weight, CpuWeight)
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {activation!r}: wanted one of {', '.join(ACTIVATIONS)}")
+    first, second = x if isinstance(x, tuple) else (x, None)
+    scale = None
+    if isinstance(first, Quantized):
+        scale = first.scale.reshape(-1)
+        first = first.data
+    batch, tokens, features = first.shape
+    more = 0 if second is None else second.shape[2]
+    if features + more != weight.in_features:
+        raise ValueError(f"x has {features + more} features, the weight wanted {weight.in_features}")
+    y = claim(out, (batch, tokens, weight.out_features), torch.float32, first.device)
+    for name, given in (("x", first), ("x", second), ("residual", residual)):
+        if given is not None:
+            dense_channels(name, given)
+            if scale is None and given.dtype != torch.float32:
+                raise ValueError(f"{name} is {given.dtype}, wanted torch.float32")
+    if residual is not None and residual.shape != y.shape:
+        raise ValueError(f"residual is {tuple(residual.shape)}, wanted {tuple(y.shape)}")
+    if gate is not None and (gate.dtype != torch.float32 or gate.stride(-1) != 1):
+        gate = gate.float().contiguous()
+    gate_b, gate_g, gate_tokens = group_strides(y, gate)
+    arguments = LinearArguments(
+        batch,
+        tokens,
+        first.data_ptr(),
+        *first.stride()[:2],
+        features,
+        address(second),
+        *(second.stride()[:2] if second is not None else (0, 0)),
+        address(scale),
+        weight.panels.data_ptr(),
+        address(weight.scale),
+        address(weight.bias),
+        weight.in_features,
+        weight.out_features,
+        address(gate),
+        gate_b,
+        gate_g,
+        gate_tokens,
+        address(residual),
+        *(residual.stride()[:2] if residual is not None else (0, 0)),
+        y.data_ptr(),
+        *y.stride()[:2],
+        None,
+        DTYPES[first.dtype],
+        weight.dtype,
+        weight.gated,
+        weight.quantize and scale is None,
+        ACTIVATIONS[activation],
+        torch.get_num_threads(),
+    )
+    arguments.workspace = workspace(weight.cpu.ask("kinema_linear_workspace", arguments))
+    weight.cpu.call("kinema_linear", arguments)
+    return y

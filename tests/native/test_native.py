@@ -1,0 +1,263 @@
+"""The native CPU kernels below their ops: instruction sets, elementary functions, threads, the C interface."""
+
+import ctypes
+import itertools
+import os
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from kinema.ops import linear
+from kinema.ops.common import PRECISIONS, Quantized, Target, native
+from kinema.ops.linear import cpu as linear_cpu
+
+HEADER = Path(__file__).parents[2] / "csrc" / "include" / "kinema.h"
+CPU = PRECISIONS["cpu"]
+# structs of the header, and their mirrors
+MIRRORS = {"kinema_linear_args": linear_cpu.LinearArguments}
+
+needs_library = pytest.mark.skipif(not native.instruction_sets(), reason="the native kernels are not built")
+
+
+@pytest.fixture(params=native.instruction_sets())
+def isa(request):
+    with native.forced(request.param):
+        yield request.param
+
+
+def target(precision: str) -> Target:
+    return Target(torch.device("cpu"), CPU[precision])
+
+
+def random(*shape, seed=0, std=1.0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * std
+
+
+# ---- which kernels run
+
+
+@needs_library
+def test_the_portable_kernels_are_always_there(isa):
+    assert native.instruction_sets()[-1] == "portable"
+    assert native.cpu().isa == isa
+
+
+def run(code: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+DOCTOR = "from kinema.cli import main; main(['doctor'])"
+
+
+@needs_library
+def test_an_instruction_set_can_be_forced():
+    code = "from kinema.ops.common import native; print(native.cpu().isa)"
+    assert run(code, KINEMA_CPU_ISA="portable") == "portable\n"
+
+
+@needs_library
+def test_an_instruction_set_that_is_not_there_is_a_reason_that_names_the_known():
+    report = run(DOCTOR, KINEMA_CPU_ISA="altivec")
+    assert re.search(
+        r"linear .*\n( +not \S+: .*\n)*? +not cpu: KINEMA_CPU_ISA=altivec: .* wanted one of .*portable", report
+    )
+
+
+def test_without_the_library_doctor_says_what_to_do(tmp_path):
+    report = run(DOCTOR, KINEMA_CPU_LIBRARY=str(tmp_path / "none.so"))
+    assert "not cpu: the native kernels are not built: install a C++ compiler and CMake, then kinema again" in report
+
+
+def test_a_library_of_another_interface_is_not_called(tmp_path):
+    compiler = os.environ.get("CXX", "c++")
+    source = tmp_path / "old.cpp"
+    source.write_text('extern "C" int kinema_abi_version() { return 0; }\n')
+    try:
+        subprocess.run([compiler, "-shared", "-fPIC", source, "-o", tmp_path / "old.so"], check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no C++ compiler")
+    report = run(DOCTOR, KINEMA_CPU_LIBRARY=str(tmp_path / "old.so"), LD_PRELOAD="")
+    assert "not cpu: the native kernels are of interface 0, wanted" in report
+
+
+# ---- the C interface
+
+
+@pytest.mark.parametrize("name", MIRRORS)
+def test_a_struct_of_arguments_is_the_one_of_the_header(name):
+    text = re.sub(r"/\*.*?\*/", "", HEADER.read_text(), flags=re.DOTALL)
+    (body,) = re.findall(rf"typedef struct {name} \{{(.*?)\}} {name};", text, flags=re.DOTALL)
+    wanted = []
+    for declaration in filter(None, map(str.strip, body.split(";"))):
+        kind, names = re.fullmatch(r"((?:const )?\w+)\s+(.*)", declaration, flags=re.DOTALL).groups()
+        for field in names.split(","):
+            pointer = "*" in field
+            types = {"int64_t": ctypes.c_int64, "int32_t": ctypes.c_int32, "float": ctypes.c_float}
+            wanted.append((field.replace("*", "").strip(), ctypes.c_void_p if pointer else types[kind]))
+    assert list(MIRRORS[name]._fields_) == wanted
+
+
+def test_the_version_of_the_interface_is_the_one_of_the_header():
+    assert int(re.search(r"#define KINEMA_ABI_VERSION (\d+)", HEADER.read_text())[1]) == native.ABI_VERSION
+
+
+@needs_library
+def test_what_makes_no_sense_is_refused_with_a_sentence():
+    arguments = linear_cpu.LinearArguments()
+    with pytest.raises(ValueError, match="a pointer that is needed is null"):
+        native.cpu().call("kinema_linear", arguments)
+    some = torch.zeros(4)
+    for name in ("x", "weight", "out", "workspace"):
+        setattr(arguments, name, some.data_ptr())
+    with pytest.raises(ValueError, match="a size is negative or does not fit"):
+        native.cpu().call("kinema_linear", arguments)
+
+
+# ---- elementary functions
+
+
+def every_size() -> torch.Tensor:
+    """Both signs, every exponent, and mantissas in between; a count that no vector divides."""
+    mantissa = 1 + torch.arange(511, dtype=torch.float64) / 511
+    sizes = (mantissa[None] * 2.0 ** torch.arange(-40, 14, dtype=torch.float64)[:, None]).flatten()
+    dense = torch.linspace(-110, 110, 100_003, dtype=torch.float64)
+    return torch.cat((sizes, -sizes, dense, torch.zeros(1, dtype=torch.float64))).float()
+
+
+def native_exp(x: torch.Tensor) -> torch.Tensor:
+    kernels, y = native.cpu(), torch.full_like(x, float("nan"))
+    kernels.check(kernels.library.kinema_exp(kernels.handle, x.numel(), x.data_ptr(), y.data_ptr()))
+    return y
+
+
+def native_activation(name: str, x: torch.Tensor) -> torch.Tensor:
+    kernels, y = native.cpu(), torch.full_like(x, float("nan"))
+    code = native.ACTIVATIONS[name]
+    kernels.check(kernels.library.kinema_activate(kernels.handle, code, x.numel(), x.data_ptr(), y.data_ptr()))
+    return y
+
+
+def test_the_exponential_is_right_within_an_ulp(isa):
+    x = every_size()
+    y, truth = native_exp(x).double(), x.double().exp()
+    whole = (x >= -87.3) & (x <= 88.72)
+    ulp = 2.0 ** (torch.frexp(truth[whole]).exponent.double() - 24)
+    # without fused multiply-add the reduction rounds once more
+    assert float(((y - truth).abs()[whole] / ulp).max()) <= (2.0 if isa == "portable" else 1.0)
+    assert bool((y[x > 88.73] == float("inf")).all())
+    assert float(y[x < -87.3].max()) < 1.3e-38 and float(y[x < -87.3].min()) >= 0
+
+
+def test_the_exponential_of_what_is_not_a_number(isa):
+    y = native_exp(torch.tensor([float("nan"), float("inf"), float("-inf"), 0.0]))
+    assert bool(y[0].isnan()) and y[1] == float("inf") and 0 <= y[2] < 1.3e-38 and y[3] == 1
+
+
+ACTIVATIONS = {
+    "none": lambda x: x,
+    "gelu": lambda x: 0.5 * x * torch.erfc(-x * 0.5**0.5),
+    "gelu_tanh": lambda x: x * torch.sigmoid(2 * (2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "silu": lambda x: x * torch.sigmoid(x),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_an_activation_is_right_within_two_ulps_of_its_argument(isa, name):
+    x = every_size()
+    y, truth = native_activation(name, x).double(), ACTIVATIONS[name](x.double())
+    ulp = x.abs().double() * torch.finfo(torch.float32).eps + 1e-37
+    assert float(((y - truth).abs() / ulp).max()) <= 2.0
+    assert bool(native_activation(name, torch.tensor([float("nan")])).isnan())
+
+
+# ---- linear beyond one block of rows, depth and columns
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "fp8", "int8"])
+def test_large_products(isa, precision):
+    rows, depth, columns = 293, 1030 if precision == "int8" else 530, 803
+    x, w, bias = random(1, rows, depth), random(columns, depth, seed=1), random(columns, seed=2)
+    packed = linear_cpu.pack_linear(w, bias, target=target(precision))
+    y = linear_cpu.linear(x, packed, out=torch.full((1, rows, columns), float("nan")))
+    plain = linear.reference.pack_linear(w, bias, target=target(precision))
+    stored = plain.weight.double() * (1.0 if plain.scale is None else plain.scale.double()[:, None])
+    if precision == "int8":
+        scale = (x.abs().amax(-1, keepdim=True) / 127).double()
+        x = (x.double() / scale).round() * scale
+    truth = x.double() @ stored.T + bias.double()
+    size = x.double().abs() @ stored.T.abs() + bias.double().abs()
+    assert float(((y.double() - truth) / size).abs().max()) < 4 * torch.finfo(torch.float32).eps
+
+
+def test_int8_does_not_saturate(isa):
+    """127·127 everywhere, of every pattern of signs: sums of two are beyond what 16 bits hold unsigned times signed."""
+    depth, columns = 1028, 33
+    signs = torch.tensor(list(itertools.product((-1, 1), repeat=2))).repeat(2, 1)
+    x = (127 * signs.repeat(1, depth // 2)).to(torch.int8)[None]
+    w = 127.0 * torch.where(torch.arange(columns * depth).view(columns, depth) % 3 == 0, -1.0, 1.0)
+    packed = linear_cpu.pack_linear(w, target=target("int8"))
+    y = linear_cpu.linear(Quantized(x, torch.ones(1, x.shape[1], 1)), packed)
+    assert torch.equal(y, (x.double() @ w.double().T).float())
+
+
+# ---- threads
+
+
+@pytest.fixture
+def threads():
+    """Sets how many threads ops use."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("rows", [3, 293])
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_results_do_not_depend_on_the_threads(isa, threads, precision, rows):
+    x, w = random(1, rows, 300), random(211, 300, seed=1)
+    results = []
+    for count in (1, 2, 3, 7):
+        threads(count)
+        packed = linear_cpu.pack_linear(w, target=target(precision))
+        results.append(linear_cpu.linear(x, packed, activation="gelu_tanh"))
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+@needs_library
+def test_two_callers_at_once(threads):
+    threads(2)
+    x, packed = random(1, 200, 64), linear_cpu.pack_linear(random(96, 64, seed=1), target=target("fp32"))
+    wanted, wrong = linear_cpu.linear(x, packed), []
+
+    def call():
+        for _ in range(50):
+            if not torch.equal(linear_cpu.linear(x, packed), wanted):
+                wrong.append(1)
+
+    callers = [threading.Thread(target=call) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not wrong
+
+
+@needs_library
+def test_a_forked_process_has_threads_of_its_own(threads):
+    threads(2)
+    x, packed = random(1, 200, 64), linear_cpu.pack_linear(random(96, 64, seed=1), target=target("fp32"))
+    wanted = linear_cpu.linear(x, packed)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if torch.equal(linear_cpu.linear(x, packed), wanted) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
