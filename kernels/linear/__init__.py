@@ -11,6 +11,7 @@ import torch
 from kinema.ops.common import Implementation, Op, Quantized, Target
 from kinema.ops.common.native import cpu_implementation
 from kinema.ops.common.triton_target import fp8_unsupported, triton_implementation, triton_unsupported
+from kinema.ops.linear.libraries import TORCH
 
 Activation = Literal["none", "gelu", "gelu_tanh", "quick_gelu", "silu"]
 
@@ -85,6 +86,7 @@ OP = Op(
     "linear",
     ("linear", "pack_linear"),
     (
+        TORCH,
         triton_implementation("linear", _triton_unsupported),
         cpu_implementation("linear"),
         Implementation("reference", "kinema.ops.linear.reference"),

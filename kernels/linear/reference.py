@@ -97,7 +97,19 @@ def linear(
     dtype = weight.activations if isinstance(x, Quantized) else x.dtype
     if weight.quantize_activations is not None and isinstance(x, torch.Tensor):
         x = quantize(x, weight.quantize_activations)
-    y = _project(x, weight, dtype)
+    return epilogue(_project(x, weight, dtype), weight, activation, gate, residual, dtype, out)
+
+
+def epilogue(
+    y: torch.Tensor,
+    weight: LinearWeight,
+    activation: Activation,
+    gate: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    dtype: torch.dtype,
+    out: torch.Tensor | None,
+) -> torch.Tensor:
+    """What follows the product y [B, S, rows], in y's dtype; the result is in `dtype`."""
     if weight.gated:
         gate_half, y = y.chunk(2, dim=-1)
         y = activate(gate_half, activation) * y
