@@ -14,9 +14,10 @@ from kinema.errors import CheckpointError, RequestError
 class LoadOptions:
     """`from_pretrained`'s options.
 
-    device: auto, cpu or cuda[:n]. backend: auto, reference, cpu, triton or cuda. precision: auto, fp32, bf16,
-    fp16, fp8 or int8. variant: the middle name of weight files (fp16). keep_loaded: keep components in memory after
-    their stage; without it the peak is the largest stage. threads: CPU threads, None leaves torch's choice.
+    device: auto, cpu or cuda[:n]. backend: auto, or one that `kinema doctor` lists: reference, triton, torch, …
+    precision: auto, fp32, bf16, fp16, fp8 or int8. variant: the middle name of weight files (fp16). keep_loaded: keep
+    components in memory after their stage; without it the peak is the largest stage. threads: CPU threads, None leaves
+    torch's choice.
     cuda_graphs: on a GPU, replay a request's forwards as one graph; it keeps the memory of a forward for itself.
     """
 

@@ -17,7 +17,10 @@ from kinema.commands.output import emit, emit_json
 if TYPE_CHECKING:
     from kinema.ops import Plan
 
-LIBRARIES = ("torch", "triton", "flash-attn", "numpy", "safetensors", "tokenizers", "sentencepiece", "av", "pillow")
+LIBRARIES = (
+    "torch", "triton", "flash-attn", "flash-attn-3", "flash-attn-4",
+    "numpy", "safetensors", "tokenizers", "sentencepiece", "av", "pillow",
+)  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,14 +78,20 @@ def target(plan: Plan) -> dict[str, str]:
 
 
 def ops(plan: Plan) -> list[dict[str, str | Mapping[str, str]]]:
-    """Per op the chosen backend, and {backend: reason} of the rejected ones."""
-    return [{"op": c.op, "backend": c.backend, "rejected": dict(c.rejected)} for c in plan.choices]
+    """Per op the chosen backend, who takes what it does not, and {backend: reason} of the rejected ones."""
+    report: list[dict[str, str | Mapping[str, str]]] = []
+    for choice in plan.choices:
+        rest = {"rest": choice.rest} if choice.rest is not None else {}
+        report.append({"op": choice.op, "backend": choice.backend, **rest, "rejected": dict(choice.rejected)})
+    return report
 
 
 def _choices(plan: Plan) -> list[str]:
     lines = []
     for choice in plan.choices:
         lines.append(f"  {choice.op:16} {choice.backend}")
+        if choice.rest is not None:
+            lines.append(f"  {'':16}   what it does not take: {choice.rest}")
         lines += [f"  {'':16}   not {backend}: {reason}" for backend, reason in choice.rejected]
     return lines
 

@@ -16,7 +16,9 @@ def add_target_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentG
     group = parser.add_argument_group("running the model")
     group.add_argument("--device", default=default.device, help="auto, cpu or cuda[:n] (%(default)s)")
     group.add_argument(
-        "--backend", default=default.backend, help="auto, reference, cpu, triton or cuda, for every op (%(default)s)"
+        "--backend",
+        default=default.backend,
+        help="auto, or what `kinema doctor` lists: reference, triton, torch, … (%(default)s)",
     )
     group.add_argument(
         "--precision", default=default.precision, help="auto (fp32), fp32, bf16, fp16, fp8 or int8 (%(default)s)"

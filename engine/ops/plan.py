@@ -20,7 +20,7 @@ from kinema.ops import (
     scheduler_step,
     unpatchify,
 )
-from kinema.ops.common import PRECISIONS, Op, Target
+from kinema.ops.common import PRECISIONS, Implementation, Op, Target, takes_the_rest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,11 +50,15 @@ OPS: tuple[Op, ...] = (
 
 @dataclass(frozen=True)
 class Choice:
-    """What runs one op, and why every other candidate does not."""
+    """What runs one op, and why every other candidate does not.
+
+    rest: the backend of the calls that the chosen one does not take; None if it takes them all.
+    """
 
     op: str
     backend: str
     rejected: tuple[tuple[str, str], ...]
+    rest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,7 @@ def plan_ops(target: Target, backend: str = "auto") -> Plan:
 
 
 def _choose(op: Op, target: Target, backend: str) -> Choice:
-    chosen: str | None = None
+    chosen: Implementation | None = None
     rejected: list[tuple[str, str]] = []
     forced = backend != "auto" and any(i.backend == backend for i in op.implementations)
     for implementation in op.implementations:
@@ -173,11 +177,12 @@ def _choose(op: Op, target: Target, backend: str) -> Choice:
         elif not forced and (reluctance := implementation.reluctant(target)):
             rejected.append((implementation.backend, "; ".join(reluctance)))
         elif chosen is None:
-            chosen = implementation.backend
+            chosen = implementation
         else:
-            rejected.append((implementation.backend, f"{chosen} is preferred"))
+            rejected.append((implementation.backend, f"{chosen.backend} is preferred"))
     assert chosen is not None, f"{op.name} has no reference"
-    return Choice(op.name, chosen, tuple(rejected))
+    rest = takes_the_rest(op, target).backend if chosen.partial else None
+    return Choice(op.name, chosen.backend, tuple(rejected), rest)
 
 
 def build_ops(plan: Plan) -> Ops:

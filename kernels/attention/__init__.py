@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from kinema.ops.attention.libraries import FLASH_ATTN, SDPA
 from kinema.ops.common import Implementation, Op, QuantKind, Rope
 from kinema.ops.common.triton_target import quantize_unsupported, triton_implementation
 
@@ -101,6 +102,8 @@ OP = Op(
     "attention",
     ("attention",),
     (
+        FLASH_ATTN,
+        SDPA,
         triton_implementation("attention", quantize_unsupported),
         Implementation("reference", "kinema.ops.attention.reference"),
     ),

@@ -1,6 +1,6 @@
 """What all ops share: where a model runs, who can run an op there, and the records that pass between ops."""
 
-from kinema.ops.common.capability import Implementation, Op, Target
+from kinema.ops.common.capability import Implementation, Op, Target, takes_the_rest
 from kinema.ops.common.groups import by_group, group_strides
 from kinema.ops.common.numerics import FP8_MAX, INT8_MAX, claim, deliver, wide
 from kinema.ops.common.precision import PRECISIONS, Precision
@@ -22,5 +22,6 @@ __all__ = [
     "claim",
     "deliver",
     "group_strides",
+    "takes_the_rest",
     "wide",
 ]

@@ -32,12 +32,14 @@ class Implementation:
     module: import path of the file that holds the op's functions; imported only if it is chosen.
     unsupported: the reasons why it cannot run on a target; an empty list means that it can.
     reluctant: the reasons why it runs there only when it is asked for by name.
+    partial: a library's: it takes the common calls of the contract and hands the others to `takes_the_rest`.
     """
 
     backend: str
     module: str
     unsupported: Callable[[Target], list[str]] = no_reason
     reluctant: Callable[[Target], list[str]] = no_reason
+    partial: bool = False
 
     def load(self) -> ModuleType:
         return importlib.import_module(self.module)
@@ -50,3 +52,11 @@ class Op:
     name: str
     functions: tuple[str, ...]
     implementations: tuple[Implementation, ...]
+
+
+def takes_the_rest(op: Op, target: Target) -> Implementation:
+    """Who runs the calls that a partial implementation leaves: the best of those that take every call."""
+    for implementation in op.implementations:
+        if not (implementation.partial or implementation.unsupported(target) or implementation.reluctant(target)):
+            return implementation
+    raise AssertionError(f"{op.name} has no reference")

@@ -1,0 +1,59 @@
+"""`attention` by torch's scaled_dot_product_attention: cuDNN on Hopper and newer GPUs, else FlashAttention-2.
+
+It takes calls whose operands can be in one piece each and that mask nothing (whole.py): self-attention, joint attention
+without lengths, cross-attention without a bias. The rest goes to Triton where it runs, else to the reference, which
+makes the same call with a mask: lengths, a bias, keys rotated on read, block-causal and block-sparse patterns, e4m3.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from kinema.ops.attention import KV, BlockCausal, BlockList
+from kinema.ops.attention.libraries import sdpa_name
+from kinema.ops.attention.whole import delivered, is_whole, joined, rest
+from kinema.ops.common import QuantKind
+from kinema.ops.common.launch import architecture
+
+# torch asks each in turn whether it takes the call; in fp32 or of large heads only the last two do
+LAST = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+CUDNN_FIRST = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, *LAST]
+FLASH_FIRST = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, *LAST]
+
+
+def attention(
+    q: torch.Tensor | tuple[torch.Tensor, ...],
+    kv: KV | tuple[KV, ...],
+    *,
+    scale: float | None = None,
+    bias: torch.Tensor | None = None,
+    causal: BlockCausal | None = None,
+    blocks: BlockList | None = None,
+    residual: torch.Tensor | None = None,
+    quantize: QuantKind | None = None,
+    out: torch.Tensor | tuple[torch.Tensor, ...] | None = None,
+) -> tuple[torch.Tensor, ...]:
+    queries = q if isinstance(q, tuple) else (q,)
+    segments = kv if isinstance(kv, tuple) else (kv,)
+    options = {"bias": bias, "causal": causal, "blocks": blocks, "residual": residual, "quantize": quantize}
+    if not is_whole(queries, segments, scale, tails=False, **options):
+        others: Any = rest(queries, quantize)
+        done: tuple[torch.Tensor, ...] = others.attention(q, kv, scale=scale, out=out, **options)
+        return done
+    call = joined(queries, segments)
+    query, key, value = (x.transpose(1, 2) for x in (call.q, call.k, call.v))
+    with _fastest_first(call.q.device):
+        y = F.scaled_dot_product_attention(query, key, value, scale=scale)
+    return delivered(y.transpose(1, 2), queries, residual, out)
+
+
+def _fastest_first(device: torch.device) -> AbstractContextManager[Any]:
+    if device.type != "cuda":
+        return nullcontext()
+    order = FLASH_FIRST if sdpa_name(architecture(device)) == "SDPA" else CUDNN_FIRST
+    return sdpa_kernel(order, set_priority=True)
