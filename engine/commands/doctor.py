@@ -63,12 +63,16 @@ def machine() -> dict[str, str]:
 
 def libraries() -> dict[str, str]:
     """Installed versions of what kinema can use."""
+    from kinema.ops.attention.libraries import cudnn_version
+
     found = {}
     for name in LIBRARIES:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
+    version = cudnn_version()
+    found["cuDNN"] = f"{version // 10000}.{version // 100 % 100}.{version % 100}" if version else "torch has none"
     return found
 
 

@@ -73,11 +73,8 @@ def _takes(version: Version, arch: int, queries: tuple[torch.Tensor, ...], segme
 
 def _run(version: Version, module: Any, call: Whole, scale: float | None) -> torch.Tensor:
     """[B, S, N, D], dense. 4 gives the logarithm of the sums as well."""
-    if call.lengths is None:
-        y = module.flash_attn_func(call.q, call.k, call.v, softmax_scale=scale)
-    elif version.number == 4:
-        y = module.flash_attn_varlen_func(call.q, call.k, call.v, seqused_k=call.lengths, softmax_scale=scale)
-    else:
-        y = module.flash_attn_with_kvcache(call.q, call.k, call.v, cache_seqlens=call.lengths, softmax_scale=scale)
+    lengths = {} if call.lengths is None else {"seqused_k" if version.number == 4 else "cache_seqlens": call.lengths}
+    run = getattr(module, version.whole if call.lengths is None else version.cut)
+    y = run(call.q, call.k, call.v, softmax_scale=scale, **lengths)
     result: torch.Tensor = y[0] if isinstance(y, tuple) else y
     return result

@@ -25,11 +25,14 @@ FLASH = "FlashAttention-"
 
 @dataclass(frozen=True)
 class Version:
-    """A FlashAttention: the module that is imported, and the package that it comes in."""
+    """A FlashAttention: the module that is imported, the package that it comes in, and what is called without and
+    with lengths."""
 
     number: int
     module: str
     package: str
+    whole: str = "flash_attn_func"
+    cut: str = "flash_attn_with_kvcache"
 
     @property
     def name(self) -> str:
@@ -53,19 +56,19 @@ class Version:
 VERSIONS = {
     2: Version(2, "flash_attn", "flash-attn"),
     3: Version(3, "flash_attn_interface", "flash-attn-3"),
-    4: Version(4, "flash_attn.cute", "flash-attn-4"),
+    4: Version(4, "flash_attn.cute", "flash-attn-4", cut="flash_attn_varlen_func"),
 }
-# By the oldest architecture of a family: what runs there, the fastest first, and what says so. Of what is about even
+# By the oldest architecture of a family: what runs there, the fastest first, and what says so. Of what is even
 # kinema's own kernel comes first: it has every pattern in one launch, and joins nothing.
 FASTEST: dict[int, tuple[tuple[str, ...], str]] = {
     80: (
         ("Triton", FLASH + "2", "SDPA", FLASH + "4"),
-        "all multiply by mma.sync and are about even; cuDNN is no faster (huggingface/transformers#48163)",
+        "all multiply by mma.sync and are taken to be even; cuDNN is no faster (huggingface/transformers#48163)",
     ),
     90: (
         (FLASH + "3", FLASH + "4", "cuDNN", "Triton", FLASH + "2", "SDPA"),
         "published TFLOP/s of an H100 are 621 by FlashAttention-3 (pytorch/benchmark#2391), about as many by cuDNN "
-        "(Dao-AILab/flash-attention#1075), 477 by Triton, 350 by FlashAttention-2 (arXiv 2407.08608)",
+        "(Dao-AILab/flash-attention#1075), 477 by Triton, about 350 by FlashAttention-2 (arXiv 2407.08608)",
     ),
     100: (
         ("cuDNN 9.19", FLASH + "4", "cuDNN", "Triton", FLASH + "2", "SDPA"),
@@ -75,7 +78,7 @@ FASTEST: dict[int, tuple[tuple[str, ...], str]] = {
     120: (
         ("cuDNN", "Triton", FLASH + "2", "SDPA", FLASH + "4"),
         "at Wan's sizes cuDNN is 1.04 to 1.11 times as fast as FlashAttention-2 (sgl-project/sglang#36494), to which "
-        "Triton is about even",
+        "Triton is taken to be even",
     ),
 }
 
@@ -85,6 +88,7 @@ def family(arch: int) -> int:
     return max(known for known in FASTEST if known <= arch)
 
 
+@lru_cache(maxsize=1)
 def cudnn_version() -> int:
     """10000·major + 100·minor of the cuDNN that torch has, 0 if it has none."""
     cudnn: Any = torch.backends.cudnn  # its functions have no types
@@ -125,8 +129,8 @@ def flash_attn_unsupported(target: Target) -> list[str]:
     if best is None:
         there = " and ".join(v.name for v in VERSIONS.values() if v.installed())
         return [f"{there} is not made for compute capability {arch // 10}.{arch % 10}"]
-    failure = why_not_imported(best)
-    return [f"{best.package} is installed, but its import fails: {failure}"] if failure else []
+    failure = why_not_used(best)
+    return [f"{best.package} is installed, but {failure}"] if failure else []
 
 
 def flash_attn_reluctant(target: Target) -> list[str]:
@@ -162,13 +166,14 @@ def _runs(name: str, target: Target) -> bool:
 
 
 @lru_cache(maxsize=8)
-def why_not_imported(version: Version) -> str:
-    """Empty if the version can be imported: a build for another torch is installed, too, and cannot."""
+def why_not_used(version: Version) -> str:
+    """Empty if the version can be used: a build for another torch is installed, too, and cannot be imported."""
     try:
-        importlib.import_module(version.module)
+        module = importlib.import_module(version.module)
     except Exception as error:  # whatever a library's import raises
-        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
-    return ""
+        return f"its import fails: {type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"
+    missing = [name for name in (version.whole, version.cut) if not hasattr(module, name)]
+    return f"it is another release: {version.module} has no {' and no '.join(missing)}" if missing else ""
 
 
 FLASH_ATTN = Implementation(

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from kinema.commands import doctor
 from kinema.errors import UnsupportedError
 from kinema.ops import plan_ops
 from kinema.ops.attention import KV, flash_attn, libraries, sdpa, whole
@@ -50,7 +51,7 @@ def nothing_installed(monkeypatch):
 
 
 def forget():
-    for cache in (flash_attn._library, libraries.why_not_imported, whole._rest):
+    for cache in (flash_attn._library, libraries.why_not_used, whole._rest):
         cache.cache_clear()
     for name in [m for m in sys.modules if m.split(".")[0] in ("flash_attn", "flash_attn_interface")]:
         del sys.modules[name]
@@ -187,6 +188,26 @@ def test_flash_attention_says_why_it_cannot(install, monkeypatch):
     forget()
     (reason,) = reasons(90)
     assert reason == "flash-attn-3 is installed, but its import fails: ImportError: undefined symbol: _ZN3c10"
+    (folder / "flash_attn_interface.py").write_text("def flash_attn_func(): ...  # of another year")
+    forget()
+    (reason,) = reasons(90)
+    assert reason.endswith("it is another release: flash_attn_interface has no flash_attn_with_kvcache")
+
+
+def test_doctor_says_who_takes_the_rest(install, monkeypatch):
+    pytest.importorskip("triton")
+    install(3)
+    with recording(90):
+        plan = plan_ops(Target(META, PRECISIONS["cuda"]["bf16"]))
+    lines = doctor._choices(plan)
+    at = lines.index(f"  {'attention':16} flash-attn")
+    assert lines[at + 1 : at + 3] == [
+        f"  {'':16}   what it does not take: triton",
+        f"  {'':16}   not torch: SDPA would run; FlashAttention-3 is preferred: {libraries.FASTEST[90][1]}",
+    ]
+    assert {op["op"]: op.get("rest") for op in doctor.ops(plan)} == {
+        choice.op: "triton" if choice.op == "attention" else None for choice in plan.choices
+    }
 
 
 def test_forced_it_runs_or_raises_with_its_reasons(install):
