@@ -6,7 +6,7 @@ import torch
 
 from kinema.ops.common import Implementation, Target
 from kinema.ops.common.launch import architecture, is_hip
-from kinema.ops.common.triton_target import OLDEST_FP8, fp8_unsupported, triton_unsupported
+from kinema.ops.common.triton_target import OLDEST_FP8, triton_unsupported
 
 # By the oldest architecture of a family: the first torch that multiplies e4m3 there with a scale per row and column
 # (pytorch/pytorch#145676, #155991, and RowwiseScaledMM.cu between them).
@@ -38,9 +38,9 @@ def torch_reluctant(target: Target) -> list[str]:
     """An epilogue of a library's product is a pass of its own over the result, and Triton's products are as fast."""
     if target.device.type == "cpu":
         return ["on a CPU the reference makes the same calls"]
-    fp8 = target.precision.quantize_activations == "fp8"
-    if (fp8_unsupported if fp8 else triton_unsupported)(target):
+    if triton_unsupported(target):
         return []
+    fp8 = target.precision.quantize_activations == "fp8"
     epilogues = "its activation, gate and residual are passes of their own"
     speed = ", and Triton multiplies e4m3 at 1125 TFLOP/s on an H100 (pytorch/FBGEMM#2546)" if fp8 else ""
     return [f"Triton is preferred: here {epilogues}{speed}"]

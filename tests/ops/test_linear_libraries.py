@@ -16,7 +16,7 @@ import torch
 
 from kinema.errors import UnsupportedError
 from kinema.ops import plan_ops
-from kinema.ops.common import PRECISIONS, Quantized, Target
+from kinema.ops.common import PRECISIONS, Precision, Quantized, Target
 from kinema.ops.common.launch import recording
 from kinema.ops.linear import libraries, scaled_mm
 from kinema.ops.linear import reference as plain
@@ -62,6 +62,9 @@ UNTAKEN = {
     "bf16": Case(SIZE, GPU["bf16"], groups=2),
     "fp32": Case(SIZE, GPU["fp32"]),
     "stored_fp8": Case(SIZE, CPU["fp8"]),
+    "one_side_in_fp8": Case(SIZE, Precision("one side", BF16, BF16, "fp8")),
+    "epilogue": Case(SIZE, GPU["bf16"], activation="gelu_tanh", groups=2, residual="given", out=True),
+    "in_place": Case(SIZE, GPU["bf16"], residual="aliased"),
 }
 
 
@@ -120,6 +123,14 @@ def test_nothing_and_other_dtypes_go_to_plain_products(door):
     assert scaled_mm.linear(torch.empty(2, 0, 48, dtype=BF16), packed).shape == (2, 0, 32)
     wide = scaled_mm.linear(torch.randn(1, 20, 48), packed)
     assert wide.dtype == torch.float32 and door == []
+
+
+def test_whole_numbers_are_given_in_the_dtype_of_the_input(door):
+    packed = scaled_mm.pack_linear(torch.randn(32, 48), target=Target(DEVICE, GPU["int8"]))
+    x = torch.randn(1, 20, 48)
+    assert scaled_mm.linear(x, packed).dtype == torch.float32
+    assert scaled_mm.linear(x.half(), packed).dtype == torch.float16
+    assert door == ["int_mm", "int_mm"]
 
 
 def test_weights_are_the_reference_s_bit_for_bit():
@@ -204,9 +215,7 @@ def test_triton_is_preferred_and_the_reason_is_given(arch):
 
 
 def test_without_triton_it_is_torch(monkeypatch):
-    refused = {name: lambda target: ["triton is not installed"] for name in ("fp8_unsupported", "triton_unsupported")}
-    monkeypatch.setattr(libraries, "fp8_unsupported", refused["fp8_unsupported"])
-    monkeypatch.setattr(libraries, "triton_unsupported", refused["triton_unsupported"])
+    monkeypatch.setattr(libraries, "triton_unsupported", lambda target: ["triton is not installed"])
     assert libraries.torch_reluctant(Target(META, GPU["fp8"])) == []
     assert libraries.torch_reluctant(Target(META, GPU["bf16"])) == []
 
@@ -222,6 +231,18 @@ def test_an_old_torch_has_no_scale_per_row_everywhere(monkeypatch):
     assert "from torch 2.8 on" in reasons[103][0] and "from torch 2.9 on" in reasons[120][0]
     with recording(hip=True):
         assert "NVIDIA" in libraries.torch_unsupported(Target(META, GPU["fp8"]))[0]
+
+
+def test_a_cpu_multiplies_them_too_but_has_the_reference():
+    for precision in (*CPU.values(), GPU["fp8"]):
+        assert libraries.torch_unsupported(Target(DEVICE, precision)) == []
+        assert libraries.torch_reluctant(Target(DEVICE, precision)) == ["on a CPU the reference makes the same calls"]
+
+
+def test_an_older_gpu_is_named():
+    with recording(86):
+        reasons = libraries.torch_unsupported(Target(META, GPU["fp8"]))
+    assert reasons == ["e4m3 needs compute capability 8.9, the GPU has 8.6"]
 
 
 def test_forced_it_runs_or_raises_with_its_reasons():
