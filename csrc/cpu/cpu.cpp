@@ -79,6 +79,92 @@ int32_t check(const kinema_linear_args *a) {
     return KINEMA_OK;
 }
 
+int32_t check(const kinema_norm_modulate_args *a) {
+    if (a == nullptr || a->x == nullptr || a->out == nullptr)
+        return KINEMA_NO_POINTER;
+    if (a->batch < 0 || a->tokens < 0 || a->channels <= 0)
+        return KINEMA_BAD_SIZE;
+    if ((a->scale != nullptr && a->scale_tokens <= 0) || (a->shift != nullptr && a->shift_tokens <= 0))
+        return KINEMA_BAD_SIZE;
+    if (a->out_dtype != KINEMA_F32 && a->out_dtype != KINEMA_E4M3 && a->out_dtype != KINEMA_I8)
+        return KINEMA_BAD_DTYPE;
+    if (a->out_dtype != KINEMA_F32 && (a->out_scale == nullptr || a->workspace == nullptr))
+        return KINEMA_NO_POINTER;
+    return a->norm >= KINEMA_NO_NORM && a->norm <= KINEMA_LAYER_NORM ? KINEMA_OK : KINEMA_BAD_OPTION;
+}
+
+int32_t check(const kinema_qk_norm_rope_args *a) {
+    if (a == nullptr || a->x == nullptr || a->out == nullptr || (a->cosines == nullptr) != (a->sines == nullptr))
+        return KINEMA_NO_POINTER;
+    if (a->batch < 0 || a->tokens < 0 || a->heads <= 0 || a->head_dim <= 0)
+        return KINEMA_BAD_SIZE;
+    if (a->cosines != nullptr && a->head_dim % 2 != 0)
+        return KINEMA_BAD_SIZE;
+    return a->norm >= KINEMA_NO_NORM && a->norm <= KINEMA_LAYER_NORM ? KINEMA_OK : KINEMA_BAD_OPTION;
+}
+
+int32_t check(const kinema_scheduler_step_args *a) {
+    if (a == nullptr || a->terms == nullptr || a->term_strides == nullptr || a->coefficients == nullptr ||
+        a->outs == nullptr || a->out_strides == nullptr || a->workspace == nullptr)
+        return KINEMA_NO_POINTER;
+    return a->batch < 0 || a->elements < 0 || a->term_count < 0 || a->out_count < 0 ? KINEMA_BAD_SIZE : KINEMA_OK;
+}
+
+int32_t check(const kinema_attention_args *a) {
+    if (a == nullptr)
+        return KINEMA_NO_POINTER;
+    if (a->batch < 0 || a->heads <= 0 || a->head_dim <= 0 || a->query_segments < 1 || a->query_segments > 2 ||
+        a->key_segments < 1 || a->key_segments > 3 || a->causal_block < 0)
+        return KINEMA_BAD_SIZE;
+    for (int64_t s = 0; s < a->query_segments; ++s) {
+        if (a->q[s] == nullptr || a->out[s] == nullptr)
+            return KINEMA_NO_POINTER;
+        if (a->q_tokens[s] < 0)
+            return KINEMA_BAD_SIZE;
+    }
+    for (int64_t s = 0; s < a->key_segments; ++s) {
+        if (a->k[s] == nullptr || a->v[s] == nullptr || (a->cosines[s] == nullptr) != (a->sines[s] == nullptr))
+            return KINEMA_NO_POINTER;
+        if (a->slots[s] < 0 || (a->cosines[s] != nullptr && a->head_dim % 2 != 0))
+            return KINEMA_BAD_SIZE;
+    }
+    if (a->indices != nullptr && (a->counts == nullptr || a->query_tile <= 0 || a->key_tile <= 0 || a->listed < 0))
+        return a->counts == nullptr ? KINEMA_NO_POINTER : KINEMA_BAD_SIZE;
+    return KINEMA_OK;
+}
+
+int32_t check(const kinema_patch_embed_args *a) {
+    if (a == nullptr || a->x == nullptr || a->weight == nullptr || a->out == nullptr)
+        return KINEMA_NO_POINTER;
+    if (a->batch < 0 || a->channels <= 0 || a->patch_t <= 0 || a->patch_h <= 0 || a->patch_w <= 0 || a->features <= 0)
+        return KINEMA_BAD_SIZE;
+    return a->frames % a->patch_t || a->height % a->patch_h || a->width % a->patch_w ? KINEMA_BAD_SIZE : KINEMA_OK;
+}
+
+int32_t check(const kinema_unpatchify_args *a) {
+    if (a == nullptr || a->x == nullptr || a->out == nullptr)
+        return KINEMA_NO_POINTER;
+    return a->batch < 0 || a->channels <= 0 || a->grid_t < 0 || a->grid_h < 0 || a->grid_w < 0 || a->patch_t <= 0 ||
+                   a->patch_h <= 0 || a->patch_w <= 0
+               ? KINEMA_BAD_SIZE
+               : KINEMA_OK;
+}
+
+int32_t check(const kinema_conv3d_args *a) {
+    if (a == nullptr || a->x == nullptr || a->weight == nullptr || a->out == nullptr)
+        return KINEMA_NO_POINTER;
+    if (a->batch < 0 || a->in_channels <= 0 || a->out_channels <= 0 || a->frames <= 0 || a->height <= 0 ||
+        a->width <= 0 || a->upsample <= 0 || a->kernel_t <= 0 || a->kernel_h <= 0 || a->kernel_w <= 0 ||
+        a->stride_t <= 0 || a->stride_h <= 0 || a->stride_w <= 0 || a->pad_top < 0 || a->pad_bottom < 0 ||
+        a->pad_left < 0 || a->pad_right < 0)
+        return KINEMA_BAD_SIZE;
+    const int64_t past = a->kernel_t > a->stride_t ? a->kernel_t - a->stride_t : 0;
+    if (past + a->frames < a->kernel_t || a->height * a->upsample + a->pad_top + a->pad_bottom < a->kernel_h ||
+        a->width * a->upsample + a->pad_left + a->pad_right < a->kernel_w)
+        return KINEMA_BAD_SIZE;
+    return a->activation < KINEMA_NONE || a->activation > KINEMA_SILU ? KINEMA_BAD_OPTION : KINEMA_OK;
+}
+
 } // namespace
 
 } // namespace kinema
@@ -188,6 +274,80 @@ int32_t kinema_linear(const kinema_cpu *cpu, const kinema_linear_args *args) {
     if (args->workspace == nullptr)
         return KINEMA_NO_POINTER;
     cpu->table->linear(*args, cpu->pool);
+    return KINEMA_OK;
+}
+
+int32_t kinema_norm_modulate(const kinema_cpu *cpu, const kinema_norm_modulate_args *args) {
+    const int32_t status = check(args);
+    if (status != KINEMA_OK)
+        return status;
+    cpu->table->norm_modulate(*args, cpu->pool);
+    return KINEMA_OK;
+}
+
+int32_t kinema_qk_norm_rope(const kinema_cpu *cpu, const kinema_qk_norm_rope_args *args) {
+    const int32_t status = check(args);
+    if (status != KINEMA_OK)
+        return status;
+    cpu->table->qk_norm_rope(*args, cpu->pool);
+    return KINEMA_OK;
+}
+
+int32_t kinema_scheduler_step(const kinema_cpu *cpu, const kinema_scheduler_step_args *args) {
+    const int32_t status = check(args);
+    if (status != KINEMA_OK)
+        return status;
+    cpu->table->scheduler_step(*args, cpu->pool);
+    return KINEMA_OK;
+}
+
+int64_t kinema_attention_workspace(const kinema_cpu *cpu, const kinema_attention_args *args) {
+    return check(args) == KINEMA_OK ? cpu->table->attention_workspace(*args) : 0;
+}
+
+int32_t kinema_attention(const kinema_cpu *cpu, const kinema_attention_args *args) {
+    const int32_t status = check(args);
+    if (status != KINEMA_OK)
+        return status;
+    if (args->workspace == nullptr)
+        return KINEMA_NO_POINTER;
+    cpu->table->attention(*args, cpu->pool);
+    return KINEMA_OK;
+}
+
+int64_t kinema_patch_embed_workspace(const kinema_cpu *cpu, const kinema_patch_embed_args *args) {
+    return check(args) == KINEMA_OK ? cpu->table->patch_embed_workspace(*args) : 0;
+}
+
+int32_t kinema_patch_embed(const kinema_cpu *cpu, const kinema_patch_embed_args *args) {
+    const int32_t status = check(args);
+    if (status != KINEMA_OK)
+        return status;
+    if (args->workspace == nullptr)
+        return KINEMA_NO_POINTER;
+    cpu->table->patch_embed(*args, cpu->pool);
+    return KINEMA_OK;
+}
+
+int32_t kinema_unpatchify(const kinema_cpu *cpu, const kinema_unpatchify_args *args) {
+    const int32_t status = check(args);
+    if (status != KINEMA_OK)
+        return status;
+    cpu->table->unpatchify(*args, cpu->pool);
+    return KINEMA_OK;
+}
+
+int64_t kinema_conv3d_workspace(const kinema_cpu *cpu, const kinema_conv3d_args *args) {
+    return check(args) == KINEMA_OK ? cpu->table->conv3d_workspace(*args) : 0;
+}
+
+int32_t kinema_conv3d(const kinema_cpu *cpu, const kinema_conv3d_args *args) {
+    const int32_t status = check(args);
+    if (status != KINEMA_OK)
+        return status;
+    if (args->workspace == nullptr)
+        return KINEMA_NO_POINTER;
+    cpu->table->conv3d(*args, cpu->pool);
     return KINEMA_OK;
 }
 

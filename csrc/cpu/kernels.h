@@ -1,19 +1,35 @@
 // Included once per instruction set, behind its vectors: all kernels, compiled for it, and their table.
 #pragma once
 
+// clang-format off
 #include "math.h"
 #include "micro.h"
 #include "panels.h"
-
 #include "gemm.h"
 #include "linear.h"
+#include "rows.h"
+#include "attention.h"
+#include "patches.h"
+#include "conv3d.h"
 #include "table.h"
+// clang-format on
 
 #define KINEMA_TABLE(isa)                                                                                              \
-    extern const Table isa##_table = {#isa,                                                                            \
-                                      isa::activate,                                                                   \
-                                      isa::exponential,                                                                \
-                                      isa::packed_bytes,                                                               \
-                                      isa::pack_weight,                                                                \
-                                      isa::linear_workspace,                                                           \
-                                      isa::linear}
+    extern const Table isa##_table = {                                                                                 \
+        #isa,                                                                                                          \
+        isa::activate,                                                                                                 \
+        isa::exponential,                                                                                              \
+        isa::packed_bytes,                                                                                             \
+        isa::pack_weight,                                                                                              \
+        isa::linear_workspace,                                                                                         \
+        isa::linear,                                                                                                   \
+        isa::norm_modulate,                                                                                            \
+        isa::qk_norm_rope,                                                                                             \
+        isa::scheduler_step,                                                                                           \
+        isa::attention_workspace,                                                                                      \
+        isa::attention,                                                                                                \
+        isa::patch_embed_workspace,                                                                                    \
+        isa::patch_embed,                                                                                              \
+        isa::unpatchify,                                                                                               \
+        isa::conv3d_workspace,                                                                                         \
+        isa::conv3d}

@@ -15,6 +15,16 @@ struct Table {
         int64_t in_features, int64_t out_features, int32_t dtype, int32_t gated, const void *rows, void *packed);
     int64_t (*linear_workspace)(const kinema_linear_args &args);
     void (*linear)(const kinema_linear_args &args, Pool &pool);
+    void (*norm_modulate)(const kinema_norm_modulate_args &args, Pool &pool);
+    void (*qk_norm_rope)(const kinema_qk_norm_rope_args &args, Pool &pool);
+    void (*scheduler_step)(const kinema_scheduler_step_args &args, Pool &pool);
+    int64_t (*attention_workspace)(const kinema_attention_args &args);
+    void (*attention)(const kinema_attention_args &args, Pool &pool);
+    int64_t (*patch_embed_workspace)(const kinema_patch_embed_args &args);
+    void (*patch_embed)(const kinema_patch_embed_args &args, Pool &pool);
+    void (*unpatchify)(const kinema_unpatchify_args &args, Pool &pool);
+    int64_t (*conv3d_workspace)(const kinema_conv3d_args &args);
+    void (*conv3d)(const kinema_conv3d_args &args, Pool &pool);
 };
 
 // Each in a file of its own, compiled for its instructions.

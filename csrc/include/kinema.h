@@ -110,6 +110,169 @@ typedef struct kinema_linear_args {
 KINEMA_API int64_t kinema_linear_workspace(const kinema_cpu *cpu, const kinema_linear_args *args);
 KINEMA_API int32_t kinema_linear(const kinema_cpu *cpu, const kinema_linear_args *args);
 
+/* ---- rows: norms, rotation, 8 bits ---- */
+
+enum kinema_norm { KINEMA_NO_NORM = 0, KINEMA_RMS_NORM = 1, KINEMA_LAYER_NORM = 2 };
+
+/* y = (1 + scale) * (norm(x) * weight + bias) + shift over rows of `channels`; every pointer but x and out may be null
+ */
+typedef struct kinema_norm_modulate_args {
+    int64_t batch, tokens, channels;
+    const float *x;
+    int64_t x_stride_b, x_stride_s;
+    const float *weight;
+    const float *bias;
+    const float *scale; /* token s of sample b reads row s / scale_tokens */
+    int64_t scale_stride_b, scale_stride_g, scale_tokens;
+    const float *shift;
+    int64_t shift_stride_b, shift_stride_g, shift_tokens;
+    void *out; /* fp32 with the strides below; or out_dtype E4M3 or I8, dense, each row divided by its out_scale */
+    int64_t out_stride_b, out_stride_s;
+    float *out_scale; /* [batch * tokens] */
+    void *workspace;  /* threads * channels floats, of an out in 8 bits */
+    float eps;
+    int32_t norm;
+    int32_t out_dtype;
+    int32_t threads;
+} kinema_norm_modulate_args;
+
+KINEMA_API int32_t kinema_norm_modulate(const kinema_cpu *cpu, const kinema_norm_modulate_args *args);
+
+/* x [batch, tokens, heads * head_dim] -> out [batch, heads, tokens, head_dim], each head dense over tokens and channels
+ */
+typedef struct kinema_qk_norm_rope_args {
+    int64_t batch, tokens, heads, head_dim;
+    const float *x;
+    int64_t x_stride_b, x_stride_s;
+    const float *weight; /* [heads * head_dim] if across_heads, else [head_dim]; may be null, as bias may */
+    const float *bias;
+    const float *cosines; /* [rope_tokens, head_dim / 2], of tokens from rope_start on; null: nothing is rotated */
+    const float *sines;
+    int64_t rope_stride_b, rope_start, rope_tokens;
+    float *out;
+    int64_t out_stride_b, out_stride_n;
+    float eps;
+    int32_t norm;
+    int32_t across_heads;
+    int32_t interleaved; /* pairs (2j, 2j + 1), else (j, j + head_dim / 2) */
+    int32_t threads;
+} kinema_qk_norm_rope_args;
+
+KINEMA_API int32_t kinema_qk_norm_rope(const kinema_cpu *cpu, const kinema_qk_norm_rope_args *args);
+
+/* ---- scheduler_step: out[m] = sum over k of coefficients[b, m, k] * terms[k] ---- */
+
+typedef struct kinema_scheduler_step_args {
+    int64_t batch, elements; /* of one sample */
+    int64_t term_count, out_count;
+    const float *const *terms;
+    const int64_t *term_strides; /* between samples */
+    const float *coefficients;   /* [batch, out_count, term_count]; a term whose coefficient is 0 is not read for it */
+    float *const *outs;          /* each may be a term */
+    const int64_t *out_strides;
+    void *workspace; /* threads * out_count * KINEMA_STEP_BLOCK floats */
+    int32_t threads;
+} kinema_scheduler_step_args;
+
+#define KINEMA_STEP_BLOCK 1024
+
+KINEMA_API int32_t kinema_scheduler_step(const kinema_cpu *cpu, const kinema_scheduler_step_args *args);
+
+/* ---- attention ---- */
+
+/* Up to two query segments see up to three key segments as if they were concatenated. */
+typedef struct kinema_attention_args {
+    int64_t batch, heads, head_dim;
+    int64_t query_segments, key_segments;
+    const float *q[2]; /* channels dense */
+    int64_t q_stride_b[2], q_stride_n[2], q_stride_s[2], q_tokens[2];
+    float *out[2]; /* [batch, tokens, heads * head_dim], channels dense */
+    int64_t out_stride_b[2], out_stride_s[2];
+    const float *residual; /* of the first segment; may be its out; null: 0 */
+    int64_t residual_stride_b, residual_stride_s;
+    const float *k[3];
+    int64_t k_stride_b[3], k_stride_n[3], k_stride_r[3];
+    const float *v[3];
+    int64_t v_stride_b[3], v_stride_n[3], v_stride_r[3];
+    int64_t slots[3];
+    const int64_t *lengths[3]; /* [batch], how many slots are real; null: all */
+    const float *cosines[3];   /* rotates keys on read; null: they are as they are */
+    const float *sines[3];
+    int64_t rope_stride_b[3], rope_start[3], rope_tokens[3];
+    const float *bias; /* added to the logits, indexed by concatenated queries and slots; null: 0 */
+    int64_t bias_stride_b, bias_stride_n, bias_stride_s, bias_stride_r;
+    int64_t causal_block, causal_offset;  /* of the last key segment; a block of 0: every query sees every key */
+    const int32_t *indices;               /* tiles of keys, [query tiles, listed]; null: all */
+    const int32_t *counts;                /* [query tiles] */
+    int64_t list_stride_b, list_stride_n; /* of counts; those of indices are `listed` times as large */
+    int64_t listed, query_tile, key_tile;
+    void *workspace; /* kinema_attention_workspace() bytes, 64-byte aligned */
+    float scale;
+    int32_t interleaved[3];
+    int32_t threads;
+} kinema_attention_args;
+
+KINEMA_API int64_t kinema_attention_workspace(const kinema_cpu *cpu, const kinema_attention_args *args);
+KINEMA_API int32_t kinema_attention(const kinema_cpu *cpu, const kinema_attention_args *args);
+
+/* ---- patches and convolutions ---- */
+
+/* token(t, h, w) = W patch(t, h, w) + b + position; the weight is packed by kinema_linear_pack from [features, channels
+   * pt * ph * pw] */
+typedef struct kinema_patch_embed_args {
+    int64_t batch, channels, frames, height, width;
+    const float *x;
+    int64_t x_stride_b, x_stride_c, x_stride_t, x_stride_h, x_stride_w;
+    int64_t patch_t, patch_h, patch_w, features;
+    const void *weight;
+    const float *bias;
+    const float *position; /* [tokens, features] */
+    int64_t position_stride_b, position_stride_s;
+    float *out; /* [batch, tokens, features] */
+    int64_t out_stride_b, out_stride_s;
+    void *workspace; /* kinema_patch_embed_workspace() bytes, 64-byte aligned */
+    int32_t threads;
+} kinema_patch_embed_args;
+
+KINEMA_API int64_t kinema_patch_embed_workspace(const kinema_cpu *cpu, const kinema_patch_embed_args *args);
+KINEMA_API int32_t kinema_patch_embed(const kinema_cpu *cpu, const kinema_patch_embed_args *args);
+
+/* Tokens [batch, t * h * w, patch of channels] back to a dense video [batch, channels, t * pt, h * ph, w * pw]. */
+typedef struct kinema_unpatchify_args {
+    int64_t batch, channels, grid_t, grid_h, grid_w, patch_t, patch_h, patch_w;
+    const float *x;
+    int64_t x_stride_b, x_stride_s;
+    float *out;
+    int32_t channel_first; /* a token is (channels, pt, ph, pw), else (pt, ph, pw, channels) */
+    int32_t threads;
+} kinema_unpatchify_args;
+
+KINEMA_API int32_t kinema_unpatchify(const kinema_cpu *cpu, const kinema_unpatchify_args *args);
+
+/* conv(past frames ++ upsample(act(norm(x)))) + bias + residual, channels last; the weight is packed by
+   kinema_linear_pack from [out_channels, kernel_t * kernel_h * kernel_w * in_channels] */
+typedef struct kinema_conv3d_args {
+    int64_t batch, in_channels, out_channels, frames, height, width;
+    const float *x;
+    int64_t x_stride_b, x_stride_c, x_stride_t, x_stride_h, x_stride_w;
+    const float *norm; /* [in_channels] of x / max(|x|, 1e-12) * sqrt(in_channels) * norm; null: none */
+    float *cache;      /* the frames before x, read and then renewed; null: zeros */
+    int64_t cache_stride_b, cache_stride_c, cache_stride_t, cache_stride_h, cache_stride_w;
+    int64_t kernel_t, kernel_h, kernel_w, stride_t, stride_h, stride_w;
+    int64_t pad_top, pad_bottom, pad_left, pad_right;
+    int64_t upsample;
+    const void *weight;
+    const float *bias;
+    const float *residual; /* dense [batch, frames', height', width', out_channels], as out; may be out itself */
+    float *out;
+    void *workspace;    /* kinema_conv3d_workspace() bytes, 64-byte aligned */
+    int32_t activation; /* of x, behind the norm */
+    int32_t threads;
+} kinema_conv3d_args;
+
+KINEMA_API int64_t kinema_conv3d_workspace(const kinema_cpu *cpu, const kinema_conv3d_args *args);
+KINEMA_API int32_t kinema_conv3d(const kinema_cpu *cpu, const kinema_conv3d_args *args);
+
 #ifdef __cplusplus
 }
 #endif

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from kinema.ops.common.capability import Implementation, Target
+from kinema.ops.common.rope import Rope
 
 ABI_VERSION = 1  # of csrc/include/kinema.h
 ISA_VARIABLE = "KINEMA_CPU_ISA"  # forces an instruction set: portable, avx2, avx512
@@ -36,6 +37,9 @@ DTYPES = {
 }
 ACTIVATIONS = {"none": 0, "gelu": 1, "gelu_tanh": 2, "quick_gelu": 3, "silu": 4}
 
+WITH_WORKSPACE = ("linear", "attention", "patch_embed", "conv3d")
+OPS = (*WITH_WORKSPACE, "norm_modulate", "qk_norm_rope", "scheduler_step", "unpatchify")
+
 _POINTER, _INT32, _INT64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "kinema_status_text": (ctypes.c_char_p, [_INT32]),
@@ -46,8 +50,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "kinema_exp": (_INT32, [_POINTER, _INT64, _POINTER, _POINTER]),
     "kinema_linear_packed_bytes": (_INT64, [_POINTER, _INT64, _INT64, _INT32, _INT32]),
     "kinema_linear_pack": (_INT32, [_POINTER, _INT64, _INT64, _INT32, _INT32, _POINTER, _POINTER]),
-    "kinema_linear_workspace": (_INT64, [_POINTER, _POINTER]),
-    "kinema_linear": (_INT32, [_POINTER, _POINTER]),
+    **{f"kinema_{op}": (_INT32, [_POINTER, _POINTER]) for op in OPS},
+    **{f"kinema_{op}_workspace": (_INT64, [_POINTER, _POINTER]) for op in WITH_WORKSPACE},
 }
 
 
@@ -185,7 +189,43 @@ def address(t: torch.Tensor | None) -> int | None:
     return None if t is None else t.data_ptr()
 
 
-def dense_channels(name: str, t: torch.Tensor) -> None:
-    """Refuses a tensor whose last axis is not dense."""
+def fp32(t: torch.Tensor | None) -> torch.Tensor | None:
+    """t in fp32 with its last axis dense: itself, if it is so."""
+    if t is None or (t.dtype == torch.float32 and (t.stride(-1) == 1 or t.shape[-1] == 1)):
+        return t
+    return t.float().contiguous()
+
+
+def rope_table(
+    rope: Rope | None, batch: int, tokens: int, head_dim: int
+) -> tuple[torch.Tensor | None, torch.Tensor | None, int, int, int]:
+    """(cosines, sines, their stride over B, first token, tokens): what rotates queries or keys [B, N, S, D]."""
+    if rope is None:
+        return None, None, 0, 0, 0
+    length = rope.cos.shape[-2]
+    if rope.start + length > tokens or rope.cos.shape[-1] * 2 != head_dim:
+        raise ValueError(
+            f"the rotation covers tokens {rope.start} to {rope.start + length} of head dim {2 * rope.cos.shape[-1]}, "
+            f"there are {tokens} of {head_dim}"
+        )
+    cosines, sines = rope.cos.float().contiguous(), rope.sin.float().contiguous()
+    if cosines.ndim == 3 and cosines.shape[0] not in (1, batch):
+        raise ValueError(f"the rotation is of {cosines.shape[0]} samples, wanted {batch}")
+    return cosines, sines, cosines.stride(0) if cosines.ndim == 3 and cosines.shape[0] > 1 else 0, rope.start, length
+
+
+def pack_panels(native: Cpu, rows: torch.Tensor) -> torch.Tensor:
+    """A weight [out, in] packed in fp32."""
+    rows = rows.detach().float().contiguous()
+    shape = (rows.shape[1], rows.shape[0], F32, 0)
+    panels = aligned_bytes(native.library.kinema_linear_packed_bytes(native.handle, *shape))
+    native.check(native.library.kinema_linear_pack(native.handle, *shape, rows.data_ptr(), panels.data_ptr()))
+    return panels
+
+
+def readable(name: str, t: torch.Tensor, dtype: torch.dtype = torch.float32) -> None:
+    """Refuses a tensor that is not of `dtype`, or whose last axis is not dense."""
+    if t.dtype != dtype:
+        raise ValueError(f"{name} is {t.dtype}, wanted {dtype}")
     if t.stride(-1) != 1 and t.shape[-1] != 1:
         raise ValueError(f"{name} has strides {t.stride()}, wanted its channels dense")

@@ -16,7 +16,7 @@ from kinema.ops.common.native import (
     address,
     aligned_bytes,
     cpu,
-    dense_channels,
+    readable,
     workspace,
 )
 from kinema.ops.linear import Activation, LinearWeight, reference
@@ -128,11 +128,10 @@ def linear(
     if features + more != weight.in_features:
         raise ValueError(f"x has {features + more} features, the weight wanted {weight.in_features}")
     y = claim(out, (batch, tokens, weight.out_features), torch.float32, first.device)
-    for name, given in (("x", first), ("x", second), ("residual", residual)):
+    readable("x", first, first.dtype if scale is not None else torch.float32)
+    for name, given in (("x", second), ("residual", residual)):
         if given is not None:
-            dense_channels(name, given)
-            if scale is None and given.dtype != torch.float32:
-                raise ValueError(f"{name} is {given.dtype}, wanted torch.float32")
+            readable(name, given)
     if residual is not None and residual.shape != y.shape:
         raise ValueError(f"residual is {tuple(residual.shape)}, wanted {tuple(y.shape)}")
     if gate is not None and (gate.dtype != torch.float32 or gate.stride(-1) != 1):

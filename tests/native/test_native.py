@@ -13,13 +13,29 @@ import pytest
 import torch
 
 from kinema.ops import linear
+from kinema.ops.attention import cpu as attention_cpu
 from kinema.ops.common import PRECISIONS, Quantized, Target, native
+from kinema.ops.conv3d import cpu as conv3d_cpu
 from kinema.ops.linear import cpu as linear_cpu
+from kinema.ops.norm_modulate import cpu as norm_modulate_cpu
+from kinema.ops.patch_embed import cpu as patch_embed_cpu
+from kinema.ops.qk_norm_rope import cpu as qk_norm_rope_cpu
+from kinema.ops.scheduler_step import cpu as scheduler_step_cpu
+from kinema.ops.unpatchify import cpu as unpatchify_cpu
 
 HEADER = Path(__file__).parents[2] / "csrc" / "include" / "kinema.h"
 CPU = PRECISIONS["cpu"]
 # structs of the header, and their mirrors
-MIRRORS = {"kinema_linear_args": linear_cpu.LinearArguments}
+MIRRORS = {
+    "kinema_attention_args": attention_cpu.AttentionArguments,
+    "kinema_conv3d_args": conv3d_cpu.Conv3dArguments,
+    "kinema_linear_args": linear_cpu.LinearArguments,
+    "kinema_norm_modulate_args": norm_modulate_cpu.NormModulateArguments,
+    "kinema_patch_embed_args": patch_embed_cpu.PatchEmbedArguments,
+    "kinema_qk_norm_rope_args": qk_norm_rope_cpu.QkNormRopeArguments,
+    "kinema_scheduler_step_args": scheduler_step_cpu.SchedulerStepArguments,
+    "kinema_unpatchify_args": unpatchify_cpu.UnpatchifyArguments,
+}
 
 needs_library = pytest.mark.skipif(not native.instruction_sets(), reason="the native kernels are not built")
 
@@ -99,11 +115,16 @@ def test_a_struct_of_arguments_is_the_one_of_the_header(name):
     wanted = []
     for declaration in filter(None, map(str.strip, body.split(";"))):
         kind, names = re.fullmatch(r"((?:const )?\w+)\s+(.*)", declaration, flags=re.DOTALL).groups()
-        for field in names.split(","):
-            pointer = "*" in field
+        for part in names.split(","):
+            pointer, field, count = re.fullmatch(r"\s*((?:\*|const|\s)*)(\w+)(?:\[(\d)\])?", part).groups()
             types = {"int64_t": ctypes.c_int64, "int32_t": ctypes.c_int32, "float": ctypes.c_float}
-            wanted.append((field.replace("*", "").strip(), ctypes.c_void_p if pointer else types[kind]))
+            single = ctypes.c_void_p if "*" in pointer else types[kind]
+            wanted.append((field, single * int(count) if count else single))
     assert list(MIRRORS[name]._fields_) == wanted
+
+
+def test_the_block_of_a_step_is_the_one_of_the_header():
+    assert int(re.search(r"#define KINEMA_STEP_BLOCK (\d+)", HEADER.read_text())[1]) == scheduler_step_cpu.BLOCK
 
 
 def test_the_version_of_the_interface_is_the_one_of_the_header():

@@ -1,0 +1,238 @@
+// Ops that take a row of channels at a time: it is read from memory once and stays in the first-level cache.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "kinema.h"
+#include "pool.h"
+
+namespace kinema {
+namespace KINEMA_ISA {
+
+constexpr int64_t TASK_VALUES = 16384; // what a thread takes at once: enough to be worth the hand-over
+
+// f(index, thread) for every row, many of them a task.
+template <class F> void each_row(Pool &pool, int32_t threads, int64_t rows, int64_t width, const F &f) {
+    struct Work {
+        const F &f;
+        int64_t rows, block;
+    } work{f, rows, most(1, TASK_VALUES / most(width, 1))};
+    pool.run(
+        threads > 1 ? threads : 1, ceil_div(rows, work.block),
+        [](void *data, int64_t task, int thread) {
+            const Work &w = *static_cast<const Work *>(data);
+            const int64_t end = least(w.rows, (task + 1) * w.block);
+            for (int64_t row = task * w.block; row < end; ++row)
+                w.f(row, thread);
+        },
+        &work);
+}
+
+inline V load_some(const float *p, int lanes) { return lanes == W ? load(p) : load_n(p, lanes); }
+inline void store_some(float *p, V v, int lanes) {
+    if (lanes == W)
+        store(p, v);
+    else
+        store_n(p, v, lanes);
+}
+
+// Σ f(vector of x) over a row, in four sums side by side; f of the lanes behind the end is of `filler`.
+template <class F> inline float row_sum(const float *x, int64_t count, float filler, F f) {
+    V sums[4] = {set1(0.0f), set1(0.0f), set1(0.0f), set1(0.0f)};
+    int64_t i = 0;
+    for (; i + 4 * W <= count; i += 4 * W)
+        for (int s = 0; s < 4; ++s)
+            sums[s] = add(sums[s], f(load(x + i + s * W)));
+    for (; i + W <= count; i += W)
+        sums[0] = add(sums[0], f(load(x + i)));
+    if (i < count) {
+        float rest[W];
+        for (int lane = 0; lane < W; ++lane)
+            rest[lane] = i + lane < count ? x[i + lane] : filler;
+        sums[1] = add(sums[1], f(load(rest)));
+    }
+    return sum(add(add(sums[0], sums[1]), add(sums[2], sums[3])));
+}
+
+struct Moments {
+    float mean, factor; // norm(x) = (x − mean)·factor
+};
+
+inline Moments moments(const float *x, int64_t count, int32_t norm, float eps) {
+    if (norm == KINEMA_NO_NORM)
+        return {0.0f, 1.0f};
+    float mean = 0.0f;
+    if (norm == KINEMA_LAYER_NORM)
+        mean = row_sum(x, count, 0.0f, [](V v) { return v; }) / static_cast<float>(count);
+    // of x − mean: E[x²] − mean² cancels where the mean is large
+    const V middle = set1(mean);
+    const float squares = row_sum(x, count, mean, [=](V v) {
+        const V d = sub(v, middle);
+        return mul(d, d);
+    });
+    return {mean, 1.0f / std::sqrt(squares / static_cast<float>(count) + eps)};
+}
+
+// to = (x − mean)·factor·weight + bias; weight and bias may be null
+inline void apply(const Moments &of, const float *x, const float *weight, const float *bias, int64_t count, float *to) {
+    const V mean = set1(of.mean), factor = set1(of.factor);
+    for (int64_t i = 0; i < count; i += W) {
+        const int lanes = static_cast<int>(least(count - i, W));
+        V y = mul(sub(load_some(x + i, lanes), mean), factor);
+        if (weight != nullptr)
+            y = mul(y, load_some(weight + i, lanes));
+        if (bias != nullptr)
+            y = add(y, load_some(bias + i, lanes));
+        store_some(to + i, y, lanes);
+    }
+}
+
+// ---- 8 bits
+
+// fp32 → e4m3 to nearest even, saturating; without a branch, so that compilers make vectors of it
+inline uint8_t to_e4m3(float x) {
+    uint32_t bits, whole;
+    std::memcpy(&bits, &x, sizeof bits);
+    const uint32_t sign = bits >> 24 & 0x80u, size_bits = bits & 0x7fffffffu;
+    float size;
+    std::memcpy(&size, &size_bits, sizeof size);
+    const float kept = size < 448.0f ? size : 448.0f;
+    std::memcpy(&whole, &kept, sizeof whole);
+    // exponent and three bits of mantissa, from fp32's bias to e4m3's; below 2^-6 whole steps of 2^-9
+    const uint32_t normal = ((whole + 0x7ffffu + (whole >> 20 & 1u)) >> 20) - (120u << 3);
+    const uint32_t small = static_cast<uint32_t>(static_cast<int32_t>(std::nearbyintf(kept * 512.0f)));
+    const uint32_t code = kept < 0.015625f ? small : normal;
+    return static_cast<uint8_t>((size_bits > 0x7f800000u ? 0x7fu : code) | sign);
+}
+
+// to = x / scale in 8 bits with scale = max(max|x|, 1e-12) / limit, which is returned
+inline float quantize_row(const float *x, int64_t count, int32_t dtype, void *to) {
+    const float size = largest(x, count);
+    const float limit = dtype == KINEMA_I8 ? 127.0f : 448.0f, scale = (size > 1e-12f ? size : 1e-12f) / limit;
+    if (dtype == KINEMA_I8) {
+        quantize_i8(x, scale, count, static_cast<int8_t *>(to));
+        return scale;
+    }
+    uint8_t *codes = static_cast<uint8_t *>(to);
+    for (int64_t i = 0; i < count; ++i)
+        codes[i] = to_e4m3(x[i] / scale);
+    return scale;
+}
+
+// ---- norm_modulate
+
+inline void norm_modulate_row(const kinema_norm_modulate_args &a, int64_t row, float *to) {
+    const int64_t b = row / a.tokens, s = row % a.tokens;
+    const float *x = a.x + b * a.x_stride_b + s * a.x_stride_s, *scale = nullptr, *shift = nullptr;
+    if (a.scale != nullptr)
+        scale = a.scale + b * a.scale_stride_b + s / a.scale_tokens * a.scale_stride_g;
+    if (a.shift != nullptr)
+        shift = a.shift + b * a.shift_stride_b + s / a.shift_tokens * a.shift_stride_g;
+    const Moments of = moments(x, a.channels, a.norm, a.eps);
+    const V mean = set1(of.mean), factor = set1(of.factor), one = set1(1.0f);
+    for (int64_t i = 0; i < a.channels; i += W) {
+        const int lanes = static_cast<int>(least(a.channels - i, W));
+        V y = mul(sub(load_some(x + i, lanes), mean), factor);
+        if (a.weight != nullptr)
+            y = mul(y, load_some(a.weight + i, lanes));
+        if (a.bias != nullptr)
+            y = add(y, load_some(a.bias + i, lanes));
+        if (scale != nullptr)
+            y = mul(y, add(one, load_some(scale + i, lanes)));
+        if (shift != nullptr)
+            y = add(y, load_some(shift + i, lanes));
+        store_some(to + i, y, lanes);
+    }
+}
+
+inline void norm_modulate(const kinema_norm_modulate_args &a, Pool &pool) {
+    each_row(pool, a.threads, a.batch * a.tokens, a.channels, [&](int64_t row, int thread) {
+        if (a.out_dtype == KINEMA_F32) {
+            float *out =
+                static_cast<float *>(a.out) + row / a.tokens * a.out_stride_b + row % a.tokens * a.out_stride_s;
+            norm_modulate_row(a, row, out);
+            return;
+        }
+        float *wide = static_cast<float *>(a.workspace) + thread * a.channels;
+        norm_modulate_row(a, row, wide);
+        a.out_scale[row] = quantize_row(wide, a.channels, a.out_dtype, static_cast<char *>(a.out) + row * a.channels);
+    });
+}
+
+// ---- qk_norm_rope
+
+// Rotates pairs of x [head_dim] in place.
+inline void rotate(float *x, const float *cosines, const float *sines, int64_t pairs, bool interleaved) {
+    if (interleaved)
+        for (int64_t j = 0; j < pairs; ++j) {
+            const float a = x[2 * j], b = x[2 * j + 1];
+            x[2 * j] = a * cosines[j] - b * sines[j];
+            x[2 * j + 1] = a * sines[j] + b * cosines[j];
+        }
+    else
+        for (int64_t j = 0; j < pairs; ++j) {
+            const float a = x[j], b = x[j + pairs];
+            x[j] = a * cosines[j] - b * sines[j];
+            x[j + pairs] = a * sines[j] + b * cosines[j];
+        }
+}
+
+inline void qk_norm_rope(const kinema_qk_norm_rope_args &a, Pool &pool) {
+    const int64_t channels = a.heads * a.head_dim;
+    each_row(pool, a.threads, a.batch * a.tokens, channels, [&](int64_t row, int) {
+        const int64_t b = row / a.tokens, s = row % a.tokens;
+        const float *x = a.x + b * a.x_stride_b + s * a.x_stride_s;
+        Moments of{0.0f, 1.0f};
+        if (a.across_heads)
+            of = moments(x, channels, a.norm, a.eps);
+        const int64_t turned = s - a.rope_start;
+        const bool rotates = a.cosines != nullptr && turned >= 0 && turned < a.rope_tokens;
+        const int64_t table = rotates ? b * a.rope_stride_b + turned * (a.head_dim / 2) : 0;
+        for (int64_t head = 0; head < a.heads; ++head) {
+            const float *from = x + head * a.head_dim;
+            float *to = a.out + b * a.out_stride_b + head * a.out_stride_n + s * a.head_dim;
+            if (!a.across_heads)
+                of = moments(from, a.head_dim, a.norm, a.eps);
+            const int64_t at = a.across_heads ? head * a.head_dim : 0;
+            apply(
+                of, from, a.weight != nullptr ? a.weight + at : nullptr, a.bias != nullptr ? a.bias + at : nullptr,
+                a.head_dim, to);
+            if (rotates)
+                rotate(to, a.cosines + table, a.sines + table, a.head_dim / 2, a.interleaved != 0);
+        }
+    });
+}
+
+// ---- scheduler_step
+
+inline void scheduler_step(const kinema_scheduler_step_args &a, Pool &pool) {
+    constexpr int64_t BLOCK = KINEMA_STEP_BLOCK;
+    const int64_t blocks = ceil_div(a.elements, BLOCK);
+    // every output of a block is summed before any is written: an output may be a term
+    each_row(pool, a.threads, a.batch * blocks, BLOCK * a.term_count, [&](int64_t row, int thread) {
+        const int64_t b = row / blocks, first = row % blocks * BLOCK, count = least(a.elements - first, BLOCK);
+        float *sums = static_cast<float *>(a.workspace) + thread * a.out_count * BLOCK;
+        for (int64_t m = 0; m < a.out_count; ++m) {
+            const float *c = a.coefficients + (b * a.out_count + m) * a.term_count;
+            float *to = sums + m * BLOCK;
+            std::memset(to, 0, count * sizeof(float));
+            for (int64_t k = 0; k < a.term_count; ++k) {
+                if (c[k] == 0.0f)
+                    continue;
+                const float *term = a.terms[k] + b * a.term_strides[k] + first;
+                const V factor = set1(c[k]);
+                for (int64_t i = 0; i < count; i += W) {
+                    const int lanes = static_cast<int>(least(count - i, W));
+                    store(to + i, fma(factor, load_some(term + i, lanes), load(to + i)));
+                }
+            }
+        }
+        for (int64_t m = 0; m < a.out_count; ++m)
+            std::memcpy(a.outs[m] + b * a.out_strides[m] + first, sums + m * BLOCK, count * sizeof(float));
+    });
+}
+
+} // namespace KINEMA_ISA
+} // namespace kinema

@@ -1,0 +1,188 @@
+"""`attention` on the native CPU kernels (csrc/cpu/attention.h)."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+
+from kinema.ops.attention import KV, BlockCausal, BlockList, reference
+from kinema.ops.common import QuantKind, claim
+from kinema.ops.common.native import address, cpu, readable, rope_table, workspace
+
+_Two, _Three = ctypes.c_int64 * 2, ctypes.c_int64 * 3
+_TwoPointers, _ThreePointers = ctypes.c_void_p * 2, ctypes.c_void_p * 3
+
+
+class AttentionArguments(ctypes.Structure):
+    """kinema_attention_args of csrc/include/kinema.h."""
+
+    _fields_ = (
+        ("batch", ctypes.c_int64),
+        ("heads", ctypes.c_int64),
+        ("head_dim", ctypes.c_int64),
+        ("query_segments", ctypes.c_int64),
+        ("key_segments", ctypes.c_int64),
+        ("q", _TwoPointers),
+        ("q_stride_b", _Two),
+        ("q_stride_n", _Two),
+        ("q_stride_s", _Two),
+        ("q_tokens", _Two),
+        ("out", _TwoPointers),
+        ("out_stride_b", _Two),
+        ("out_stride_s", _Two),
+        ("residual", ctypes.c_void_p),
+        ("residual_stride_b", ctypes.c_int64),
+        ("residual_stride_s", ctypes.c_int64),
+        ("k", _ThreePointers),
+        ("k_stride_b", _Three),
+        ("k_stride_n", _Three),
+        ("k_stride_r", _Three),
+        ("v", _ThreePointers),
+        ("v_stride_b", _Three),
+        ("v_stride_n", _Three),
+        ("v_stride_r", _Three),
+        ("slots", _Three),
+        ("lengths", _ThreePointers),
+        ("cosines", _ThreePointers),
+        ("sines", _ThreePointers),
+        ("rope_stride_b", _Three),
+        ("rope_start", _Three),
+        ("rope_tokens", _Three),
+        ("bias", ctypes.c_void_p),
+        ("bias_stride_b", ctypes.c_int64),
+        ("bias_stride_n", ctypes.c_int64),
+        ("bias_stride_s", ctypes.c_int64),
+        ("bias_stride_r", ctypes.c_int64),
+        ("causal_block", ctypes.c_int64),
+        ("causal_offset", ctypes.c_int64),
+        ("indices", ctypes.c_void_p),
+        ("counts", ctypes.c_void_p),
+        ("list_stride_b", ctypes.c_int64),
+        ("list_stride_n", ctypes.c_int64),
+        ("listed", ctypes.c_int64),
+        ("query_tile", ctypes.c_int64),
+        ("key_tile", ctypes.c_int64),
+        ("workspace", ctypes.c_void_p),
+        ("scale", ctypes.c_float),
+        ("interleaved", ctypes.c_int32 * 3),
+        ("threads", ctypes.c_int32),
+    )
+
+
+def attention(
+    q: torch.Tensor | tuple[torch.Tensor, ...],
+    kv: KV | tuple[KV, ...],
+    *,
+    scale: float | None = None,
+    bias: torch.Tensor | None = None,
+    causal: BlockCausal | None = None,
+    blocks: BlockList | None = None,
+    residual: torch.Tensor | None = None,
+    quantize: QuantKind | None = None,
+    out: torch.Tensor | tuple[torch.Tensor, ...] | None = None,
+) -> tuple[torch.Tensor, ...]:
+    queries = q if isinstance(q, tuple) else (q,)
+    segments = kv if isinstance(kv, tuple) else (kv,)
+    outputs = out if isinstance(out, tuple) else (out,) * len(queries)
+    if len(queries) > 1 and (causal is not None or blocks is not None or residual is not None):
+        raise ValueError("causal, blocks and residual are for a single query segment")
+    if quantize is not None:  # a CPU has no arithmetic in 8-bit floats: the truth is the only way to compute it
+        return reference.attention(
+            q,
+            kv,
+            scale=scale,
+            bias=bias,
+            causal=causal,
+            blocks=blocks,
+            residual=residual,
+            quantize=quantize,
+            out=out,
+        )
+    if len(queries) > 2 or len(segments) > 3:
+        raise ValueError(f"{len(queries)} query and {len(segments)} key segments, wanted up to 2 and 3")
+    batch, heads, _, head_dim = queries[0].shape
+    given = [("q", t) for t in queries] + [("k", s.k) for s in segments] + [("v", s.v) for s in segments]
+    for name, t in given:
+        readable(name, t)
+        if (t.shape[0], t.shape[1], t.shape[3]) != (batch, heads, head_dim):
+            raise ValueError(f"{name} is {tuple(t.shape)}, wanted [{batch}, {heads}, tokens, {head_dim}]")
+    results = tuple(
+        claim(buffer, (batch, t.shape[2], heads * head_dim), torch.float32, t.device)
+        for t, buffer in zip(queries, outputs, strict=True)
+    )
+    if residual is not None:
+        readable("residual", residual)
+        if residual.shape != results[0].shape:
+            raise ValueError(f"residual is {tuple(residual.shape)}, wanted {tuple(results[0].shape)}")
+    lengths = [s.lengths.to("cpu", torch.int64).contiguous() if s.lengths is not None else None for s in segments]
+    ropes = [rope_table(s.rope, batch, s.k.shape[2], head_dim) for s in segments]
+    arguments = AttentionArguments(
+        batch=batch,
+        heads=heads,
+        head_dim=head_dim,
+        query_segments=len(queries),
+        key_segments=len(segments),
+        q=_TwoPointers(*(t.data_ptr() for t in queries)),
+        q_stride_b=_Two(*(t.stride(0) for t in queries)),
+        q_stride_n=_Two(*(t.stride(1) for t in queries)),
+        q_stride_s=_Two(*(t.stride(2) for t in queries)),
+        q_tokens=_Two(*(t.shape[2] for t in queries)),
+        out=_TwoPointers(*(t.data_ptr() for t in results)),
+        out_stride_b=_Two(*(t.stride(0) for t in results)),
+        out_stride_s=_Two(*(t.stride(1) for t in results)),
+        residual=address(residual),
+        k=_ThreePointers(*(s.k.data_ptr() for s in segments)),
+        k_stride_b=_Three(*(s.k.stride(0) for s in segments)),
+        k_stride_n=_Three(*(s.k.stride(1) for s in segments)),
+        k_stride_r=_Three(*(s.k.stride(2) for s in segments)),
+        v=_ThreePointers(*(s.v.data_ptr() for s in segments)),
+        v_stride_b=_Three(*(s.v.stride(0) for s in segments)),
+        v_stride_n=_Three(*(s.v.stride(1) for s in segments)),
+        v_stride_r=_Three(*(s.v.stride(2) for s in segments)),
+        slots=_Three(*(s.k.shape[2] for s in segments)),
+        lengths=_ThreePointers(*(address(length) for length in lengths)),
+        cosines=_ThreePointers(*(address(table[0]) for table in ropes)),
+        sines=_ThreePointers(*(address(table[1]) for table in ropes)),
+        rope_stride_b=_Three(*(table[2] for table in ropes)),
+        rope_start=_Three(*(table[3] for table in ropes)),
+        rope_tokens=_Three(*(table[4] for table in ropes)),
+        interleaved=(ctypes.c_int32 * 3)(*(s.rope is not None and s.rope.interleaved for s in segments)),
+        scale=head_dim**-0.5 if scale is None else scale,
+        threads=torch.get_num_threads(),
+    )
+    if residual is not None:
+        arguments.residual_stride_b, arguments.residual_stride_s = residual.stride()[:2]
+    if bias is not None:
+        bias = _give_bias(arguments, bias, sum(t.shape[2] for t in queries), sum(s.k.shape[2] for s in segments))
+    if causal is not None:
+        arguments.causal_block, arguments.causal_offset = causal.block, causal.offset
+    lists = _give_blocks(arguments, blocks, queries[0].shape[2]) if blocks is not None else None
+    native = cpu()
+    arguments.workspace = workspace(native.ask("kinema_attention_workspace", arguments))
+    native.call("kinema_attention", arguments)
+    del bias, lists  # lived until here: the call reads their memory
+    return results
+
+
+def _give_bias(arguments: AttentionArguments, bias: torch.Tensor, queries: int, keys: int) -> torch.Tensor:
+    """Sets the bias, repeated by strides of 0; returns what must live until the call."""
+    bias = bias.float().expand(arguments.batch, arguments.heads, queries, keys)
+    arguments.bias = bias.data_ptr()
+    arguments.bias_stride_b, arguments.bias_stride_n, arguments.bias_stride_s, arguments.bias_stride_r = bias.stride()
+    return bias
+
+
+def _give_blocks(arguments: AttentionArguments, blocks: BlockList, queries: int) -> tuple[torch.Tensor, ...]:
+    """Sets the lists of tiles; returns what must live until the call."""
+    tiles = -(-queries // blocks.q_block)
+    batch, heads, listed, most = blocks.indices.shape
+    if listed != tiles:
+        raise ValueError(f"block list covers {listed} query tiles, {queries} queries make {tiles}")
+    indices = blocks.indices.to("cpu", torch.int32).contiguous()
+    counts = blocks.counts.to("cpu", torch.int32).contiguous()
+    arguments.indices, arguments.counts = indices.data_ptr(), counts.data_ptr()
+    arguments.list_stride_b = heads * tiles if batch > 1 else 0
+    arguments.list_stride_n = tiles if heads > 1 else 0
+    arguments.listed, arguments.query_tile, arguments.key_tile = most, blocks.q_block, blocks.k_block
+    return indices, counts

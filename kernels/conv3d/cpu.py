@@ -1,0 +1,154 @@
+"""`conv3d` on the native CPU kernels: a product that gathers its taps, channels last (csrc/cpu/conv3d.h)."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from kinema.ops.common import Target
+from kinema.ops.common.native import ACTIVATIONS, Cpu, address, cpu, fp32, pack_panels, workspace
+from kinema.ops.conv3d import Conv3dWeight
+
+
+class Conv3dArguments(ctypes.Structure):
+    """kinema_conv3d_args of csrc/include/kinema.h."""
+
+    _fields_ = (
+        ("batch", ctypes.c_int64),
+        ("in_channels", ctypes.c_int64),
+        ("out_channels", ctypes.c_int64),
+        ("frames", ctypes.c_int64),
+        ("height", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("x", ctypes.c_void_p),
+        ("x_stride_b", ctypes.c_int64),
+        ("x_stride_c", ctypes.c_int64),
+        ("x_stride_t", ctypes.c_int64),
+        ("x_stride_h", ctypes.c_int64),
+        ("x_stride_w", ctypes.c_int64),
+        ("norm", ctypes.c_void_p),
+        ("cache", ctypes.c_void_p),
+        ("cache_stride_b", ctypes.c_int64),
+        ("cache_stride_c", ctypes.c_int64),
+        ("cache_stride_t", ctypes.c_int64),
+        ("cache_stride_h", ctypes.c_int64),
+        ("cache_stride_w", ctypes.c_int64),
+        ("kernel_t", ctypes.c_int64),
+        ("kernel_h", ctypes.c_int64),
+        ("kernel_w", ctypes.c_int64),
+        ("stride_t", ctypes.c_int64),
+        ("stride_h", ctypes.c_int64),
+        ("stride_w", ctypes.c_int64),
+        ("pad_top", ctypes.c_int64),
+        ("pad_bottom", ctypes.c_int64),
+        ("pad_left", ctypes.c_int64),
+        ("pad_right", ctypes.c_int64),
+        ("upsample", ctypes.c_int64),
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("residual", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("workspace", ctypes.c_void_p),
+        ("activation", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
+    )
+
+
+@dataclass(frozen=True)
+class CpuWeight(Conv3dWeight):
+    """panels: uint8, laid out by the instruction set of `cpu`, taps before channels; bias: [Cout] fp32."""
+
+    cpu: Cpu
+    panels: torch.Tensor
+    bias: torch.Tensor | None
+
+
+def pack_conv3d(
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    stride: tuple[int, int, int] = (1, 1, 1),
+    padding: tuple[int, int, int, int] | None = None,
+    target: Target,
+) -> CpuWeight:
+    if weight.ndim == 4:
+        weight = weight.unsqueeze(2)
+    cout, cin, kt, kh, kw = weight.shape
+    if padding is None:
+        padding = ((kh - 1) // 2, (kh - 1) // 2, (kw - 1) // 2, (kw - 1) // 2)
+    native = cpu()
+    panels = pack_panels(native, weight.movedim(1, -1).flatten(1))
+    return CpuWeight(cin, cout, (kt, kh, kw), stride, padding, native, panels, fp32(bias))
+
+
+def conv3d(
+    x: torch.Tensor,
+    weight: Conv3dWeight,
+    *,
+    norm: torch.Tensor | None = None,
+    activation: Literal["none", "silu"] = "none",
+    upsample: int = 1,
+    cache: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    assert isinstance(weight, CpuWeight)
+    batch, channels, frames, height, width = x.shape
+    if channels != weight.in_channels:
+        raise ValueError(f"x has {channels} channels, the kernel wanted {weight.in_channels}")
+    if activation not in ("none", "silu"):
+        raise ValueError(f"unknown activation {activation!r}: wanted 'none' or 'silu'")
+    if x.dtype != torch.float32:
+        raise ValueError(f"x is {x.dtype}, wanted torch.float32")
+    past = (batch, channels, weight.history, height * upsample, width * upsample)
+    if cache is not None and weight.history and cache.shape != past:
+        raise ValueError(f"cache is {tuple(cache.shape)}, wanted {past}: {weight.history} past frames of x")
+    top, bottom, left, right = weight.padding
+    sizes = (weight.history + frames, height * upsample + top + bottom, width * upsample + left + right)
+    grid = tuple((n - k) // s + 1 for n, k, s in zip(sizes, weight.kernel, weight.stride, strict=True))
+    shape = (batch, weight.out_channels, *grid)
+    if out is not None and (out.shape != shape or out.dtype != torch.float32):
+        raise ValueError(f"out is {out.dtype} of shape {tuple(out.shape)}, the op writes torch.float32 {shape}")
+    if residual is not None:
+        if residual.shape != shape:
+            raise ValueError(f"residual is {tuple(residual.shape)}, wanted {shape}")
+        residual = residual.float().movedim(1, -1).contiguous()
+    # channels last in memory; an `out` that lies so is written directly
+    direct = out is not None and out.movedim(1, -1).is_contiguous()
+    y = out.movedim(1, -1) if out is not None and direct else torch.empty(batch, *grid, weight.out_channels)
+    # a cache is read and written in fp32
+    held = cache if cache is not None and weight.history else None
+    held = held.float() if held is not None else None
+    arguments = Conv3dArguments(
+        batch,
+        channels,
+        weight.out_channels,
+        frames,
+        height,
+        width,
+        x.data_ptr(),
+        *x.stride(),
+        address(norm := fp32(norm)),
+        address(held),
+        *(held.stride() if held is not None else (0,) * 5),
+        *weight.kernel,
+        *weight.stride,
+        *weight.padding,
+        upsample,
+        weight.panels.data_ptr(),
+        address(weight.bias),
+        address(residual),
+        y.data_ptr(),
+        None,
+        ACTIVATIONS[activation],
+        torch.get_num_threads(),
+    )
+    arguments.workspace = workspace(weight.cpu.ask("kinema_conv3d_workspace", arguments))
+    weight.cpu.call("kinema_conv3d", arguments)
+    if held is not None and held is not cache and cache is not None:
+        cache.copy_(held)
+    result = y.movedim(-1, 1)
+    return result if out is None else out if direct else out.copy_(result)

@@ -1,0 +1,98 @@
+"""`norm_modulate` on the native CPU kernels (csrc/cpu/rows.h)."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+
+from kinema.ops.common import Quantized, QuantKind, claim, group_strides
+from kinema.ops.common.native import E4M3, F32, I8, address, cpu, fp32, readable, workspace
+from kinema.ops.norm_modulate import NormKind
+
+NORMS = {"rms": 1, "layer": 2}
+
+
+class NormModulateArguments(ctypes.Structure):
+    """kinema_norm_modulate_args of csrc/include/kinema.h."""
+
+    _fields_ = (
+        ("batch", ctypes.c_int64),
+        ("tokens", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        ("x", ctypes.c_void_p),
+        ("x_stride_b", ctypes.c_int64),
+        ("x_stride_s", ctypes.c_int64),
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
+        ("scale_stride_b", ctypes.c_int64),
+        ("scale_stride_g", ctypes.c_int64),
+        ("scale_tokens", ctypes.c_int64),
+        ("shift", ctypes.c_void_p),
+        ("shift_stride_b", ctypes.c_int64),
+        ("shift_stride_g", ctypes.c_int64),
+        ("shift_tokens", ctypes.c_int64),
+        ("out", ctypes.c_void_p),
+        ("out_stride_b", ctypes.c_int64),
+        ("out_stride_s", ctypes.c_int64),
+        ("out_scale", ctypes.c_void_p),
+        ("workspace", ctypes.c_void_p),
+        ("eps", ctypes.c_float),
+        ("norm", ctypes.c_int32),
+        ("out_dtype", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
+    )
+
+
+def norm_modulate(
+    x: torch.Tensor,
+    *,
+    norm: NormKind = "layer",
+    eps: float,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    scale: torch.Tensor | None = None,
+    shift: torch.Tensor | None = None,
+    quantize: QuantKind | None = None,
+    out: torch.Tensor | None = None,
+) -> Any:
+    if quantize is not None and out is not None:
+        raise ValueError("quantize returns new tensors: out must be None")
+    if norm not in NORMS:
+        raise ValueError(f"unknown norm {norm!r}: wanted 'layer' or 'rms'")
+    readable("x", x)
+    batch, tokens, channels = x.shape
+    weight, bias, scale, shift = fp32(weight), fp32(bias), fp32(scale), fp32(shift)
+    threads = torch.get_num_threads()
+    y: torch.Tensor
+    scales = None
+    if quantize is None:
+        y, code = claim(out, x.shape, torch.float32, x.device), F32
+    else:
+        y = torch.empty(x.shape, dtype=torch.int8 if quantize == "int8" else torch.float8_e4m3fn)
+        scales, code = torch.empty(batch, tokens, 1), I8 if quantize == "int8" else E4M3
+    arguments = NormModulateArguments(
+        batch,
+        tokens,
+        channels,
+        x.data_ptr(),
+        *x.stride()[:2],
+        address(weight),
+        address(bias),
+        address(scale),
+        *group_strides(x, scale),
+        address(shift),
+        *group_strides(x, shift),
+        y.data_ptr(),
+        *y.stride()[:2],
+        address(scales),
+        workspace(4 * threads * channels) if scales is not None else None,
+        eps,
+        NORMS[norm],
+        code,
+        threads,
+    )
+    cpu().call("kinema_norm_modulate", arguments)
+    return y if scales is None else Quantized(y, scales)

@@ -1,0 +1,87 @@
+"""`qk_norm_rope` on the native CPU kernels (csrc/cpu/rows.h)."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+
+from kinema.ops.common import Rope, claim
+from kinema.ops.common.native import address, cpu, fp32, readable, rope_table
+from kinema.ops.qk_norm_rope import HeadNorm
+
+NORMS = {"rms": 1, "layer": 2}
+
+
+class QkNormRopeArguments(ctypes.Structure):
+    """kinema_qk_norm_rope_args of csrc/include/kinema.h."""
+
+    _fields_ = (
+        ("batch", ctypes.c_int64),
+        ("tokens", ctypes.c_int64),
+        ("heads", ctypes.c_int64),
+        ("head_dim", ctypes.c_int64),
+        ("x", ctypes.c_void_p),
+        ("x_stride_b", ctypes.c_int64),
+        ("x_stride_s", ctypes.c_int64),
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("cosines", ctypes.c_void_p),
+        ("sines", ctypes.c_void_p),
+        ("rope_stride_b", ctypes.c_int64),
+        ("rope_start", ctypes.c_int64),
+        ("rope_tokens", ctypes.c_int64),
+        ("out", ctypes.c_void_p),
+        ("out_stride_b", ctypes.c_int64),
+        ("out_stride_n", ctypes.c_int64),
+        ("eps", ctypes.c_float),
+        ("norm", ctypes.c_int32),
+        ("across_heads", ctypes.c_int32),
+        ("interleaved", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
+    )
+
+
+def qk_norm_rope(
+    x: torch.Tensor,
+    heads: int,
+    *,
+    norm: HeadNorm | None = None,
+    rope: Rope | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    batch, tokens, channels = x.shape
+    if channels % heads:
+        raise ValueError(f"{channels} channels do not split into {heads} heads")
+    readable("x", x)
+    y = claim(out, (batch, heads, tokens, channels // heads), torch.float32, x.device, contiguous=2)
+    cosines, sines, rope_b, start, rotated = rope_table(rope, batch, tokens, channels // heads)
+    weight, bias = (fp32(norm.weight), fp32(norm.bias)) if norm is not None else (None, None)
+    wanted = channels if norm is not None and norm.across_heads else channels // heads
+    for name, given in (("weight", weight), ("bias", bias)):
+        if given is not None and given.shape != (wanted,):
+            raise ValueError(f"the norm's {name} is {tuple(given.shape)}, wanted [{wanted}]")
+    arguments = QkNormRopeArguments(
+        batch,
+        tokens,
+        heads,
+        channels // heads,
+        x.data_ptr(),
+        *x.stride()[:2],
+        address(weight),
+        address(bias),
+        address(cosines),
+        address(sines),
+        rope_b,
+        start,
+        rotated,
+        y.data_ptr(),
+        *y.stride()[:2],
+        norm.eps if norm is not None else 0.0,
+        NORMS[norm.kind] if norm is not None else 0,
+        norm is not None and norm.across_heads,
+        rope is not None and rope.interleaved,
+        torch.get_num_threads(),
+    )
+    cpu().call("kinema_qk_norm_rope", arguments)
+    return y

@@ -1,0 +1,82 @@
+"""`scheduler_step` on the native CPU kernels (csrc/cpu/rows.h)."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+
+from kinema.ops.common import claim
+from kinema.ops.common.native import cpu, workspace
+from kinema.ops.scheduler_step import reference
+
+BLOCK = 1024  # KINEMA_STEP_BLOCK of csrc/include/kinema.h
+
+
+class SchedulerStepArguments(ctypes.Structure):
+    """kinema_scheduler_step_args of csrc/include/kinema.h."""
+
+    _fields_ = (
+        ("batch", ctypes.c_int64),
+        ("elements", ctypes.c_int64),
+        ("term_count", ctypes.c_int64),
+        ("out_count", ctypes.c_int64),
+        ("terms", ctypes.c_void_p),
+        ("term_strides", ctypes.c_void_p),
+        ("coefficients", ctypes.c_void_p),
+        ("outs", ctypes.c_void_p),
+        ("out_strides", ctypes.c_void_p),
+        ("workspace", ctypes.c_void_p),
+        ("threads", ctypes.c_int32),
+    )
+
+
+def scheduler_step(
+    terms: Sequence[torch.Tensor],
+    coefficients: torch.Tensor,
+    *,
+    out: Sequence[torch.Tensor] | None = None,
+) -> tuple[torch.Tensor, ...]:
+    if any(term.dtype == torch.float64 for term in terms):
+        return reference.scheduler_step(terms, coefficients, out=out)  # sums in fp64 are a test's
+    batch, outputs, count = coefficients.shape
+    shape = terms[0].shape
+    if count != len(terms) or batch != shape[0] or any(term.shape != shape for term in terms):
+        raise ValueError(
+            f"coefficients {tuple(coefficients.shape)} [B, M, K] do not fit terms of shapes "
+            f"{[tuple(term.shape) for term in terms]}"
+        )
+    wide = [term.float() for term in terms]
+    if any(not term[:1].is_contiguous() for term in wide):
+        raise ValueError("wanted every sample of every term dense")
+    given = out if out is not None else [None] * outputs
+    dense = len(shape) - 1
+    results = tuple(
+        claim(buffer, shape, torch.float32, terms[0].device, contiguous=dense)
+        for buffer, _ in zip(given, range(outputs), strict=True)
+    )
+    table = coefficients.float().contiguous()
+    threads = torch.get_num_threads()
+    addresses = (ctypes.c_int64 * (2 * (count + outputs)))(
+        *(t.data_ptr() for t in wide),
+        *(t.data_ptr() for t in results),
+        *(t.stride(0) for t in wide),
+        *(t.stride(0) for t in results),
+    )
+    first = ctypes.addressof(addresses)
+    arguments = SchedulerStepArguments(
+        batch,
+        shape[1:].numel(),
+        count,
+        outputs,
+        first,
+        first + 8 * (count + outputs),
+        table.data_ptr(),
+        first + 8 * count,
+        first + 8 * (2 * count + outputs),
+        workspace(4 * threads * max(outputs, 1) * BLOCK),
+        threads,
+    )
+    cpu().call("kinema_scheduler_step", arguments)
+    return results
