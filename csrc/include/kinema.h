@@ -218,7 +218,7 @@ KINEMA_API int32_t kinema_attention(const kinema_cpu *cpu, const kinema_attentio
 /* ---- patches and convolutions ---- */
 
 /* token(t, h, w) = W patch(t, h, w) + b + position; the weight is packed by kinema_linear_pack from [features, channels
-   * pt * ph * pw] */
+ * pt * ph * pw] */
 typedef struct kinema_patch_embed_args {
     int64_t batch, channels, frames, height, width;
     const float *x;

@@ -9,6 +9,7 @@ import torch
 
 from kinema.ops.attention.libraries import FLASH_ATTN, SDPA
 from kinema.ops.common import Implementation, Op, QuantKind, Rope
+from kinema.ops.common.native import cpu_implementation
 from kinema.ops.common.triton_target import quantize_unsupported, triton_implementation
 
 FP8_BLOCK = 128  # keys that share a scale in 8 bits
@@ -105,6 +106,7 @@ OP = Op(
         FLASH_ATTN,
         SDPA,
         triton_implementation("attention", quantize_unsupported),
+        cpu_implementation("attention"),
         Implementation("reference", "kinema.ops.attention.reference"),
     ),
 )

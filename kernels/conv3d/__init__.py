@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 import torch
 
 from kinema.ops.common import Implementation, Op, Target
+from kinema.ops.common.native import cpu_implementation
 from kinema.ops.common.triton_target import triton_implementation
 
 
@@ -72,5 +73,9 @@ class Conv3d(Protocol):
 OP = Op(
     "conv3d",
     ("conv3d", "pack_conv3d"),
-    (triton_implementation("conv3d"), Implementation("reference", "kinema.ops.conv3d.reference")),
+    (
+        triton_implementation("conv3d"),
+        cpu_implementation("conv3d"),
+        Implementation("reference", "kinema.ops.conv3d.reference"),
+    ),
 )

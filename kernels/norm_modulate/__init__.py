@@ -7,6 +7,7 @@ from typing import Literal, Protocol, overload
 import torch
 
 from kinema.ops.common import Implementation, Op, Quantized, QuantKind
+from kinema.ops.common.native import cpu_implementation
 from kinema.ops.common.triton_target import quantize_unsupported, triton_implementation
 
 NormKind = Literal["layer", "rms"]
@@ -74,6 +75,7 @@ OP = Op(
     ("norm_modulate",),
     (
         triton_implementation("norm_modulate", quantize_unsupported),
+        cpu_implementation("norm_modulate"),
         Implementation("reference", "kinema.ops.norm_modulate.reference"),
     ),
 )

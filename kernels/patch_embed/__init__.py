@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 
 from kinema.ops.common import Implementation, Op, Target
+from kinema.ops.common.native import cpu_implementation
 from kinema.ops.common.triton_target import triton_implementation
 
 
@@ -50,5 +51,9 @@ class PatchEmbed(Protocol):
 OP = Op(
     "patch_embed",
     ("patch_embed", "pack_patch_embed"),
-    (triton_implementation("patch_embed"), Implementation("reference", "kinema.ops.patch_embed.reference")),
+    (
+        triton_implementation("patch_embed"),
+        cpu_implementation("patch_embed"),
+        Implementation("reference", "kinema.ops.patch_embed.reference"),
+    ),
 )

@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 import torch
 
 from kinema.ops.common import Implementation, Op, Rope
+from kinema.ops.common.native import cpu_implementation
 from kinema.ops.common.triton_target import triton_implementation
 
 
@@ -50,5 +51,9 @@ class QkNormRope(Protocol):
 OP = Op(
     "qk_norm_rope",
     ("qk_norm_rope",),
-    (triton_implementation("qk_norm_rope"), Implementation("reference", "kinema.ops.qk_norm_rope.reference")),
+    (
+        triton_implementation("qk_norm_rope"),
+        cpu_implementation("qk_norm_rope"),
+        Implementation("reference", "kinema.ops.qk_norm_rope.reference"),
+    ),
 )

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 
 from kinema.ops.common import Implementation, Op
+from kinema.ops.common.native import cpu_implementation
 from kinema.ops.common.triton_target import triton_implementation
 
 
@@ -35,5 +36,9 @@ class SchedulerStep(Protocol):
 OP = Op(
     "scheduler_step",
     ("scheduler_step",),
-    (triton_implementation("scheduler_step"), Implementation("reference", "kinema.ops.scheduler_step.reference")),
+    (
+        triton_implementation("scheduler_step"),
+        cpu_implementation("scheduler_step"),
+        Implementation("reference", "kinema.ops.scheduler_step.reference"),
+    ),
 )

@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 import torch
 
 from kinema.ops.common import Implementation, Op
+from kinema.ops.common.native import cpu_implementation
 from kinema.ops.common.triton_target import triton_implementation
 
 PatchOrder = Literal["patch_first", "channel_first"]
@@ -34,5 +35,9 @@ class Unpatchify(Protocol):
 OP = Op(
     "unpatchify",
     ("unpatchify",),
-    (triton_implementation("unpatchify"), Implementation("reference", "kinema.ops.unpatchify.reference")),
+    (
+        triton_implementation("unpatchify"),
+        cpu_implementation("unpatchify"),
+        Implementation("reference", "kinema.ops.unpatchify.reference"),
+    ),
 )
