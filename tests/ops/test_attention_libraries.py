@@ -109,7 +109,7 @@ def test_the_fastest_is_taken(install, monkeypatch, arch, installed, cudnn, back
     monkeypatch.setattr(libraries, "cudnn_version", lambda: cudnn)
     choice = chosen(arch)
     assert choice.backend == backend
-    assert {*dict(choice.rejected), backend} == {"flash-attn", "torch", "triton", "reference"}
+    assert {*dict(choice.rejected), backend} >= {"flash-attn", "torch", "triton", "reference"}
     assert choice.rest == (None if backend == "triton" else "triton")
     for rejected, reason in choice.rejected:
         if rejected in ("flash-attn", "torch") and "installed" not in reason:
