@@ -1,4 +1,4 @@
-"""The command line: generate, inspect, doctor, bench, train-sample."""
+"""The command line: generate, inspect, doctor, tune, bench, train-sample."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ VERBS: Verbs = {
     "generate": ("kinema.commands.generate", "make a video (or image) from a prompt"),
     "inspect": ("kinema.commands.inspect", "a model's parts, parameters and predicted peak memory"),
     "doctor": ("kinema.commands.doctor", "this machine, its libraries, and what runs each op and why"),
+    "tune": ("kinema.commands.tune", "find this GPU's fastest tiles for the kernels, once, for all later runs"),
     "bench": ("kinema.bench.command", "measure speed and distance from the reference"),
     "train-sample": ("kinema.sample.command", "train the small model that ships with kinema"),
 }

@@ -33,6 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     plan = plan_ops(target_for(arguments.device, arguments.precision), arguments.backend)
     sections = {"machine": machine(), "libraries": libraries(), "target": target(plan)}
+    sections["tuning"] = tuning(plan)
     if arguments.json:
         emit_json({"kinema": kinema.__version__, **sections, "ops": ops(plan)})
     else:
@@ -79,6 +80,14 @@ def libraries() -> dict[str, str]:
 def target(plan: Plan) -> dict[str, str]:
     """What a model would be loaded for."""
     return {"device": str(plan.target.device), "precision": plan.target.precision.name}
+
+
+def tuning(plan: Plan) -> dict[str, str]:
+    """Whether this GPU's fastest tiles are known, and how they come to be."""
+    from kinema.ops.common import tuned
+
+    device = plan.target.device
+    return {"kernels": tuned.status(device) if device.type == "cuda" else f"nothing to tune on a {device.type}"}
 
 
 def ops(plan: Plan) -> list[dict[str, str | Mapping[str, str]]]:

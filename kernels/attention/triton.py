@@ -1,4 +1,4 @@
-"""`attention` in Triton: tile sizes, and what a launch is told. triton_kernel.py is the kernel."""
+"""`attention` in Triton: what a launch is told. triton_kernel.py has the kernel, triton_tables.py tiles."""
 
 from __future__ import annotations
 
@@ -12,75 +12,12 @@ from kinema.ops.attention import FP8_BLOCK, KV, BlockCausal, BlockList
 from kinema.ops.attention.triton_combine import combine_kernel
 from kinema.ops.attention.triton_kernel import Bias, Keys, Lists, Parts, Queries, attention_kernel
 from kinema.ops.attention.triton_prepare import Prepared, prepare
+from kinema.ops.attention.triton_tables import TABLES
 from kinema.ops.common import PRECISIONS, QuantKind, Target, claim
-from kinema.ops.common.launch import HIP, Config, architecture, configure, is_hip, launch
+from kinema.ops.common.launch import Config, architecture, configure, is_hip, launch
 from kinema.ops.common.triton_device import IMPRECISE_FP8, describable, processors
 from kinema.ops.common.triton_target import fp8_unsupported
 
-
-def _config(rows: int, keys: int, warps: int, stages: int, tma: int = 0, per_sm: int = 0) -> Config:
-    """per_sm: programs of a persistent grid on each multiprocessor, 0 for one program a tile."""
-    return Config({"ROWS": rows, "KEYS": keys, "TMA": tma, "PER_SM": per_sm}, warps, stages)
-
-
-_SMALL = _config(16, 16, 4, 1, tma=1, per_sm=1)
-_FP8, _FP8_64 = _config(128, 64, 8, 3, tma=1), _config(128, 64, 4, 3, tma=1)
-# By head dim, up to which a table serves, and what is multiplied; lean: with a limit or a bias for every query. No
-# thread may need more than 255 registers, which sets most of these sizes; README.md has the reasons.
-TABLES = {
-    "attention/64": {
-        HIP: _config(128, 64, 4, 2),
-        0: _SMALL,
-        80: _config(128, 64, 8, 3),
-        89: _config(128, 64, 4, 3),
-        90: _config(128, 128, 8, 3, tma=1, per_sm=1),
-        100: _config(128, 64, 4, 3, tma=1, per_sm=2),
-        120: _config(128, 64, 4, 3, tma=1),
-    },
-    "attention/128": {
-        HIP: _config(128, 64, 4, 2),
-        0: _SMALL,
-        80: _config(128, 64, 8, 3),
-        89: _config(128, 64, 8, 2),
-        90: _config(128, 128, 8, 2, tma=1),
-        100: _config(128, 64, 4, 2, tma=1),
-        120: _config(128, 64, 8, 2, tma=1),
-    },
-    "attention/256": {
-        0: _SMALL,
-        80: _config(64, 64, 8, 1),
-        90: _config(64, 64, 8, 2, tma=1),
-        120: _config(64, 64, 8, 1),
-    },
-    "attention/512": {0: _SMALL, 80: _config(32, 32, 8, 1)},
-    "attention/64_fp8": {
-        0: _SMALL,
-        80: _config(128, 64, 8, 3),
-        90: _config(128, 128, 8, 3, tma=1),
-        100: _FP8_64,
-        120: _FP8,
-    },
-    "attention/64_fp8_lean": {0: _SMALL, 80: _config(128, 64, 8, 3), 90: _FP8, 100: _FP8_64, 120: _FP8},
-    "attention/128_fp8": {
-        0: _SMALL,
-        80: _config(128, 64, 8, 2),
-        90: _config(128, 128, 8, 2, tma=1),
-        100: _FP8,
-        120: _config(128, 64, 8, 2),
-    },
-    "attention/128_fp8_lean": {
-        0: _SMALL,
-        80: _config(128, 64, 8, 2),
-        90: _FP8,
-        120: _config(128, 32, 8, 3, tma=1),
-    },
-    "attention/256_fp8": {0: _SMALL, 80: _config(64, 32, 8, 2)},
-    "attention/512_fp8": {0: _SMALL, 80: _config(32, 32, 8, 1)},
-    "attention/64_fp32": {0: _SMALL, 80: _config(64, 32, 4, 2), 89: _config(64, 32, 8, 2), 90: _config(64, 32, 4, 2)},
-    "attention/128_fp32": {0: _SMALL, 80: _config(64, 32, 8, 2)},
-    "attention/256_fp32": {0: _SMALL, 80: _config(32, 32, 8, 2)},
-    "attention/512_fp32": {0: _SMALL, 80: _config(32, 16, 8, 1)},
-}
 # Of short queries the keys are split: PROGRAMS for each multiprocessor, LEAST tiles of keys to each, MOST parts.
 SPLIT = {
     0: Config({"PROGRAMS": 2, "LEAST": 1, "MOST": 3}),
@@ -90,6 +27,7 @@ COMBINE = {
     0: Config({"ROWS": 4}),
     80: Config({"ROWS": 8}, warps=4, stages=2),
 }
+SHORT = 512  # tokens, up to which all calls are of one kind
 # Products of fp32 run on no tensor core, and take a head's channels so many at a time: a thread keeps both factors.
 FP32_CHUNK = 32
 _KINDS = {torch.float32: "_fp32", torch.bfloat16: "", torch.float16: "", torch.float8_e4m3fn: "_fp8"}
@@ -127,7 +65,10 @@ def attention(
     full_bias = bias is not None and not bias_is_row
     name = f"attention/{max(64, block_d)}{kind}"
     name += "_lean" if (causal is not None or full_bias) and f"{name}_lean" in TABLES else ""
-    table = configure(name, TABLES[name], device)
+    # what is short is soon done, whatever its tiles
+    shape = (batch * heads, max(total_q, SHORT), max(total_k, SHORT))
+    words = ("bias" if full_bias else "", "causal" if causal is not None else "", "lists" if blocks is not None else "")
+    table = configure(name, TABLES[name], device, *shape, *words)
     longest = max(part.shape[2] for part in queries) if blocks is None else blocks.q_block
     rows, keys, warps = _tile_sizes(table, longest, full_bias, blocks)
     steps, whole = 0, True

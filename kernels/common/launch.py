@@ -3,6 +3,9 @@
 A launch is a record: kernel, grid, arguments, configuration. On a GPU (and in the interpreter) it runs. Of meta tensors
 nothing runs, so an op called on them is its own fake. And inside `recording(arch)` it is kept instead: that is
 how the kernels are compiled ahead of time, exactly as production launches them, on a machine without a GPU.
+
+Configurations come from tables. Where a table has candidates, `kinema tune` finds the fastest for a kind of call, and
+`configure` looks that up; it never measures.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from typing import Any
 
 import torch
 
+from kinema.ops.common import tuned
+
 INTERPRETER = 0  # the "architecture" of the interpreter: small tiles, so that small shapes cross their edges
 HIP_ARCHITECTURE = 80  # what a GPU of AMD counts as
 HIP = -1  # the key of a table's entry for it, where that of an A100 does not fit
@@ -28,6 +33,14 @@ class Config:
     blocks: Mapping[str, int]
     warps: int = 4
     stages: int = 2
+
+    def __str__(self) -> str:
+        blocks = ", ".join(f"{name} {size}" for name, size in self.blocks.items())
+        return f"{blocks}, {self.warps} warps, {self.stages} stages"
+
+
+# By the oldest architecture that an entry serves. Of candidates the first is the default, used where nothing is tuned.
+Table = Mapping[int, Config | tuple[Config, ...]]
 
 
 @dataclass(frozen=True)
@@ -49,8 +62,18 @@ class Recording:
     launches: list[Launch] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Visit:
+    """A call that took its configuration from a table with candidates. key: the table, and the kind of call."""
+
+    table: str
+    key: str
+    candidates: tuple[Config, ...]
+
+
 _recording: ContextVar[Recording | None] = ContextVar("recording", default=None)
 _forced: ContextVar[Mapping[str, Config] | None] = ContextVar("forced", default=None)
+_visits: ContextVar[list[Visit] | None] = ContextVar("visits", default=None)
 
 
 @contextmanager
@@ -72,6 +95,17 @@ def forced(configs: Mapping[str, Config]) -> Iterator[None]:
         yield
     finally:
         _forced.reset(token)
+
+
+@contextmanager
+def watching() -> Iterator[list[Visit]]:
+    """Note which candidates the launches of this block have a choice of."""
+    visits: list[Visit] = []
+    token = _visits.set(visits)
+    try:
+        yield visits
+    finally:
+        _visits.reset(token)
 
 
 def is_hip() -> bool:
@@ -96,15 +130,37 @@ def _capability(index: int) -> int:
     return 10 * major + minor
 
 
-def configure(name: str, table: Mapping[int, Config], device: torch.device) -> Config:
-    """The entry of `table` for the newest architecture that is not newer than `device`'s."""
+def configure(name: str, table: Table, device: torch.device, *shape: int | str) -> Config:
+    """The entry of `table` for the newest architecture that is not newer than `device`'s.
+
+    shape: the sizes and words that decide which of several candidates is fastest. It is the one that was tuned for
+    such calls on this GPU, else the first.
+    """
     overriding = _forced.get()
     if overriding is not None and name in overriding:
         return overriding[name]
-    if HIP in table and is_hip():
-        return table[HIP]
-    arch = architecture(device)
-    return table[max(known for known in table if known <= arch)]
+    entry = candidates(table, architecture(device), hip=is_hip())
+    if len(entry) == 1:
+        return entry[0]
+    key = tuned.key(name, shape)
+    visits = _visits.get()
+    if visits is not None:
+        visits.append(Visit(name, key, entry))
+    if _recording.get() is not None or device.type == "meta":  # the same whatever this machine's GPU is
+        return entry[0]
+    number = tuned.choices(device).get(key, 0)
+    return entry[number] if number < len(entry) else entry[0]
+
+
+def candidates(table: Table, arch: int, *, hip: bool = False) -> tuple[Config, ...]:
+    """The configurations that a GPU of architecture `arch` has a choice of, the default first.
+
+    hip: a GPU of AMD, which has none: those beside the default are an A100's.
+    """
+    entry = table[HIP if hip and HIP in table else max(known for known in table if known <= arch)]
+    if isinstance(entry, Config):
+        return (entry,)
+    return entry[:1] if hip else entry
 
 
 def options(config: Config) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,24 +10,31 @@ import torch
 import triton
 
 from kinema.ops.common import Target, claim
-from kinema.ops.common.launch import Config, configure, launch
+from kinema.ops.common.launch import Config, Table, configure, launch
 from kinema.ops.conv3d import Conv3dWeight
 from kinema.ops.conv3d.triton_kernel import conv3d_kernel
 from kinema.ops.conv3d.triton_prepare import prepare_kernel
 
 # ELEMENTS: the channels of the positions that a program holds, of which it does at most POSITIONS
-PREPARE = {
+PREPARE: Table = {
     0: Config({"ELEMENTS": 256, "POSITIONS": 16}),
     80: Config({"ELEMENTS": 2048, "POSITIONS": 64}, warps=4, stages=1),
 }
-PRODUCT_FP32 = {
+# A thread of the second candidate does as much as one of the first, and a weight serves twice as many positions. One of
+# the third does half: twice as many warps hide what they wait for, and read more of shared memory for a product.
+PRODUCT_FP32: Table = {
     0: Config({"ROWS": 128, "FEATURES": 16}),
-    80: Config({"ROWS": 64, "FEATURES": 16}, warps=4, stages=3),
+    80: (
+        Config({"ROWS": 64, "FEATURES": 16}, warps=4, stages=3),
+        Config({"ROWS": 128, "FEATURES": 16}, warps=8, stages=3),
+        Config({"ROWS": 64, "FEATURES": 16}, warps=8, stages=3),
+    ),
 }
-PRODUCT = {
+PRODUCT: Table = {
     0: PRODUCT_FP32[0],
     80: Config({"ROWS": 128, "FEATURES": 32}, warps=8, stages=3),
 }
+TABLES: dict[str, Table] = {"conv3d/prepare": PREPARE, "conv3d/fp32": PRODUCT_FP32, "conv3d": PRODUCT}
 # columns of a program, as two powers of two: video VAEs have multiples of 96 and of 160 channels
 WIDTHS = ((16, 0), (32, 0), (64, 0), (64, 32), (128, 0), (128, 32))
 # what gathering the left side costs a program, in columns
@@ -117,7 +125,7 @@ def _prepare(
     height, width = height * now, width * now
     y = torch.empty(batch, history + frames, height, width, channels, dtype=x.dtype, device=x.device)
     block = triton.next_power_of_2(channels)
-    table = configure("conv3d/prepare", PREPARE, x.device)
+    table = configure("conv3d/prepare", TABLES["conv3d/prepare"], x.device)
     positions = min(table.blocks["POSITIONS"], max(1, table.blocks["ELEMENTS"] // block))
     launch(
         prepare_kernel,
@@ -158,7 +166,8 @@ def _multiply(
     channels = weight.in_channels
     rows = batch * frames * height * width
     narrow = x.dtype.itemsize == 2
-    table = configure("conv3d" if narrow else "conv3d/fp32", PRODUCT if narrow else PRODUCT_FP32, x.device)
+    name = "conv3d" if narrow else "conv3d/fp32"
+    table = configure(name, TABLES[name], x.device, rows, columns, channels, math.prod(weight.kernel))
     features = _features(channels, 16 if narrow else 8, table.blocks["FEATURES"])
     whole = channels % features == 0
     widths = WIDTHS if whole else WIDTHS[:-1]  # masks take registers

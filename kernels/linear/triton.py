@@ -1,4 +1,4 @@
-"""`linear` in Triton: weights, tile sizes, and what a launch is told. triton_kernel.py is the kernel."""
+"""`linear` in Triton: weights, and what a launch is told. triton_kernel.py has the kernel, triton_tables.py tiles."""
 
 from __future__ import annotations
 
@@ -16,65 +16,11 @@ from kinema.ops.common import Quantized, QuantKind, Target, claim, group_strides
 from kinema.ops.common.launch import Config, architecture, configure, launch
 from kinema.ops.linear import Activation, LinearWeight, reference
 from kinema.ops.linear.triton_kernel import linear_kernel
+from kinema.ops.linear.triton_tables import TABLES
 from kinema.ops.quantize.triton import quantize_together
 
 SMALL_ROWS = 16  # up to here a tile of one tensor-core instruction's height is enough
 
-LARGE = {
-    0: Config({"ROWS": 32, "COLUMNS": 64, "BYTES": 128, "PARTS": 2, "GROUP": 2, "PER_SM": 1, "TMA": 1}),
-    80: Config({"ROWS": 128, "COLUMNS": 128, "BYTES": 64, "PARTS": 4, "GROUP": 8, "PER_SM": 2, "TMA": 0}, 4, 4),
-    90: Config({"ROWS": 128, "COLUMNS": 256, "BYTES": 128, "PARTS": 4, "GROUP": 8, "PER_SM": 1, "TMA": 1}, 8, 4),
-    120: Config({"ROWS": 128, "COLUMNS": 128, "BYTES": 64, "PARTS": 4, "GROUP": 8, "PER_SM": 2, "TMA": 1}, 4, 4),
-}
-# STEPS: products in one turn of the loop. With one, Triton carries 8-bit factors from turn to turn on Ampere and Ada,
-# taken apart into bytes: more instructions than the products themselves.
-LARGE_INT8 = {
-    0: Config({"ROWS": 32, "COLUMNS": 64, "BYTES": 32, "STEPS": 2, "PARTS": 2, "GROUP": 2, "PER_SM": 1, "TMA": 0}),
-    80: Config(
-        {"ROWS": 128, "COLUMNS": 128, "BYTES": 64, "STEPS": 2, "PARTS": 4, "GROUP": 8, "PER_SM": 2, "TMA": 0}, 8, 3
-    ),
-    89: Config(
-        {"ROWS": 128, "COLUMNS": 128, "BYTES": 64, "STEPS": 2, "PARTS": 4, "GROUP": 8, "PER_SM": 1, "TMA": 0}, 8, 3
-    ),
-    90: LARGE[90],
-    120: LARGE[120],
-}
-LARGE_FP8 = {
-    0: LARGE[0],
-    89: LARGE_INT8[89],
-    90: Config({"ROWS": 128, "COLUMNS": 128, "BYTES": 128, "PARTS": 4, "GROUP": 8, "PER_SM": 1, "TMA": 1}, 8, 4),
-    100: LARGE[90],
-    120: Config({"ROWS": 128, "COLUMNS": 128, "BYTES": 128, "PARTS": 4, "GROUP": 8, "PER_SM": 1, "TMA": 1}, 8, 3),
-}
-LARGE_FP32 = {
-    0: LARGE[0],
-    80: Config({"ROWS": 128, "COLUMNS": 128, "BYTES": 32, "PARTS": 4, "GROUP": 8, "PER_SM": 1, "TMA": 0}, 8, 3),
-}
-SMALL = {
-    0: Config({"ROWS": 16, "COLUMNS": 32, "BYTES": 128, "PARTS": 1, "GROUP": 1, "PER_SM": 1, "TMA": 0}),
-    80: Config({"ROWS": 16, "COLUMNS": 32, "BYTES": 256, "PARTS": 1, "GROUP": 1, "PER_SM": 4, "TMA": 0}, 4, 5),
-}
-SMALL_INT8 = {
-    0: SMALL[0],
-    80: Config(
-        {"ROWS": 16, "COLUMNS": 32, "BYTES": 128, "STEPS": 2, "PARTS": 1, "GROUP": 1, "PER_SM": 4, "TMA": 0}, 4, 5
-    ),
-    90: SMALL[80],
-}
-SMALL_FP32 = {
-    0: SMALL[0],
-    80: Config({"ROWS": 16, "COLUMNS": 32, "BYTES": 128, "PARTS": 1, "GROUP": 1, "PER_SM": 4, "TMA": 0}, 4, 5),
-}
-TABLES = {
-    "linear/large": LARGE,
-    "linear/large_fp8": LARGE_FP8,
-    "linear/large_int8": LARGE_INT8,
-    "linear/large_fp32": LARGE_FP32,
-    "linear/small": SMALL,
-    "linear/small_fp8": SMALL_INT8,
-    "linear/small_int8": SMALL_INT8,
-    "linear/small_fp32": SMALL_FP32,
-}
 # of the GPU that a recorded launch is for: A100, RTX 4090, H100, B200, RTX 5090; three in the interpreter
 PROCESSORS = {0: 3, 80: 108, 89: 128, 90: 132, 100: 148, 120: 170}
 # Ada and Hopper sum e4m3 products with fewer bits than fp32 has
@@ -159,7 +105,10 @@ def linear(
     computed = _common_dtype(first.dtype, weight.weight.dtype)
     compute, kind = _COMPUTE[computed]
     size = "large" if tokens > SMALL_ROWS else "small"
-    table = configure(f"linear/{size}{kind}", TABLES[f"linear/{size}{kind}"], first.device)
+    name = f"linear/{size}{kind}"
+    words = ("gated" if weight.gated else "", "pair" if second is not None else "")
+    shape = (samples * tokens, weight.out_features, weight.in_features, *words)
+    table = configure(name, TABLES[name], first.device, *shape)
     blocks = dict(table.blocks)
     per_sm, tma = blocks.pop("PER_SM"), blocks.pop("TMA")
     blocks["FEATURES"] = blocks.pop("BYTES") // computed.itemsize

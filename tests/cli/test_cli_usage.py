@@ -10,7 +10,7 @@ import pytest
 import kinema
 from kinema.cli import VERBS
 
-VERB_LIST = "generate, inspect, doctor, bench, train-sample"
+VERB_LIST = "generate, inspect, doctor, tune, bench, train-sample"
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_help_explains_every_option(cli):
     """No option without a word about it."""
     from kinema.commands.parser import VerbParser
 
-    for module in ("generate", "inspect", "doctor"):
+    for module in ("generate", "inspect", "doctor", "tune"):
         parser = VerbParser(module=f"kinema.commands.{module}")
         with pytest.raises(SystemExit):
             parser.parse_args(["--help"])

@@ -1,0 +1,111 @@
+"""Tile sizes of `linear`'s kernel, by what is multiplied, rows and architecture; README.md has the reasons."""
+
+from __future__ import annotations
+
+from kinema.ops.common.launch import Config, Table
+
+
+def _tile(
+    rows: int, columns: int, nbytes: int, warps: int, stages: int, *, per_sm: int, tma: int, steps: int = 1
+) -> Config:
+    """nbytes: of a row in one product. per_sm: programs of the persistent grid on each multiprocessor.
+
+    steps: products in one turn of the loop. With one, Triton carries 8-bit factors from turn to turn on Ampere and Ada,
+    taken apart into bytes: more instructions than the products themselves.
+    """
+    blocks = {"ROWS": rows, "COLUMNS": columns, "BYTES": nbytes, "STEPS": steps, "PARTS": 4, "GROUP": 8}
+    return Config({**blocks, "PER_SM": per_sm, "TMA": tma}, warps, stages)
+
+
+# The interpreter's: small shapes cross their edges.
+_FEW = Config({"ROWS": 32, "COLUMNS": 64, "BYTES": 128, "STEPS": 1, "PARTS": 2, "GROUP": 2, "PER_SM": 1, "TMA": 1})
+_TURNS = Config({"ROWS": 32, "COLUMNS": 64, "BYTES": 32, "STEPS": 2, "PARTS": 2, "GROUP": 2, "PER_SM": 1, "TMA": 0})
+_SHORT = Config({"ROWS": 16, "COLUMNS": 32, "BYTES": 128, "STEPS": 1, "PARTS": 1, "GROUP": 1, "PER_SM": 1, "TMA": 0})
+
+# Tables have three kinds of candidates beside the default. Large tiles read fewer bytes for a product. Programs that
+# share a multiprocessor do the epilogue of one while the other multiplies. And half as many rows are twice as many
+# tiles, where a short input has fewer of them than the GPU has multiprocessors.
+_WARPGROUPS = (
+    _tile(128, 256, 128, 8, 4, per_sm=1, tma=1),
+    _tile(128, 128, 128, 4, 3, per_sm=2, tma=1),  # shared
+    _tile(64, 128, 128, 4, 4, per_sm=2, tma=1),  # half the rows
+)
+LARGE: Table = {
+    0: _FEW,
+    80: (
+        _tile(128, 128, 64, 4, 4, per_sm=2, tma=0),
+        _tile(256, 128, 64, 8, 3, per_sm=1, tma=0),  # large: a quarter fewer bytes; 128x256 spills if gated
+        _tile(64, 128, 64, 4, 3, per_sm=3, tma=0),  # half the rows
+    ),
+    90: _WARPGROUPS,
+    120: (
+        _tile(128, 128, 64, 4, 4, per_sm=2, tma=1),
+        _tile(128, 256, 64, 8, 3, per_sm=1, tma=1),  # large: a quarter fewer bytes
+        _tile(128, 128, 128, 8, 3, per_sm=1, tma=1),  # half as many waits for memory
+        _tile(64, 128, 64, 4, 3, per_sm=3, tma=1),  # half the rows
+    ),
+}
+LARGE_INT8: Table = {
+    0: _TURNS,
+    80: (
+        _tile(128, 128, 64, 8, 3, per_sm=2, tma=0, steps=2),
+        _tile(128, 128, 64, 8, 4, per_sm=1, tma=0, steps=2),  # one program, with more of its loads on the way
+        _tile(64, 128, 64, 4, 3, per_sm=2, tma=0, steps=2),  # half the rows
+    ),
+    89: (
+        _tile(128, 128, 64, 8, 3, per_sm=1, tma=0, steps=2),
+        _tile(64, 128, 64, 4, 3, per_sm=2, tma=0, steps=2),  # half the rows, and shared
+    ),
+    90: _WARPGROUPS,
+    120: LARGE[120],
+}
+LARGE_FP8: Table = {
+    0: _FEW,
+    89: LARGE_INT8[89],
+    90: (
+        _tile(128, 128, 128, 8, 4, per_sm=1, tma=1),  # a second accumulator, of promoted sums, leaves no room for more
+        _tile(64, 128, 128, 4, 4, per_sm=2, tma=1),  # half the rows, and shared
+    ),
+    100: _WARPGROUPS,
+    120: (
+        _tile(128, 128, 128, 8, 3, per_sm=1, tma=1),
+        _tile(128, 128, 64, 4, 4, per_sm=2, tma=1),  # shared
+        _tile(64, 128, 64, 4, 3, per_sm=3, tma=1),  # half the rows
+    ),
+}
+LARGE_FP32: Table = {
+    0: _FEW,
+    80: (
+        _tile(128, 128, 32, 8, 3, per_sm=1, tma=0),
+        _tile(
+            128, 64, 32, 4, 3, per_sm=2, tma=0
+        ),  # half the columns, and shared; with half the rows it spills if gated
+    ),
+}
+# Up to 16 rows the weights are read once and that is all: every tile that reads them 16 bytes wide and has enough
+# loads on the way takes as long, so there is nothing to choose.
+SMALL: Table = {
+    0: _SHORT,
+    80: Config({"ROWS": 16, "COLUMNS": 32, "BYTES": 256, "PARTS": 1, "GROUP": 1, "PER_SM": 4, "TMA": 0}, 4, 5),
+}
+SMALL_INT8: Table = {
+    0: _SHORT,
+    80: Config(
+        {"ROWS": 16, "COLUMNS": 32, "BYTES": 128, "STEPS": 2, "PARTS": 1, "GROUP": 1, "PER_SM": 4, "TMA": 0}, 4, 5
+    ),
+    90: SMALL[80],
+}
+SMALL_FP32: Table = {
+    0: _SHORT,
+    80: Config({"ROWS": 16, "COLUMNS": 32, "BYTES": 128, "PARTS": 1, "GROUP": 1, "PER_SM": 4, "TMA": 0}, 4, 5),
+}
+TABLES: dict[str, Table] = {
+    "linear/large": LARGE,
+    "linear/large_fp8": LARGE_FP8,
+    "linear/large_int8": LARGE_INT8,
+    "linear/large_fp32": LARGE_FP32,
+    "linear/small": SMALL,
+    "linear/small_fp8": SMALL_INT8,
+    "linear/small_int8": SMALL_INT8,
+    "linear/small_fp32": SMALL_FP32,
+}
