@@ -69,8 +69,10 @@ def run(arguments: argparse.Namespace) -> int:
         lines = [f"{name}: out of memory, passed over" for name in passed]
         if tuner.outcomes:
             lines.append(f"{len(tuner.outcomes)} kinds of calls, {faster} faster than with the default tiles; {path}")
-        else:
+        elif known:
             lines.append(f"nothing new: {len(known)} kinds of calls are tuned in {path}; --again measures them anew")
+        else:
+            lines.append(f"nothing to tune: on {gpu} none of these calls has a choice of tiles")
         emit("\n".join(lines))
     return 0
 

@@ -12,7 +12,7 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -36,7 +36,8 @@ class Choice:
     microseconds: tuple[float | None, ...] = ()
 
 
-def key(table: str, shape: Sequence[int | str]) -> str:
+@lru_cache(maxsize=4096)  # a launch asks for it, and a model has few shapes
+def key(table: str, shape: tuple[int | str, ...]) -> str:
     """A table and the kind of call: sizes rounded up to powers of two, and words."""
     kind = [str(1 << (n - 1).bit_length() if n > 1 else n) if isinstance(n, int) else n for n in shape if n != ""]
     return f"{table}: {' '.join(kind)}"
@@ -83,7 +84,7 @@ def read(gpu: str) -> tuple[dict[str, Choice], str | None]:
         if (content["format"], content["gpu"]) != (FORMAT, gpu):
             return {}, f"{path} is of format {content['format']} for {content['gpu']}, wanted {FORMAT} for {gpu}"
         if content["triton"] != _triton_version():
-            return {}, f"{path} was made with Triton {content['triton']}, this is {_triton_version()}"
+            return {}, f"{path} was made with Triton {content['triton']}, this one is {_triton_version()}"
         found = {name: _choice(entry) for name, entry in content["choices"].items()}
         changed = {op for op in {_op(name) for name in found} if content["kernels"][op] != fingerprint(op)}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -137,8 +138,10 @@ def _gpu_name(index: int) -> str:
 
 
 def _triton_version() -> str:
-    import triton
-
+    try:
+        import triton
+    except ImportError:
+        return "not installed"
     return str(triton.__version__)
 
 

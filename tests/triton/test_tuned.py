@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import warnings
 
 import pytest
@@ -136,8 +137,14 @@ def test_a_choice_that_the_table_does_not_have_is_the_default():
 
 def test_another_triton_warns():
     changed(lambda content: content.update(triton="1.0"))
-    with pytest.warns(UserWarning, match=r"made with Triton 1\.0, this is"):
+    with pytest.warns(UserWarning, match=r"made with Triton 1\.0, this one is"):
         assert chosen() == DEFAULT
+
+
+def test_without_triton_the_doctor_still_speaks(monkeypatch):
+    changed(lambda content: None)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert "this one is not installed" in tuned.status(CPU)
 
 
 def test_another_format_or_gpu_in_the_file_warns():
