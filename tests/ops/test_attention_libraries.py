@@ -383,6 +383,21 @@ def test_e4m3_goes_to_the_rest(install):
     assert library_calls(2, 80, q, KV(k, v), quantize="fp8") == 0
 
 
+@pytest.mark.parametrize("module", [flash_attn, sdpa])
+def test_what_does_not_fit_is_refused(install, monkeypatch, module):
+    install(3)
+    monkeypatch.setattr(whole, "JOIN_FROM", 1)
+    q, k, v = drawn()
+    residual = torch.zeros(2, 11, 48, dtype=BF16)
+    with recording(90):
+        with pytest.raises(ValueError, match="single query segment"):
+            module.attention((q[:, :, :4], q[:, :, 4:]), KV(k, v), residual=residual)
+        with pytest.raises(ValueError, match="shape"):
+            module.attention(q, KV(k, v), out=torch.empty(2, 11, 47, dtype=BF16))
+        with pytest.raises(ValueError, match="quantize to 'int8'"):
+            module.attention(q, KV(k, v), quantize="int8")
+
+
 def test_who_takes_the_rest():
     pytest.importorskip("triton")
     names = []
