@@ -257,6 +257,7 @@ IN_16_BITS = {name: aligned(case) for name, case in CASES.items() if case.dtype 
 MORE = {
     "text_video_all_lengths": Case(queries=(5, 12), keys=(Segment(5, (0, 5)), Segment(12)), dtype=BF16),
     "three_with_a_tail": Case(queries=(9,), keys=(Segment(4), Segment(7, (0, 3)), Segment(9)), dtype=FP16),
+    "one_key_and_a_tail": Case(keys=(Segment(1), Segment(5, (0, 5))), dtype=BF16),
     "fused_joint": Case(layout="fused", queries=(9, 4), keys=(Segment(9), Segment(4, (2, 4))), dtype=BF16),
     "joint_buffers_scale": Case(queries=(9, 4), keys=keys(9, 4), scale=0.3, out=True, dtype=BF16),
     "residual_in_place_and_segments": Case(residual="aliased", keys=keys(9, 4), dtype=BF16),
@@ -368,6 +369,16 @@ def test_pieces_are_joined_where_it_pays(install):
         assert library_calls(3, 90, q, (KV(k, v), KV(v, k))) == taken
         assert library_calls(3, 90, (q[:, :, :9], q[:, :, 9:]), KV(k, v)) == taken
         assert library_calls(3, 90, q[:, :, :9], KV(k, v)) == 1
+
+
+def test_no_keys_are_none_that_are_seen(install, monkeypatch):
+    """Beside a segment without slots a length may leave nothing at all."""
+    install(3)
+    monkeypatch.setattr(whole, "JOIN_FROM", 1)
+    q, k, v = drawn()
+    nothing, tail = KV(k[:, :, :0], v[:, :, :0]), KV(k, v, torch.tensor([0, 7]))
+    assert library_calls(3, 90, q, (nothing, tail)) == 0
+    assert library_calls(3, 90, q, (KV(k[:, :, :1], v[:, :, :1]), tail)) == 1
 
 
 def test_negative_scales_go_to_the_rest(install):
