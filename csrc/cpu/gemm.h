@@ -13,7 +13,7 @@ namespace kinema {
 namespace KINEMA_ISA {
 
 constexpr int64_t F32_DEPTH = 256;  // 16 KB of a panel on AVX2
-constexpr int64_t I8_DEPTH = 1024;  // the same in bytes
+constexpr int64_t I8_DEPTH = 768;   // the same in bytes
 constexpr int64_t BLOCK_ROWS = 144; // with F32_DEPTH 147 KB of the left matrix
 constexpr int64_t BLOCK_COLUMNS = 768;
 
@@ -27,7 +27,8 @@ struct Product {
     int threads;
     char *workspace;
     // Writes rows m to m + count, features k to k + depth of the left matrix into `to`: of fp32 [depth/KB][MR][KB], of
-    // int8 [depth/4][I8_ROWS][4], the rest of a last group zero. row_scale: what prepare() left for row m.
+    // int8 [depth/4][I8_ROWS] as micro.h has it, the rest of a last group zero. row_scale: what prepare() left for row
+    // m.
     void (*pack)(const void *source, int64_t m, int count, int64_t k, int64_t depth, const float *row_scale, void *to);
     // Once per block of rows, before any pack(); may be null.
     void (*prepare)(const void *source, int64_t m, int64_t count, float *row_scale);
@@ -44,7 +45,10 @@ struct F32Kernel {
     using C = float;
     static constexpr int ROWS = MR;
     static constexpr int64_t DEPTH = F32_DEPTH;
+    static constexpr int64_t A_BYTES = MR * 4; // of a tile, for one of its depth
+    static constexpr int64_t A_EXTRA = 0;      // and once
     static constexpr int64_t GROUP = KB;
+    static constexpr bool KEEPS = false; // packs a block again for the next columns: a copy is cheap
     static const void *panel(const Product &p, int64_t panel, int64_t k, int64_t count, float *buffer) {
         return panel_f32(p.weight, p.dtype, panel, stored_depth(p.depth, p.dtype), k, count, buffer);
     }
@@ -58,7 +62,10 @@ struct I8Kernel {
     using C = int32_t;
     static constexpr int ROWS = I8_ROWS;
     static constexpr int64_t DEPTH = I8_DEPTH;
+    static constexpr int64_t A_BYTES = I8_ROWS * 2;
+    static constexpr int64_t A_EXTRA = I8_ROWS * 4;
     static constexpr int64_t GROUP = 4;
+    static constexpr bool KEEPS = true; // quantising is not
     static const void *panel(const Product &p, int64_t panel, int64_t k, int64_t, float *) {
         return panel_at<int8_t>(p.weight, panel, stored_depth(p.depth, KINEMA_I8), k);
     }
@@ -74,13 +81,13 @@ template <class Kernel> struct Cut {
     int64_t tiles, panels, halves;     // of the whole product
     int64_t row_blocks, column_blocks; // its tasks
     int64_t block_tiles, chunk_panels; // of one task
-    int64_t tile_size, a_bytes, b_bytes, c_bytes, scale_bytes, bytes;
+    int64_t tile_size, slice_bytes, a_bytes, b_bytes, c_bytes, scale_bytes, bytes;
 
     explicit Cut(const Product &p) {
         tiles = ceil_div(p.rows, Kernel::ROWS);
         panels = ceil_div(p.columns, NR);
         halves = p.gated ? 2 : 1;
-        const int64_t most_tiles = BLOCK_ROWS / Kernel::ROWS;
+        const int64_t most_tiles = (Kernel::KEEPS ? BLOCK_ROWS * 2 / 3 : BLOCK_ROWS) / Kernel::ROWS;
         row_blocks = ceil_div(tiles, most_tiles);
         column_blocks = 1;
         if (p.threads > 1) {
@@ -93,7 +100,8 @@ template <class Kernel> struct Cut {
         chunk_panels = least(ceil_div(panels, column_blocks), most(1, BLOCK_COLUMNS / NR / halves));
         tile_size = Kernel::ROWS * NR;
         const int64_t depth = least(ceil_div(p.depth, Kernel::GROUP) * Kernel::GROUP, Kernel::DEPTH);
-        a_bytes = aligned(block_tiles * Kernel::ROWS * depth * static_cast<int64_t>(sizeof(typename Kernel::A)));
+        slice_bytes = aligned(block_tiles * (depth * Kernel::A_BYTES + Kernel::A_EXTRA));
+        a_bytes = slice_bytes * (Kernel::KEEPS ? ceil_div(p.depth, Kernel::DEPTH) : 1);
         b_bytes = aligned(depth * NR * 4);
         c_bytes = aligned(chunk_panels * halves * block_tiles * tile_size * 4);
         scale_bytes = aligned(block_tiles * Kernel::ROWS * 4);
@@ -115,7 +123,6 @@ template <class Kernel> void product_task(const Product &p, const Cut<Kernel> &c
     const int64_t to = cut.panels * (column_block + 1) / cut.column_blocks;
     const int64_t tiles = last - first, begin = first * Kernel::ROWS;
     char *scratch = p.workspace + thread * cut.bytes;
-    A *a = reinterpret_cast<A *>(scratch);
     float *b_buffer = reinterpret_cast<float *>(scratch + cut.a_bytes);
     C *sums = reinterpret_cast<C *>(scratch + cut.a_bytes + cut.b_bytes);
     float *row_scale = reinterpret_cast<float *>(scratch + cut.a_bytes + cut.b_bytes + cut.c_bytes);
@@ -129,12 +136,13 @@ template <class Kernel> void product_task(const Product &p, const Cut<Kernel> &c
         for (int64_t k = 0; k < p.depth; k += Kernel::DEPTH) {
             const int64_t depth = least(p.depth - k, Kernel::DEPTH);
             const int64_t groups = ceil_div(depth, Kernel::GROUP);
-            const int64_t tile_depth = groups * Kernel::GROUP * Kernel::ROWS;
-            if (chunk == from || p.depth > Kernel::DEPTH) // else it is still there
+            const int64_t tile_bytes = groups * Kernel::GROUP * Kernel::A_BYTES + Kernel::A_EXTRA;
+            char *a = scratch + (Kernel::KEEPS ? k / Kernel::DEPTH * cut.slice_bytes : 0);
+            if (chunk == from || (p.depth > Kernel::DEPTH && !Kernel::KEEPS)) // else it is still there
                 for (int64_t i = 0; i < tiles; ++i) {
                     const int64_t m = begin + i * Kernel::ROWS;
                     const int count = static_cast<int>(least(p.rows - m, Kernel::ROWS));
-                    p.pack(p.source, m, count, k, depth, row_scale + i * Kernel::ROWS, a + i * tile_depth);
+                    p.pack(p.source, m, count, k, depth, row_scale + i * Kernel::ROWS, a + i * tile_bytes);
                 }
             const bool ends = k + depth == p.depth;
             for (int64_t panel = chunk; panel < chunk_end; ++panel)
@@ -147,8 +155,8 @@ template <class Kernel> void product_task(const Product &p, const Cut<Kernel> &c
                         const int count = static_cast<int>(least(p.rows - m, Kernel::ROWS));
                         C *tile = column + i * cut.tile_size;
                         Kernel::multiply(
-                            count, a + i * tile_depth, b, Kernel::GROUP == KB ? depth : groups * Kernel::GROUP, tile,
-                            k > 0);
+                            count, reinterpret_cast<const A *>(a + i * tile_bytes), b,
+                            Kernel::GROUP == KB ? depth : groups * Kernel::GROUP, tile, k > 0);
                         if (ends && half + 1 == cut.halves) {
                             const C *gate = p.gated ? tile - tiles * cut.tile_size : nullptr;
                             p.finish(p.source, tile, gate, m, count, panel * NR, width, row_scale + i * Kernel::ROWS);

@@ -12,21 +12,39 @@ namespace KINEMA_ISA {
 
 // Row `row` of a tile: features `at` to `at + count` of its slice of the depth.
 inline void place(float *tile, int row, int64_t at, const float *from, int64_t count) {
-    int64_t i = 0;
-    while (i < count) {
-        float *to = tile + (at + i) / KB * (MR * KB) + row * KB + (at + i) % KB;
-        if ((at + i) % KB == 0 && count - i >= KB) {
-            std::memcpy(to, from + i, KB * sizeof(float));
-            i += KB;
-        } else {
-            *to = from[i++];
-        }
+    float *to = tile + at / KB * (MR * KB) + row * KB;
+    int64_t inside = at % KB;
+    if (inside != 0) { // up to the next group
+        const int64_t here = least(KB - inside, count);
+        for (int64_t i = 0; i < here; ++i)
+            to[inside + i] = from[i];
+        if (here == count)
+            return;
+        to += MR * KB;
+        from += here;
+        count -= here;
     }
+    for (; count >= KB; count -= KB, from += KB, to += MR * KB)
+        std::memcpy(to, from, KB * sizeof(float));
+    for (int64_t i = 0; i < count; ++i)
+        to[i] = from[i];
 }
 
+// Row `row` of a tile of int8: groups of four sizes and four masks, and the sum of the negative sizes behind them all.
 inline void place_i8(int8_t *tile, int row, const int8_t *from, int64_t groups) {
-    for (int64_t i = 0; i < groups; ++i)
-        std::memcpy(tile + (i * I8_ROWS + row) * 4, from + 4 * i, 4);
+    int8_t size[I8_DEPTH], mask[I8_DEPTH];
+    int32_t negative = 0;
+    for (int64_t i = 0; i < 4 * groups; ++i) {
+        mask[i] = static_cast<int8_t>(from[i] < 0 ? -1 : 0);
+        size[i] = static_cast<int8_t>((from[i] ^ mask[i]) - mask[i]);
+        negative += size[i] & mask[i];
+    }
+    for (int64_t i = 0; i < groups; ++i) {
+        int8_t *to = tile + (i * I8_ROWS + row) * 8;
+        std::memcpy(to, size + 4 * i, 4);
+        std::memcpy(to + 4, mask + 4 * i, 4);
+    }
+    std::memcpy(tile + groups * I8_ROWS * 8 + 4 * row, &negative, 4);
 }
 
 inline int64_t x_row(const kinema_linear_args &args, int64_t m) {

@@ -77,19 +77,27 @@ constexpr int I8_COLUMNS = 2 * W;
 constexpr int I8_ROWS = 4;
 
 typedef __m256i I8Sum;
-inline I8Sum i8_zero() { return _mm256_setzero_si256(); }
 inline I8Sum i8_load(const int32_t *p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)); }
 inline void i8_store(int32_t *p, I8Sum s) { _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), s); }
-// maddubs wants one factor without a sign and adds pairs of products in 16 bits with saturation. So |a| takes the first
-// place and b carries both signs: 2·127·127 fits, and the sum is exact (neither side is ever −128).
-inline void i8_step(I8Sum &s, const int8_t *a, const int8_t *b) {
-    int32_t four;
-    std::memcpy(&four, a, sizeof four);
-    const __m256i row = _mm256_set1_epi32(four);
+// A row's next four features: their sizes, and a mask of ones where they are negative.
+struct I8Row {
+    __m256i size, mask;
+};
+inline I8Row i8_row(const int8_t *a) {
+    int32_t size, mask;
+    std::memcpy(&size, a, sizeof size);
+    std::memcpy(&mask, a + 4, sizeof mask);
+    return {_mm256_set1_epi32(size), _mm256_set1_epi32(mask)};
+}
+// maddubs wants one factor without a sign, and adds pairs of products in 16 bits with saturation: |a| and b ^ mask fit,
+// 2·127·128 at most. Where a is negative, b ^ mask is −b − 1: micro.h adds the Σ|a| that this takes away.
+inline void i8_step(I8Sum &s, const I8Row &row, const int8_t *b) {
     const __m256i columns = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(b));
-    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(row), _mm256_sign_epi8(columns, row));
+    const __m256i pairs = _mm256_maddubs_epi16(row.size, _mm256_xor_si256(columns, row.mask));
     s = _mm256_add_epi32(s, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
+inline I8Sum i8_set1(int32_t x) { return _mm256_set1_epi32(x); }
+inline I8Sum i8_add(I8Sum a, I8Sum b) { return _mm256_add_epi32(a, b); }
 
 } // namespace KINEMA_ISA
 } // namespace kinema

@@ -125,18 +125,27 @@ constexpr int I8_ROWS = 2;
 struct I8Sum {
     int32_t lane[8];
 };
-inline I8Sum i8_zero() { return I8Sum{}; }
 inline I8Sum i8_load(const int32_t *p) {
     I8Sum s;
     std::memcpy(&s, p, sizeof s);
     return s;
 }
 inline void i8_store(int32_t *p, const I8Sum &s) { std::memcpy(p, &s, sizeof s); }
-// s += Σ of four products; a: one row's four bytes, b: those of eight columns
-inline void i8_step(I8Sum &s, const int8_t *a, const int8_t *b) {
+struct I8Row {
+    const int8_t *size, *mask;
+};
+inline I8Row i8_row(const int8_t *a) { return {a, a + 4}; }
+// as in simd_avx2.h
+inline void i8_step(I8Sum &s, const I8Row &row, const int8_t *b) {
     for (int c = 0; c < 8; ++c)
         for (int k = 0; k < 4; ++k)
-            s.lane[c] += static_cast<int32_t>(a[k]) * b[4 * c + k];
+            s.lane[c] += static_cast<int32_t>(static_cast<uint8_t>(row.size[k])) * (b[4 * c + k] ^ row.mask[k]);
+}
+inline I8Sum i8_set1(int32_t x) { return I8Sum{{x, x, x, x, x, x, x, x}}; }
+inline I8Sum i8_add(I8Sum a, const I8Sum &b) {
+    for (int c = 0; c < 8; ++c)
+        a.lane[c] += b.lane[c];
+    return a;
 }
 
 } // namespace KINEMA_ISA
