@@ -108,7 +108,7 @@ def status(device: torch.device) -> str:
 
 def file(gpu: str) -> Path:
     """Where the choices of a GPU lie."""
-    folder = os.environ.get(FOLDER_VARIABLE) or Path.home() / ".cache" / "kinema"
+    folder = os.environ.get(FOLDER_VARIABLE) or os.path.expanduser("~/.cache/kinema")
     return Path(folder) / "tuned" / f"{re.sub(r'[^A-Za-z0-9.]+', '-', gpu)}.json"
 
 

@@ -9,7 +9,7 @@ from kinema.ops.attention import KV, BlockCausal
 from kinema.ops.attention import reference as attention_reference
 from kinema.ops.attention.triton import attention
 from kinema.ops.common import PRECISIONS, Target
-from kinema.ops.common.launch import Config, forced, recording
+from kinema.ops.common.launch import architecture, forced, recording
 from kinema.ops.conv3d import reference as conv3d_reference
 from kinema.ops.conv3d.triton import conv3d, pack_conv3d
 from kinema.ops.linear import reference as linear_reference
@@ -17,26 +17,31 @@ from kinema.ops.linear.triton import linear, pack_linear
 from kinema.ops.tables import tables, tunable
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ON_GPU = DEVICE.type == "cuda"
 ARCHITECTURES = (80, 89, 90, 100, 120)
 ITEMSIZE = {"fp32": 4, "fp8": 1, "int8": 1}
 PRECISION = {"": "bf16", "_fp32": "fp32", "_fp8": "fp8", "_int8": "int8"}
 
 
 def distinct(op):
-    """(table, blocks) of an op's candidates that differ as programs do: warps, stages and grids change nothing here."""
+    """(table, candidate) of an op on this GPU; in the interpreter on any, once of those that differ as programs do."""
     found = {}
-    for arch in ARCHITECTURES:
+    for arch in (architecture(DEVICE),) if ON_GPU else ARCHITECTURES:
         for name, configs in tunable(arch).items():
             if name.partition("/")[0] == op:
                 for config in configs:
-                    blocks = {key: size for key, size in config.blocks.items() if key != "PER_SM"}
-                    if "BYTES" in blocks:  # the same features in fewer bits are the same tile
-                        blocks["BYTES"] *= 4 // ITEMSIZE.get(name.rpartition("_")[2], 2)
-                        label = " ".join(f"{key}{size}" for key, size in blocks.items())
-                    else:
-                        label = " ".join([name, *(f"{key}{size}" for key, size in blocks.items())])
-                    found.setdefault(label, (name, Config(config.blocks)))
+                    label = f"{name} {config}" if ON_GPU else program(name, config)
+                    found.setdefault(label, (name, config))
     return [pytest.param(*case, id=label) for label, case in found.items()]
+
+
+def program(name, config):
+    """What the interpreter knows of a candidate: not its warps, stages and grid; the same features are one tile."""
+    blocks = {key: size for key, size in config.blocks.items() if key != "PER_SM"}
+    if "BYTES" in blocks:
+        blocks["FEATURES"] = blocks.pop("BYTES") // ITEMSIZE.get(name.rpartition("_")[2], 2)
+        name = "linear"
+    return " ".join([name, *(f"{key}{size}" for key, size in blocks.items())])
 
 
 def drawn(*shape, dtype=torch.float32, seed=0):

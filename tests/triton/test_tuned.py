@@ -179,6 +179,12 @@ def test_every_source_of_a_kernel_counts(tmp_path, monkeypatch):
     assert len(seen) == 1 + len(files)
 
 
+def test_without_a_home_nothing_is_known(monkeypatch):
+    monkeypatch.delenv("KINEMA_CACHE")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    assert chosen() == DEFAULT
+
+
 def test_what_another_run_found_is_kept_and_what_is_stale_is_not():
     changed(lambda content: None)
     tuned.remember(CPU, {"conv3d/fp32: 8": Choice(1)})

@@ -20,6 +20,7 @@ from kinema.tuner import LEAST_ROUNDS, LONG, ROUNDS, Tuner, fastest
 CPU = torch.device("cpu")
 TABLE = {0: tuple(Config({"BLOCK": size}) for size in (16, 32, 64))}
 KEY = "linear/large: 8"
+interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are not interpreted here")
 
 
 @pytest.fixture(autouse=True)
@@ -179,6 +180,7 @@ def test_a_folder_that_cannot_be_written_is_said(cache):
         tune(Op(), drawn(7))
 
 
+@interpreted
 def test_a_real_op_is_tuned_among_all_ops(monkeypatch):
     """Its candidates run, in the interpreter, and agree; a call of another op passes by."""
     small = LARGE_FP32[0]
@@ -196,6 +198,7 @@ def test_a_real_op_is_tuned_among_all_ops(monkeypatch):
     assert watched.plan is ops.plan
 
 
+@interpreted
 def test_no_launch_measures(monkeypatch):
     """A call with a choice of tiles launches its kernel once, the first time and every other."""
     small = LARGE_FP32[0]
