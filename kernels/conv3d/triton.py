@@ -21,7 +21,7 @@ PREPARE: Table = {
     80: Config({"ELEMENTS": 2048, "POSITIONS": 64}, warps=4, stages=1),
 }
 # A thread of the second candidate does as much as one of the first, and a weight serves twice as many positions. One of
-# the third does half: twice as many warps hide what they wait for, and read more of shared memory for a product.
+# the third does half: where two programs fit, more warps hide what they wait for, and read more of shared memory.
 PRODUCT_FP32: Table = {
     0: Config({"ROWS": 128, "FEATURES": 16}),
     80: (
