@@ -232,7 +232,7 @@ struct QueryBlock {
         total[r] = total[r] * fade[r] + sum(added);
     }
 
-    static V vexp_or_zero(V x) { return where_gt(x, set1(-87.0f), vexp(x), set1(0.0f)); }
+    static V vexp_or_zero(V x) { return where_gt(x, set1(-87.0f), vexp_bounded(x), set1(0.0f)); }
     static float exp_of(float x) {
         float lanes[W];
         store(lanes, vexp_or_zero(set1(x)));

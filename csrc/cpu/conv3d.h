@@ -62,6 +62,18 @@ inline void see(const kinema_conv3d_args &a, const float *x, float *to) {
         activate(a.activation, channels, to, to);
 }
 
+// f(pixel, channel, offset in the cache) over a line of the cache, in the order in which it lies there.
+template <class F> inline void each_cached(const kinema_conv3d_args &a, const ConvShape &shape, F f) {
+    if (a.cache_stride_c <= a.cache_stride_w)
+        for (int64_t i = 0; i < shape.inner_w; ++i)
+            for (int64_t c = 0; c < a.in_channels; ++c)
+                f(i, c, i * a.cache_stride_w + c * a.cache_stride_c);
+    else
+        for (int64_t c = 0; c < a.in_channels; ++c)
+            for (int64_t i = 0; i < shape.inner_w; ++i)
+                f(i, c, i * a.cache_stride_w + c * a.cache_stride_c);
+}
+
 // A line of the copy: a border is zero, a past frame comes from the cache, the rest from x.
 inline void copy_line(const kinema_conv3d_args &a, const ConvShape &shape, int64_t row, float *copy) {
     const int64_t y = row % shape.height, t = row / shape.height % shape.seen, b = row / (shape.height * shape.seen);
@@ -75,9 +87,8 @@ inline void copy_line(const kinema_conv3d_args &a, const ConvShape &shape, int64
     float *pixel = line + a.pad_left * channels;
     if (t < shape.history) {
         const float *past = a.cache + b * a.cache_stride_b + t * a.cache_stride_t + inside * a.cache_stride_h;
-        for (int64_t i = 0; i < shape.inner_w; ++i, pixel += channels)
-            for (int64_t c = 0; c < channels; ++c)
-                pixel[c] = past[i * a.cache_stride_w + c * a.cache_stride_c];
+        each_cached(a, shape, [&](int64_t i, int64_t c, int64_t at) { pixel[i * channels + c] = past[at]; });
+        pixel += shape.inner_w * channels;
     } else {
         const float *x =
             a.x + b * a.x_stride_b + (t - shape.history) * a.x_stride_t + inside / a.upsample * a.x_stride_h;
@@ -98,9 +109,7 @@ inline void renew_line(const kinema_conv3d_args &a, const ConvShape &shape, int6
     const float *line = copy + b * shape.all + (shape.seen - shape.history + t) * shape.frame +
                         (y + a.pad_top) * shape.line + a.pad_left * channels;
     float *past = a.cache + b * a.cache_stride_b + t * a.cache_stride_t + y * a.cache_stride_h;
-    for (int64_t i = 0; i < shape.inner_w; ++i)
-        for (int64_t c = 0; c < channels; ++c)
-            past[i * a.cache_stride_w + c * a.cache_stride_c] = line[i * channels + c];
+    each_cached(a, shape, [&](int64_t i, int64_t c, int64_t at) { past[at] = line[i * channels + c]; });
 }
 
 inline void pack_taps(const void *source, int64_t m, int count, int64_t k, int64_t depth, const float *, void *to) {

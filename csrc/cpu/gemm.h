@@ -128,6 +128,7 @@ template <class Kernel> void product_task(const Product &p, const Cut<Kernel> &c
     float *row_scale = reinterpret_cast<float *>(scratch + cut.a_bytes + cut.b_bytes + cut.c_bytes);
     if (tiles == 0)
         return;
+    const bool once = p.depth <= Kernel::DEPTH && !p.gated;
     if (p.prepare != nullptr)
         p.prepare(p.source, begin, least(p.rows - begin, tiles * Kernel::ROWS), row_scale);
 
@@ -153,7 +154,8 @@ template <class Kernel> void product_task(const Product &p, const Cut<Kernel> &c
                     for (int64_t i = 0; i < tiles; ++i) {
                         const int64_t m = begin + i * Kernel::ROWS;
                         const int count = static_cast<int>(least(p.rows - m, Kernel::ROWS));
-                        C *tile = column + i * cut.tile_size;
+                        // sums that end here need not wait for the next slice of the depth
+                        C *tile = once ? sums : column + i * cut.tile_size;
                         Kernel::multiply(
                             count, reinterpret_cast<const A *>(a + i * tile_bytes), b,
                             Kernel::GROUP == KB ? depth : groups * Kernel::GROUP, tile, k > 0);

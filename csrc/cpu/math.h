@@ -6,13 +6,9 @@
 namespace kinema {
 namespace KINEMA_ISA {
 
-// e^x within 1 ulp for x up to 88.72, infinite above; below −87.33 it stays at the smallest normal numbers. NaN stays
-// NaN.
-inline V vexp(V x) {
-    const V least = set1(-87.33654f), most = set1(88.72283f);
-    const V given = x;
-    x = vmin(most, vmax(least, x)); // in this order NaN passes through both
-    const V n = round_small(mul(x, set1(1.44269504f)));
+// e^r · 2^n of an x between −87.33 and 88.72, as (e^r, n). x is taken apart as n·ln 2 + r.
+inline V vexp_parts(V x, V &n) {
+    n = round_small(mul(x, set1(1.44269504f)));
     // ln 2 in two parts, the first exact in few bits, so that x − n·ln 2 keeps all of x's
     V r = fma(n, set1(-0.693359375f), x);
     r = fma(n, set1(2.12194440e-4f), r);
@@ -22,14 +18,29 @@ inline V vexp(V x) {
     p = fma(p, r, set1(4.1665795894e-2f));
     p = fma(p, r, set1(1.6666665459e-1f));
     p = fma(p, r, set1(5.0000001201e-1f));
-    p = add(fma(p, mul(r, r), r), set1(1.0f));
+    return add(fma(p, mul(r, r), r), set1(1.0f));
+}
+
+// e^x within 1 ulp for x up to 88.72, infinite above; below −87.33 it stays at the smallest normal numbers. NaN stays
+// NaN.
+inline V vexp(V x) {
+    const V least = set1(-87.33654f), most = set1(88.72283f);
+    V n;
+    V p = vexp_parts(vmin(most, vmax(least, x)), n); // in this order NaN passes through both
     // 2^128 is out of fp32's reach: two halves of the scale are not
     const V half = round_small(mul(n, set1(0.5f)));
     p = mul(mul(p, exp2_whole(half)), exp2_whole(sub(n, half)));
-    return where_gt(given, most, set1(__builtin_inff()), p);
+    return where_gt(x, most, set1(__builtin_inff()), p);
 }
 
-inline V sigmoid(V x) { return div(set1(1.0f), add(set1(1.0f), vexp(sub(set1(0.0f), x)))); }
+// The same where only results up to 2^127 matter: larger ones stay there.
+inline V vexp_bounded(V x) {
+    V n;
+    const V p = vexp_parts(vmin(set1(88.0f), vmax(set1(-87.33654f), x)), n);
+    return mul(p, exp2_whole(n));
+}
+
+inline V sigmoid(V x) { return div(set1(1.0f), add(set1(1.0f), vexp_bounded(sub(set1(0.0f), x)))); }
 
 // erf within 1 ulp: a polynomial in x² below 0.93, 1 − e^(a polynomial) above.
 inline V verf(V x) {
@@ -40,7 +51,7 @@ inline V verf(V x) {
     far = fma(far, size, set1(-6.34846687e-1f));
     far = fma(far, size, set1(-1.28717512e-1f));
     far = fma(far, size, sub(set1(0.0f), size));
-    far = with_sign_of(sub(set1(1.0f), vexp(far)), x);
+    far = with_sign_of(sub(set1(1.0f), vexp_bounded(far)), x);
     V near = set1(-5.96761703e-4f);
     near = fma(near, square, set1(4.99119423e-3f));
     near = fma(near, square, set1(-2.67681349e-2f));

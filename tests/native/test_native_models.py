@@ -1,0 +1,108 @@
+"""Whole small models on the native kernels give what they give on the reference's: shapes and memory as models have them."""
+
+import pytest
+import torch
+
+from kinema.checkpoints import Weights
+from kinema.models import wan
+from kinema.models.wan import WanConfig, WanTransformer
+from kinema.ops import build_ops, plan_ops, target_for
+from kinema.ops.common import native
+from kinema.text.umt5 import UMT5Config, UMT5Encoder
+from kinema.text.umt5 import tensor_shapes as text_shapes
+from kinema.vae.wan import WanVAE, WanVAEConfig, tensor_shapes
+
+if not native.instruction_sets():
+    pytest.skip("the native kernels are not built", allow_module_level=True)
+
+VAES = {
+    "wan21": WanVAEConfig(
+        base_dim=8, z_dim=4, dim_mult=(1, 2), num_res_blocks=1, temperal_downsample=(True,),
+        latents_mean=(0.0,) * 4, latents_std=(1.0,) * 4, scale_factor_temporal=2, scale_factor_spatial=2,
+    ),
+    "wan22": WanVAEConfig(
+        base_dim=8, z_dim=3, dim_mult=(2, 2), num_res_blocks=1, temperal_downsample=(True,), is_residual=True,
+        patch_size=2, in_channels=12, out_channels=12, latents_mean=(0.0,) * 3, latents_std=(1.0,) * 3,
+        scale_factor_temporal=2, scale_factor_spatial=4,
+    ),
+}  # fmt: skip
+TRANSFORMER = WanConfig(
+    num_attention_heads=3, attention_head_dim=24, in_channels=4, out_channels=4,
+    text_dim=16, freq_dim=16, ffn_dim=200, num_layers=2,
+)  # fmt: skip
+TEXT = UMT5Config(
+    vocab_size=50, d_model=24, d_kv=10, d_ff=40, num_layers=2, num_heads=3,
+    relative_attention_num_buckets=8, relative_attention_max_distance=16,
+)  # fmt: skip
+
+
+def ops(backend, precision="fp32"):
+    return build_ops(plan_ops(target_for("cpu", precision), backend))
+
+
+def drawn(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def weights_of(shapes):
+    """Every layer matters: gains about 1, biases and the rest of order 1 at the output of a layer."""
+    made = {}
+    for i, (name, shape) in enumerate(shapes.items()):
+        w = drawn(*shape, seed=i)
+        if (len(shape) == 1 and not name.endswith("bias")) or name.endswith("gamma"):
+            w = 1.0 + 0.2 * w
+        elif name.endswith("bias"):
+            w = 0.5 * w
+        elif name.endswith("weight"):
+            w = w / w[0].numel() ** 0.5
+        made[name] = w
+    return Weights(made)
+
+
+def distance(got, truth):
+    return float((got - truth).abs().max() / truth.abs().max())
+
+
+def test_the_plan_takes_the_native_kernels_where_it_is_told_to():
+    chosen = {choice.op: choice.backend for choice in plan_ops(target_for("cpu", "fp32"), "cpu").choices}
+    assert {op for op, backend in chosen.items() if backend != "cpu"} == {"quantize"}
+
+
+@pytest.mark.parametrize("name", VAES)
+@torch.no_grad()
+def test_a_vae_encodes_and_decodes(name):
+    """In chunks, so that every convolution reads and renews its past."""
+    config, frames = VAES[name], 5 if name == "wan21" else 3
+    weights = weights_of(tensor_shapes(config))
+    plain, ours = (WanVAE(config, weights, ops(backend)) for backend in ("reference", "cpu"))
+    video = drawn(1, config.pixel_channels, frames, 20, 12).clamp(-1, 1)
+    wanted = plain.encode(video, chunk=2).mean
+    assert distance(ours.encode(video, chunk=2).mean, wanted) < 1e-5
+    decoded = plain.decode(wanted, chunk=1, clamp=False)
+    assert distance(ours.decode(wanted, chunk=1, clamp=False), decoded) < 1e-5
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "fp8", "int8"])
+@torch.no_grad()
+def test_a_transformer_forwards(precision):
+    """As the reference does in the same precision: stored weights are the same, and so are activations in 8 bits."""
+    weights = weights_of(wan.tensor_shapes(TRANSFORMER))
+    latents, timesteps, text = drawn(2, 4, 3, 6, 10), torch.tensor([500.0, 20.0]), drawn(2, 5, 16, seed=1)
+
+    def forward(backend):
+        transformer = WanTransformer(TRANSFORMER, weights, ops(backend, precision))
+        return transformer(latents, timesteps, transformer.encode_context(text))
+
+    # a step of int8 that falls the other way moves what follows by a step
+    assert distance(forward("cpu"), forward("reference")) < (2e-2 if precision == "int8" else 1e-5)
+
+
+@torch.no_grad()
+def test_a_text_encoder_reads():
+    """Relative positions as a bias of the logits, padding as a length."""
+    weights = weights_of(text_shapes(TEXT))
+    ids = torch.randint(1, TEXT.vocab_size, (2, 11), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, 7:] = 0
+    plain, ours = (UMT5Encoder(TEXT, weights, ops(backend))(ids, mask) for backend in ("reference", "cpu"))
+    assert distance(ours[mask.bool()], plain[mask.bool()]) < 1e-5
