@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from kinema.request import GenerationRequest
     from kinema.stats import Stats
 
+TIMED = "each stage of a generation in this process, decoded and not written; loading is a stage of its own"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", type=text, nargs="?", default="a red circle moving left", help="(%(default)s)")
@@ -48,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
             rounds.append(measure(pipe, request))
             advance()
     report = {
-        **provenance("generate", arguments.words, pipe.ops.plan),
+        **provenance("generate", arguments.words, pipe.ops.plan, timed=TIMED),
         "model": str(pipe.folder.path),
         "request": _described(request),
         **summary(rounds, arguments.warmup),
@@ -77,15 +79,17 @@ def measure(pipe: VideoPipeline, request: GenerationRequest) -> tuple[Stats, str
 
 def summary(rounds: list[tuple[Stats, str]], warmup: int) -> Report:
     """The figures of the rounds. `first` is the first round of all, which loads the model."""
-    from kinema.bench.report import spread
+    from kinema.bench.report import spread, timing
 
     measured = [stats for stats, _ in rounds[warmup:]]
-    stages = {name: spread([stats.seconds[name] for stats in measured]) for name in measured[0].seconds}
+    samples = {name: [stats.seconds[name] for stats in measured] for name in measured[0].seconds}
+    samples["total"] = [stats.total_seconds for stats in measured]
     return {
         "steps": measured[0].steps,
         "forwards": measured[0].forwards,
         "warmup": warmup,
-        "seconds": {**stages, "total": spread([stats.total_seconds for stats in measured])},
+        "seconds": {name: spread(seconds) for name, seconds in samples.items()},
+        "rows": [timing(name, seconds) for name, seconds in samples.items()],
         "first": dict(rounds[0][0].seconds),
         "rounds": [dict(stats.seconds) for stats in measured],
         "peak_bytes": max(stats.peak_bytes or 0 for stats in measured) or None,

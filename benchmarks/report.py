@@ -1,35 +1,65 @@
-"""A benchmark's result: JSON that says what was measured, where and of which source, and the spread of its rounds."""
+"""A benchmark's result: JSON that says what was measured, where and of which source, with every sample.
+
+All verbs write the same schema: what `provenance` gives, what the verb adds, and `rows`, each with a `name` that is
+the same in every run and, if it was timed, its `samples` in seconds and what they say (`timing`).
+"""
 
 from __future__ import annotations
 
+import json
 import shlex
 import subprocess
 import tempfile
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from statistics import median
 from typing import Any
 
+import torch
+
 import kinema
+from kinema.bench.intervals import median_of
 from kinema.checkpoints import save_json
 from kinema.commands import doctor
-from kinema.errors import OutputError
+from kinema.errors import OutputError, RequestError
 from kinema.ops import Plan
 
 Report = dict[str, Any]
 
+SCHEMA = 1
+# field: its type in every report; `rows` is there where something was timed
+FIELDS: dict[str, type | tuple[type, ...]] = {
+    "schema": int,
+    "benchmark": str,
+    "timed": str,
+    "command": str,
+    "time": str,
+    "kinema": str,
+    "commit": (str, type(None)),
+    "dirty": bool,
+    "machine": dict,
+    "libraries": dict,
+    "threads": int,
+    "target": dict,
+    "ops": dict,
+}
 
-def provenance(benchmark: str, words: Sequence[str], plan: Plan) -> Report:
-    """What every report begins with. words: the command line after `kinema`."""
+
+def provenance(benchmark: str, words: Sequence[str], plan: Plan, *, timed: str = "nothing") -> Report:
+    """What every report begins with. words: the command line after `kinema`. timed: what a sample spans, in words."""
+    head = commit()
     return {
+        "schema": SCHEMA,
         "benchmark": benchmark,
+        "timed": timed,
         "command": shlex.join(["kinema", *words]),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "kinema": kinema.__version__,
-        "commit": commit(),
+        "commit": head.rstrip("+") if head is not None else None,
+        "dirty": head is not None and head.endswith("+"),
         "machine": doctor.machine(),
         "libraries": doctor.libraries(),
+        "threads": torch.get_num_threads(),
         "target": doctor.target(plan),
         "ops": {choice.op: choice.backend for choice in plan.choices},
     }
@@ -52,9 +82,14 @@ def _git(root: Path, *words: str) -> str:
     return subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median and range: machines are noisy, and a mean hides it."""
-    return {"median": median(values), "min": min(values), "max": max(values)}
+def spread(samples: Sequence[float]) -> dict[str, float | None]:
+    """Median with its interval (None where the samples are too few), and range: a mean would hide the noise."""
+    return {**median_of(samples).as_dict(), "min": min(samples), "max": max(samples)}
+
+
+def timing(name: str, samples: Sequence[float]) -> Report:
+    """A row of what was timed; `compare` finds it in another run by its name."""
+    return {"name": name, "samples": list(samples), "seconds": spread(samples)}
 
 
 def check_report(path: str) -> None:
@@ -72,3 +107,38 @@ def check_report(path: str) -> None:
 def write_report(path: str, report: Report) -> None:
     """Whole or not at all. Raises OutputError."""
     save_json(Path(path), report)
+
+
+def read_report(path: str) -> Report:
+    """A report that `write_report` wrote. Raises RequestError with what is wrong with it."""
+    try:
+        report = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not JSON"
+        raise RequestError(f"cannot read {path}: {reason}; wanted a report that kinema bench wrote") from error
+    wrong = _wrong(report)
+    if wrong is not None:
+        raise RequestError(f"{path} is not a report of kinema bench: {wrong}")
+    found: Report = report
+    return found
+
+
+def _wrong(report: Any) -> str | None:
+    """Why `report` is not of the schema; None if it is."""
+    if not isinstance(report, dict):
+        return f"it holds a {type(report).__name__}, wanted an object"
+    if report.get("schema") != SCHEMA:
+        return f"its schema is {report.get('schema')}, wanted {SCHEMA}: measure again with this kinema"
+    for name, kind in FIELDS.items():
+        if not isinstance(report.get(name), kind):
+            return f"its {name} is {report.get(name)!r}"
+    names = set()
+    for row in report.get("rows", []):
+        name = row.get("name") if isinstance(row, dict) else None
+        if not isinstance(name, str) or name in names:
+            return f"a row's name is {name!r}: wanted another one in each row"
+        names.add(name)
+        samples = row.get("samples", [])
+        if not all(isinstance(value, (int, float)) and value > 0 for value in samples):
+            return f"the samples of {name!r} are not all positive numbers of seconds"
+    return None

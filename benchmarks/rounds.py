@@ -1,0 +1,72 @@
+"""Times calls in interleaved rounds: each call once a round, so that what disturbs the machine disturbs all alike."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+Call = Callable[[], object]
+WARMUP = 3
+SHORTEST = 1e-3  # seconds of a sample: a shorter call is repeated within it
+MOST_REPEATS = 1000
+
+
+def interleaved(
+    calls: Mapping[str, Call],
+    rounds: int,
+    *,
+    device: torch.device | None = None,
+    warmup: int = WARMUP,
+    shortest: float = SHORTEST,
+    advance: Callable[[], None] = lambda: None,
+) -> dict[str, list[float]]:
+    """Seconds of a call, {name: one sample a round}.
+
+    Who comes first changes with the round. device: a GPU that the calls run on is timed by its own clock.
+    shortest: calls of less are repeated, and a sample is their mean.
+    """
+    timed = _seconds_on_gpu(device) if device is not None and device.type == "cuda" else _seconds
+    repeats = {}
+    for name, call in calls.items():
+        for _ in range(warmup):
+            call()
+        repeats[name] = min(MOST_REPEATS, max(1, round(shortest / max(timed(call, 1), 1e-9)))) if shortest else 1
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(calls)
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        for i in range(rounds):
+            first = i % len(names)
+            for name in names[first:] + names[:first]:
+                samples[name].append(timed(calls[name], repeats[name]))
+            advance()
+    finally:
+        if collecting:
+            gc.enable()
+    return samples
+
+
+def _seconds(call: Call, repeats: int) -> float:
+    started = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - started) / repeats
+
+
+def _seconds_on_gpu(device: torch.device) -> Callable[[Call, int], float]:
+    def timed(call: Call, repeats: int) -> float:
+        with torch.cuda.device(device):
+            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            before.record()
+            for _ in range(repeats):
+                call()
+            after.record()
+            after.synchronize()
+        return float(before.elapsed_time(after)) / 1e3 / repeats
+
+    return timed
