@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # an editable install maps folders and holds the native kernels, so it is renewed when an op comes or goes, or they change
 INSTALLED := $(VENV)/installed-$(shell ls -d kernels/*/ benchmarks/ | cksum | cut -d' ' -f1)
 NATIVE := CMakeLists.txt $(wildcard csrc/*.cpp csrc/include/* csrc/cpu/*)
-CPP = git ls-files '*.cpp' '*.cc' '*.h' '*.cu' '*.cuh' | xargs -r $(BIN)/clang-format
+CPP = git ls-files '*.c' '*.cpp' '*.cc' '*.h' '*.cu' '*.cuh' | xargs -r $(BIN)/clang-format
 
 .PHONY: video test test-slow test-gpu mutants sanitize aot aot-update native bench lint format types clean
 

@@ -282,3 +282,25 @@ def test_a_forked_process_has_threads_of_its_own(threads):
     if child == 0:
         os._exit(0 if torch.equal(linear_cpu.linear(x, packed), wanted) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_program_in_c(tmp_path):
+    """docs/embedding.md: the header, the library, and nothing of Python."""
+    if not native.instruction_sets() or "asan" in os.environ.get("LD_PRELOAD", ""):
+        pytest.skip("the native kernels are not built, or built to be watched")
+    compiler = os.environ.get("CC", "cc")
+    library, program = native.LIBRARY.resolve(), tmp_path / "embed"
+    links = [library, f"-Wl,-rpath,{library.parent}", "-lm"]
+    options = ["-std=c11", "-Wall", "-Wextra", "-Werror", f"-I{HEADER.parent}"]
+    try:
+        subprocess.run([compiler, *options, Path(__file__).with_name("embed.c"), "-o", program, *links], check=True)
+    except FileNotFoundError:
+        pytest.skip("no C compiler")
+    for isa in native.instruction_sets():
+        done = subprocess.run([program, isa], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.startswith(f"{isa}, interface {native.ABI_VERSION}: largest error")
+    assert (
+        "no kernels for that instruction set"
+        in subprocess.run([program, "none"], capture_output=True, text=True).stderr
+    )

@@ -1,4 +1,4 @@
-"""Whole small models on the native kernels give what they give on the reference's: shapes and memory as models have them."""
+"""Whole small models on the native kernels give what the reference gives: shapes and memory as models have them."""
 
 import pytest
 import torch
