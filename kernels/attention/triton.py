@@ -27,7 +27,9 @@ COMBINE = {
     0: Config({"ROWS": 4}),
     80: Config({"ROWS": 8}, warps=4, stages=2),
 }
-SHORT = 512  # tokens, up to which all calls are of one kind
+# What tells kinds of calls apart that may want other tiles: rows of all heads, until there are tiles for every GPU, and
+# keys, from where a loop begins to where it is long.
+MANY_ROWS, FEW_KEYS, MANY_KEYS = 1 << 18, 512, 1 << 14
 # Products of fp32 run on no tensor core, and take a head's channels so many at a time: a thread keeps both factors.
 FP32_CHUNK = 32
 _KINDS = {torch.float32: "_fp32", torch.bfloat16: "", torch.float16: "", torch.float8_e4m3fn: "_fp8"}
@@ -65,8 +67,7 @@ def attention(
     full_bias = bias is not None and not bias_is_row
     name = f"attention/{max(64, block_d)}{kind}"
     name += "_lean" if (causal is not None or full_bias) and f"{name}_lean" in TABLES else ""
-    # what is short is soon done, whatever its tiles
-    shape = (batch * heads, max(total_q, SHORT), max(total_k, SHORT))
+    shape = (min(batch * heads * total_q, MANY_ROWS), min(max(total_k, FEW_KEYS), MANY_KEYS))
     words = ("bias" if full_bias else "", "causal" if causal is not None else "", "lists" if blocks is not None else "")
     table = configure(name, TABLES[name], device, *shape, *words)
     longest = max(part.shape[2] for part in queries) if blocks is None else blocks.q_block

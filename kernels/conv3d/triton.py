@@ -37,6 +37,7 @@ PRODUCT: Table = {
 TABLES: dict[str, Table] = {"conv3d/prepare": PREPARE, "conv3d/fp32": PRODUCT_FP32, "conv3d": PRODUCT}
 # columns of a program, as two powers of two: video VAEs have multiples of 96 and of 160 channels
 WIDTHS = ((16, 0), (32, 0), (64, 0), (64, 32), (128, 0), (128, 32))
+MANY_ROWS = 1 << 16  # from here on there are tiles for every GPU, and calls are of one kind
 # what gathering the left side costs a program, in columns
 GATHER = 16
 
@@ -167,7 +168,8 @@ def _multiply(
     rows = batch * frames * height * width
     narrow = x.dtype.itemsize == 2
     name = "conv3d" if narrow else "conv3d/fp32"
-    table = configure(name, TABLES[name], x.device, rows, columns, channels, math.prod(weight.kernel))
+    taps = math.prod(weight.kernel)
+    table = configure(name, TABLES[name], x.device, min(rows, MANY_ROWS), columns, channels, taps)
     features = _features(channels, 16 if narrow else 8, table.blocks["FEATURES"])
     whole = channels % features == 0
     widths = WIDTHS if whole else WIDTHS[:-1]  # masks take registers

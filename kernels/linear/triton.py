@@ -20,6 +20,7 @@ from kinema.ops.linear.triton_tables import TABLES
 from kinema.ops.quantize.triton import quantize_together
 
 SMALL_ROWS = 16  # up to here a tile of one tensor-core instruction's height is enough
+MANY_ROWS = 1 << 14  # from here on there are tiles for every GPU, and calls are of one kind
 
 # of the GPU that a recorded launch is for: A100, RTX 4090, H100, B200, RTX 5090; three in the interpreter
 PROCESSORS = {0: 3, 80: 108, 89: 128, 90: 132, 100: 148, 120: 170}
@@ -107,7 +108,7 @@ def linear(
     size = "large" if tokens > SMALL_ROWS else "small"
     name = f"linear/{size}{kind}"
     words = ("gated" if weight.gated else "", "pair" if second is not None else "")
-    shape = (samples * tokens, weight.out_features, weight.in_features, *words)
+    shape = (min(samples * tokens, MANY_ROWS), weight.out_features, weight.in_features, *words)
     table = configure(name, TABLES[name], first.device, *shape)
     blocks = dict(table.blocks)
     per_sm, tma = blocks.pop("PER_SM"), blocks.pop("TMA")

@@ -14,6 +14,7 @@ from kinema.bench.op_cases import Case
 from kinema.commands import tune
 from kinema.ops.common import tuned
 from kinema.ops.common.launch import Config
+from kinema.ops.conv3d import triton as conv3d
 from kinema.ops.linear import triton as linear
 from kinema.ops.linear.triton_tables import LARGE_FP32
 from kinema.tuner import Tuner
@@ -122,6 +123,14 @@ def test_what_does_not_fit_into_memory_is_passed_over(cli, as_on_a_gpu, monkeypa
     result = cli("tune")
     assert result.code == 0 and "linear huge: out of memory, passed over" in result.out
     assert "1 kinds of calls" in result.out
+
+
+def test_a_vae_is_fp32_in_every_precision(cli, as_on_a_gpu, monkeypatch):
+    cases = (Case("conv3d", "small", ("fp32",), partial(op_calls.conv3d, 3, 4, (1, 3, 3), (1, 4, 4))), CASES[0])
+    monkeypatch.setattr("kinema.bench.op_cases.all_cases", lambda: cases)
+    monkeypatch.setitem(conv3d.TABLES, "conv3d/fp32", {0: (conv3d.PRODUCT[0], Config({"ROWS": 32, "FEATURES": 16}))})
+    report = json.loads(cli("tune", "--precision", "bf16", "--json").out)
+    assert [outcome["key"] for outcome in report["outcomes"]] == ["conv3d/fp32: 16 4 4 16"]
 
 
 def test_where_no_kernel_runs_there_is_nothing_to_tune(cli, as_on_a_gpu, monkeypatch):

@@ -9,7 +9,7 @@ from kinema.ops.attention import KV, BlockCausal
 from kinema.ops.attention import reference as attention_reference
 from kinema.ops.attention.triton import attention
 from kinema.ops.common import PRECISIONS, Target
-from kinema.ops.common.launch import architecture, forced, recording
+from kinema.ops.common.launch import architecture, forced, recording, watching
 from kinema.ops.conv3d import reference as conv3d_reference
 from kinema.ops.conv3d.triton import conv3d, pack_conv3d
 from kinema.ops.linear import reference as linear_reference
@@ -125,3 +125,25 @@ def test_every_candidate_reaches_its_kernel(arch):
             (launch,) = kept.launches
             seen.add((str(launch.config), launch.grid))
         assert len(seen) == len(candidates), name
+
+
+def test_calls_that_fill_a_gpu_are_of_one_kind():
+    """So that what was tuned with one row of a batch holds for guidance's two, and for a longer clip."""
+    meta = torch.device("meta")
+    bf16 = Target(meta, PRECISIONS["cuda"]["bf16"])
+    weight = pack_linear(torch.empty(512, 512, device=meta), target=bf16)
+    conv = pack_conv3d(torch.empty(96, 96, 3, 3, 3, device=meta), target=bf16)
+
+    def kinds(batch, tokens):
+        x = torch.empty(batch, tokens, 512, dtype=torch.bfloat16, device=meta)
+        q = torch.empty(batch, 12, tokens, 128, dtype=torch.bfloat16, device=meta)
+        with recording(90), watching() as visits:
+            linear(x, weight)
+            attention(q, KV(q, q))
+            conv3d(torch.empty(batch, 96, 4, 64, tokens // 64, device=meta), conv)
+        assert [v.table for v in visits] == ["linear/large", "attention/128", "conv3d/fp32"]
+        return {v.key for v in visits}
+
+    assert kinds(1, 32768) == kinds(2, 32768) == kinds(1, 75648)
+    few, more = kinds(1, 4096), kinds(2, 4096)
+    assert not few & more and not more & kinds(2, 32768)
