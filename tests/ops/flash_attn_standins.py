@@ -50,7 +50,7 @@ def flash_attn_with_kvcache(
     cache_leftpad=None, block_table=None, softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0,
     rotary_interleaved=True, alibi_slopes=None, num_splits=0, return_softmax_lse=False,
 ):
-    assert not causal and k is None and v is None
+    assert not causal and k is None and v is None and cache_seqlens is not None
     return _attend("2", q, k_cache, v_cache, softmax_scale, cache_seqlens)
 """
 
@@ -71,7 +71,7 @@ def flash_attn_with_kvcache(
     causal=False, window_size=(-1, -1), attention_chunk=0, softcap=0.0, rotary_interleaved=True,
     scheduler_metadata=None, num_splits=0, pack_gqa=None, sm_margin=0, return_softmax_lse=False,
 ):
-    assert not causal and k is None and v is None and qv is None
+    assert not causal and k is None and v is None and qv is None and cache_seqlens is not None
     return _attend("3", q, k_cache, v_cache, softmax_scale, cache_seqlens)
 """
 
@@ -93,7 +93,7 @@ def flash_attn_varlen_func(
     score_mod=None, mask_mod=None, block_sparse_tensors=None, aux_tensors=None, aux_scalars=None, return_lse=False,
     scheduler_metadata=None, seqlen_k_per_split=None, disable_scheduler_metadata=False,
 ):
-    assert not causal and qv is None and cu_seqlens_q is None and cu_seqlens_k is None
+    assert not causal and qv is None and cu_seqlens_q is None and cu_seqlens_k is None and seqused_k is not None
     return _attend("4", q, k, v, softmax_scale, seqused_k), None
 """
 

@@ -260,6 +260,7 @@ MORE = {
     "one_key_and_a_tail": Case(keys=(Segment(1), Segment(5, (0, 5))), dtype=BF16),
     "fused_joint": Case(layout="fused", queries=(9, 4), keys=(Segment(9), Segment(4, (2, 4))), dtype=BF16),
     "joint_buffers_scale": Case(queries=(9, 4), keys=keys(9, 4), scale=0.3, out=True, dtype=BF16),
+    "own_buffer_and_bias": Case(bias="bn", out=True, dtype=BF16),
     "residual_in_place_and_segments": Case(residual="aliased", keys=keys(9, 4), dtype=BF16),
 }
 ALL = {**IN_16_BITS, **MORE}
@@ -311,6 +312,7 @@ def test_sdpa_or_the_rest_keeps_the_contract(monkeypatch, name):
 UNTAKEN = {
     "fp32": Case(dtype=FP32),
     "head_dim": Case((2, 3, 20), dtype=BF16),
+    "head_dim_of_pieces": Case((2, 3, 20), (5, 6), keys(5, 6), dtype=BF16),
     "lengths_of_the_only_keys": Case(keys=(Segment(19, (7, 0)),), dtype=BF16),
     "two_with_lengths": Case(keys=(Segment(19, (7, 0)), Segment(4, (4, 1)), Segment(3)), dtype=BF16),
     "lengths_of_all": Case(keys=(Segment(19, (7, 0)), Segment(4, (4, 1))), dtype=BF16),
@@ -352,6 +354,19 @@ def test_operands_that_cannot_be_loaded_at_once_go_to_the_rest(install):
     assert library_calls(2, 80, q, KV(k, shifted)) == 0
     wide = torch.zeros(2, 3, 11, 17, dtype=BF16)[..., :16].copy_(q)
     assert library_calls(2, 80, wide, KV(k, v)) == 0
+
+
+def test_what_is_in_one_piece_is_not_copied():
+    q, k, v = drawn()
+    call = whole.joined((q,), (KV(k, v),))
+    assert [t.data_ptr() for t in (call.q, call.k, call.v)] == [t.data_ptr() for t in (q, k, v)]
+    assert call.q.shape == (2, 11, 3, 16) and call.lengths is None
+
+
+def test_without_a_flash_attention_its_file_says_so():
+    q, k, v = drawn()
+    with recording(90), pytest.raises(RuntimeError, match="no FlashAttention is installed for this GPU"):
+        flash_attn.attention(q, KV(k, v))
 
 
 def test_large_heads_go_to_the_rest(install):
