@@ -64,8 +64,9 @@ def rounded(x, dtype: tl.constexpr, CUDA: tl.constexpr):
 def dot(a, b, acc):
     """acc + a·b with sums in fp32; fp32 factors are multiplied as fp32, never as tf32.
 
-    a: [M, K]; b: [K, N], of one dtype; acc: [M, N] fp32.
+    a: [M, K]; b: [K, N], of one dtype; acc: [M, N] fp32. e4m3 has its own: see `dot_fp8`.
     """
+    tl.static_assert(b.dtype != tl.float8e4nv)
     if INTERPRETED:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
     else:
@@ -85,6 +86,7 @@ def dot_fp8(a, b, acc, PROMOTE: tl.constexpr):
     The tensor cores of Ada and Hopper add e4m3 products with fewer than 24 bits: with PROMOTE they sum the K products
     of one call only, and acc is added in fp32. Others sum in fp32 anyway.
     """
+    tl.static_assert(b.dtype == tl.float8e4nv)
     if INTERPRETED:
         return acc + tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
     elif PROMOTE:

@@ -80,7 +80,7 @@ def linear_kernel(
         real = s < tokens
         y_rows = y + b * y_b + (s.to(tl.int64) * y_s)[:, None]
         if x_scale is not None:
-            token_scale = tl.load(x_scale + b * tokens + s, mask=real, other=0.0)[:, None]
+            token_scale = tl.load(x_scale + b * tokens + s, mask=real)[:, None]
         if gate is not None:
             gate_rows = gate + b * gate_b
             if not GATE_IS_ROW:
@@ -107,11 +107,11 @@ def linear_kernel(
                 h = activate(_scaled_and_biased(h, weight_scale, bias, n, exists), ACTIVATION)
             if gate is not None:
                 if GATE_IS_ROW:
-                    h = h * wide(tl.load(gate_rows + n, mask=exists, other=0.0))[None, :]
+                    h = h * wide(tl.load(gate_rows + n, mask=exists))[None, :]
                 else:
-                    h = h * wide(tl.load(gate_rows + n[None, :], mask=mask, other=0.0))
+                    h = h * wide(tl.load(gate_rows + n[None, :], mask=mask))
             if residual is not None:
-                h = h + wide(tl.load(residual_rows + n[None, :], mask=mask, other=0.0))
+                h = h + wide(tl.load(residual_rows + n[None, :], mask=mask))
             tl.store(y_rows + n[None, :], narrow(h, y.dtype.element_ty), mask=mask)
 
 
@@ -212,9 +212,9 @@ def _multiply(a, b, acc, PROMOTE: tl.constexpr):
 @triton.jit
 def _scaled_and_biased(h, scale, bias, n, exists):
     if scale is not None:
-        h = h * tl.load(scale + n, mask=exists, other=0.0)[None, :]
+        h = h * tl.load(scale + n, mask=exists)[None, :]
     if bias is not None:
-        h = h + tl.load(bias + n, mask=exists, other=0.0)[None, :]
+        h = h + tl.load(bias + n, mask=exists)[None, :]
     return h
 
 

@@ -122,15 +122,15 @@ def _norm_modulate(
     # one division a token: one a value would cost more than the memory traffic
     h = h * tl.div_rn(1.0, tl.sqrt_rn(tl.sum(h * h, axis=1) / channels + eps))[:, None]
     if weight is not None:
-        h = h * wide(tl.load(weight + c, mask=real, other=0.0))[None, :]
+        h = h * wide(tl.load(weight + c, mask=real))[None, :]
     if bias is not None:
-        h = h + wide(tl.load(bias + c, mask=real, other=0.0))[None, :]
+        h = h + wide(tl.load(bias + c, mask=real))[None, :]
     if scale is not None:
         at = b * scale_b + (s // scale_tokens).to(tl.int64) * scale_g
-        h = h * (1.0 + wide(tl.load(scale + at[:, None] + c[None, :], mask=mask, other=0.0)))
+        h = h * (1.0 + wide(tl.load(scale + at[:, None] + c[None, :], mask=mask)))
     if shift is not None:
         at = b * shift_b + (s // shift_tokens).to(tl.int64) * shift_g
-        h = h + wide(tl.load(shift + at[:, None] + c[None, :], mask=mask, other=0.0))
+        h = h + wide(tl.load(shift + at[:, None] + c[None, :], mask=mask))
 
     if token_scale is not None:
         largest = tl.max(tl.where(mask, tl.abs(h), 0.0), axis=1)

@@ -4,21 +4,10 @@ from __future__ import annotations
 
 REPEATED = "rows beyond the end repeat the last one, which is stored again as it is"
 
-UNSTORED = "what is read in the place of what does not exist is not stored"
-PROMOTED = (
-    "the two products differ in how sums are carried on from tile to tile, which the interpreter does exactly in both; "
-    "make aot sees it in the loop"
-)
-
 # (op, part of the mutant's words): the reason
 REASONS: dict[tuple[str, str], str] = {
     ("patch_embed", "0.0 becomes 0.125"): "beyond the last feature patches and weights are both 0, and one is enough",
     ("patch_embed", "(row < rows)[:, None] & exists[None, :] without its left side"): REPEATED,
-    ("linear", "_scaled_and_biased:2: 0.0 becomes 0.125"): UNSTORED,
-    ("linear", "_scaled_and_biased:4: 0.0 becomes 0.125"): UNSTORED,
-    ("linear", "linear_kernel:71: 0.0 becomes 0.125"): UNSTORED,
-    ("linear", "a.dtype == tl.float8e4nv"): PROMOTED,
-    ("norm_modulate", "_norm_modulate:50: 0.0 becomes 0.125"): UNSTORED,
     ("qk_norm_rope", "_store:11: d < CUT with LtE"): "the value that it writes is written again by the second halves",
     ("conv3d", "real[:, None] & exists[None, :] without its left side"): REPEATED,
 }

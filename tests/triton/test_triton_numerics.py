@@ -33,7 +33,11 @@ def _dot(a, b, c, out, M: tl.constexpr, K: tl.constexpr, N: tl.constexpr):
     left = tl.load(a + m[:, None] * K + k[None, :])
     right = tl.load(b + k[:, None] * N + n[None, :])
     start = tl.load(c + m[:, None] * N + n[None, :])
-    tl.store(out + m[:, None] * N + n[None, :], numerics.dot(left, right, start))
+    if right.dtype == tl.float8e4nv:
+        product = numerics.dot_fp8(left, right, start, True)
+    else:
+        product = numerics.dot(left, right, start)
+    tl.store(out + m[:, None] * N + n[None, :], product)
 
 
 def bits(values):
