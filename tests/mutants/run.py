@@ -89,7 +89,9 @@ def _test(job: Job) -> int:
         changed.write_text(job.mutant.source, encoding="utf-8")
         _load(f"{package}.{job.file.stem}", changed)
         importlib.import_module(f"{package}.triton")
-        tests = [f"tests/ops/test_{job.op}_contract.py", *map(str, sorted(Path("tests/triton").glob(f"*{job.op}*.py")))]
+        # a kernel's own tests first: they are the quicker ones
+        own = sorted(Path("tests/triton").glob(f"*{job.op}*.py"))
+        tests = map(str, own + sorted(Path("tests/ops").glob(f"test_{job.op}*contract.py"), reverse=True))
         options = ["-x", "-q", "-p", "no:cacheprovider", "-k", "(triton or small_ops) and not planted and not noticed"]
         return int(pytest.main([*tests, *options]))
 
