@@ -129,9 +129,9 @@ def _wrong(report: Any) -> str | None:
         return f"it holds a {type(report).__name__}, wanted an object"
     if report.get("schema") != SCHEMA:
         return f"its schema is {report.get('schema')}, wanted {SCHEMA}: measure again with this kinema"
-    for name, kind in FIELDS.items():
-        if not isinstance(report.get(name), kind):
-            return f"its {name} is {report.get(name)!r}"
+    for field, kind in FIELDS.items():
+        if not isinstance(report.get(field), kind):
+            return f"its {field} is {report.get(field)!r}"
     names = set()
     for row in report.get("rows", []):
         name = row.get("name") if isinstance(row, dict) else None

@@ -1,0 +1,122 @@
+"""Nothing that is wrong gets a speed: distances, what is allowed, and a planted mistake in `bench ops`."""
+
+import dataclasses
+import json
+import math
+import sys
+import types
+
+import pytest
+import torch
+
+from kinema.bench.gate import Distance, allowance, distance, refusal
+from kinema.bench.op_cases import all_cases
+from kinema.bench.peaks import Peaks, probe
+from kinema.cli import main
+from kinema.ops import plan
+from kinema.ops.common import Implementation, Quantized
+from kinema.ops.unpatchify import reference
+
+
+def test_the_distance_is_of_the_whole_result():
+    truth = torch.tensor([3.0, -4.0], dtype=torch.float64)
+    assert distance(torch.tensor([3.0, -4.0]), truth) == Distance(0.0, 0.0)
+    found = distance(torch.tensor([3.0, -3.5]), truth)
+    assert found.relative == pytest.approx(0.1) and found.largest == pytest.approx(0.125)
+    both = distance((torch.tensor([3.0]), torch.tensor([-3.5])), (truth[:1], truth[1:]))
+    assert both == found, "a tuple is one result"
+
+
+def test_what_cannot_be_compared_is_infinitely_far():
+    truth = torch.ones(2, dtype=torch.float64)
+    for result in (torch.ones(3), torch.tensor([1.0, float("nan")]), (torch.ones(2), torch.ones(2))):
+        assert distance(result, truth).relative == math.inf
+
+
+def test_eight_bits_are_compared_by_what_they_stand_for():
+    x = Quantized(torch.tensor([[2, 4]], dtype=torch.int8), torch.tensor([[0.5]]))
+    assert distance(x, torch.tensor([[1.0, 2.0]], dtype=torch.float64)).relative == 0.0
+
+
+def test_twice_the_plain_error_is_allowed_and_rounding():
+    plain = Distance(1e-3, 1e-2)
+    allowed = allowance(plain, torch.float32)
+    assert 2e-3 < allowed.relative < 2.01e-3 and 2e-2 < allowed.largest < 2.01e-2
+    assert refusal(Distance(2e-3, 2e-2), allowed) is None
+    for far in (Distance(2.1e-3, 0.0), Distance(0.0, 2.1e-2), Distance(math.inf, math.inf)):
+        assert "its speed means nothing" in refusal(far, allowed)
+    assert allowance(Distance(0, 0), torch.bfloat16).relative > allowance(Distance(0, 0), torch.float32).relative
+    assert allowance(Distance(0, 0), torch.float32, torch.int8).relative > 1e-3
+
+
+def run_ops(tmp_path, capsys, *words):
+    file = tmp_path / "report.json"
+    command = ["bench", "ops", "--rounds", "5", "--threads", "1", "--json", str(file), *words]
+    assert main(command) == 0
+    return json.loads(file.read_text()), capsys.readouterr().out
+
+
+@pytest.fixture
+def planted(monkeypatch):
+    """An implementation of unpatchify beside the others, whose result is changed by `spoil`."""
+
+    def plant(spoil):
+        module = types.ModuleType("planted")
+        module.unpatchify = lambda *a, **k: spoil(reference.unpatchify(*a, **k))
+        monkeypatch.setitem(sys.modules, "planted", module)
+        fast = Implementation("fast", "planted")
+        ops = [
+            dataclasses.replace(op, implementations=(fast, *op.implementations)) if op.name == "unpatchify" else op
+            for op in plan.OPS
+        ]
+        monkeypatch.setattr(plan, "OPS", tuple(ops))
+
+    return plant
+
+
+@pytest.mark.parametrize("spoil", [lambda y: y * 1.0001, lambda y: y.flip(-1), lambda y: y[..., 1:]])
+def test_a_wrong_kernel_has_no_speed(planted, tmp_path, capsys, spoil):
+    planted(spoil)
+    report, printed = run_ops(tmp_path, capsys, "--op", "unpatchify", "--backend", "fast")
+    wrong, right = report["rows"]
+    assert (wrong["implementation"], right["implementation"]) == ("fast", "reference")
+    assert wrong["refused"].startswith("wrong: errs by")
+    assert not {"samples", "seconds", "than_reference", "of_peak"} & set(wrong)
+    (line,) = (line for line in printed.splitlines() if ", fast" in line)
+    assert line.endswith("its speed means nothing")
+    assert len(right["samples"]) == 5
+
+
+def test_a_right_one_is_timed_beside_the_reference(planted, tmp_path, capsys):
+    planted(lambda y: y)
+    report, printed = run_ops(tmp_path, capsys, "--op", "unpatchify", "--backend", "fast")
+    row = report["rows"][0]
+    assert row["error"] == {"relative": 0.0, "largest": 0.0} and len(row["samples"]) == 5
+    ratio = row["than_reference"]
+    assert ratio["low"] <= ratio["median"] <= ratio["high"]
+    assert row["of_copy"] == pytest.approx(row["bytes"] / row["seconds"]["median"] / report["peaks"]["bytes"])
+    assert row["name"] in printed and "measured here" in printed
+
+
+def test_every_implementation_of_every_kind_of_op_is_right_on_the_sample_model(tmp_path, capsys):
+    words = [word for op in ("linear", "attention", "conv3d", "norm_modulate") for word in ("--op", op)]
+    report, _ = run_ops(tmp_path, capsys, "--case", "sample 80 ", "--rounds", "1", *words)
+    assert len({row["implementation"] for row in report["rows"]}) >= 2
+    assert not [row["name"] for row in report["rows"] if "refused" in row or "failed" in row]
+    own = [row for row in report["rows"] if row["implementation"] == "torch's own op"]
+    assert {row["op"] for row in own} == {"linear", "attention", "norm_modulate"}
+
+
+def test_all_precisions_at_once(tmp_path, capsys):
+    report, _ = run_ops(tmp_path, capsys, "--op", "linear", "--case", "sample 80 up", "--precision", "all")
+    assert {row["precision"] for row in report["rows"]} == {"fp32", "bf16"}
+    assert {c.precisions for c in all_cases() if c.name == "sample 80 up"} == {("fp32", "bf16")}
+
+
+def test_the_peaks_are_of_this_machine():
+    found = probe(torch.device("cpu"), rounds=2)
+    assert found.how == "torch.mm of 32 squared, the best"
+    assert 1e8 < found.flops < 1e14 and 1e8 < found.bytes < 1e13
+    best = found.better(Peaks(found.flops * 2, found.bytes / 2, "float32", "x"))
+    assert (best.flops, best.bytes, best.how) == (found.flops * 2, found.bytes, found.how)
+    assert best.share_of_flops(best.flops, 2.0) == 0.5 and best.share_of_bytes(best.bytes, 4.0) == 0.25
