@@ -157,6 +157,37 @@ inline Product conv_product(const kinema_conv3d_args &a, ConvSource &source) {
     return p;
 }
 
+// With few output channels packing would cost as much as multiplying: then the product reads rows where they lie,
+// neighbours of an output line at a stride of one pixel, a run of taps after the other. The sums are the same, to the
+// last bit.
+inline bool reads_in_place(const kinema_conv3d_args &a, const ConvShape &shape) {
+    const int64_t depth = a.kernel_t * a.kernel_h * a.kernel_w * a.in_channels;
+    return a.out_channels <= 2 * NR && depth <= 1024 && shape.out_w >= 4 * MR;
+}
+
+inline void convolve_line(const ConvSource &conv, const Product &p, int64_t row) {
+    const kinema_conv3d_args &a = *conv.a;
+    const ConvShape &shape = conv.shape;
+    const int64_t h = row % shape.out_h, t = row / shape.out_h % shape.out_t, b = row / (shape.out_h * shape.out_t);
+    const int64_t run = a.kernel_w * a.in_channels, step = a.stride_w * a.in_channels;
+    const float *line = conv.copy + b * shape.all + t * a.stride_t * shape.frame + h * a.stride_h * shape.line;
+    const float *panels = static_cast<const float *>(a.weight);
+    float tile[MR * NR], ones[MR];
+    for (float &one : ones)
+        one = 1.0f;
+    for (int64_t n = 0; n < a.out_channels; n += NR, panels += p.depth * NR)
+        for (int64_t w = 0; w < shape.out_w; w += MR) {
+            const int count = static_cast<int>(least(shape.out_w - w, MR));
+            for (int64_t taps = 0; taps < a.kernel_t * a.kernel_h; ++taps)
+                multiply_f32(
+                    count, line + taps / a.kernel_h * shape.frame + taps % a.kernel_h * shape.line + w * step,
+                    Rowwise{step}, panels + taps * run * NR, run, tile, NR, taps > 0);
+            p.finish(
+                p.source, tile, nullptr, row * shape.out_w + w, count, n,
+                static_cast<int>(least(a.out_channels - n, NR)), ones);
+        }
+}
+
 inline int64_t conv3d_workspace(const kinema_conv3d_args &a) {
     ConvSource source{{}, &a, ConvShape(a), nullptr};
     return aligned(a.batch * source.shape.all * 4) + product_workspace(conv_product(a, source));
@@ -174,6 +205,13 @@ inline void conv3d(const kinema_conv3d_args &a, Pool &pool) {
             renew_line(a, shape, row, copy);
         });
     Product p = conv_product(a, source);
+    if (reads_in_place(a, shape)) {
+        const int64_t lines = a.batch * shape.out_t * shape.out_h;
+        each_row(pool, a.threads, lines, shape.out_w * a.out_channels, [&](int64_t row, int) {
+            convolve_line(source, p, row);
+        });
+        return;
+    }
     p.workspace = static_cast<char *>(a.workspace) + aligned(a.batch * shape.all * 4);
     multiply(p, pool);
 }

@@ -4,6 +4,7 @@ import ctypes
 import itertools
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,12 +14,14 @@ import pytest
 import torch
 
 from kinema.ops import linear
+from kinema.ops.attention import KV
 from kinema.ops.attention import cpu as attention_cpu
 from kinema.ops.common import PRECISIONS, Quantized, Target, native
 from kinema.ops.conv3d import cpu as conv3d_cpu
 from kinema.ops.linear import cpu as linear_cpu
 from kinema.ops.norm_modulate import cpu as norm_modulate_cpu
 from kinema.ops.patch_embed import cpu as patch_embed_cpu
+from kinema.ops.qk_norm_rope import HeadNorm
 from kinema.ops.qk_norm_rope import cpu as qk_norm_rope_cpu
 from kinema.ops.scheduler_step import cpu as scheduler_step_cpu
 from kinema.ops.unpatchify import cpu as unpatchify_cpu
@@ -72,6 +75,13 @@ def run(code: str, **environment: str) -> str:
 
 
 DOCTOR = "from kinema.cli import main; main(['doctor'])"
+
+
+def test_where_the_library_can_be_built_it_is_there():
+    """Or every other test of it would be skipped and none would say so."""
+    if shutil.which("cmake") is None or shutil.which(os.environ.get("CXX", "c++")) is None:
+        pytest.skip("no CMake or no C++ compiler")
+    assert native.instruction_sets(), "the native kernels are missing or old: make native"
 
 
 @needs_library
@@ -231,6 +241,18 @@ def test_int8_does_not_saturate(isa):
     assert torch.equal(y, (x.double() @ w.double().T).float())
 
 
+@pytest.mark.parametrize(("outputs", "width"), [(3, 61), (33, 61), (67, 61), (16, 24)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_wide_convolutions(isa, outputs, width, stride):
+    """Few output channels are convolved where the pixels lie, many through packed blocks."""
+    x, w, bias = random(2, 7, 3, 6, width), random(outputs, 7, 2, 3, 3, seed=1), random(outputs, seed=2)
+    options = {"stride": (1, stride, stride), "target": target("fp32")}
+    y = conv3d_cpu.conv3d(x, conv3d_cpu.pack_conv3d(w, bias, **options), activation="silu")
+    seen = torch.nn.functional.pad(torch.nn.functional.silu(x.double()), (1, 1, 1, 1, 1, 0))
+    truth = torch.nn.functional.conv3d(seen, w.double(), bias.double(), stride=(1, stride, stride))
+    assert float((y - truth).abs().max() / truth.abs().max()) < 1e-6
+
+
 # ---- threads
 
 
@@ -304,3 +326,21 @@ def test_a_program_in_c(tmp_path):
         "no kernels for that instruction set"
         in subprocess.run([program, "none"], capture_output=True, text=True).stderr
     )
+
+
+def test_no_op_depends_on_the_threads(isa, threads):
+    """Attention, convolution and rows: enough of each for several tasks."""
+    q, k, v = (random(1, 2, 230, 20, seed=i) for i in range(3))
+    video = random(1, 5, 4, 30, 21, seed=3)
+    weight = conv3d_cpu.pack_conv3d(random(19, 5, 3, 3, 3, seed=4), target=target("fp32"))
+    tokens, terms = random(1, 300, 120, seed=5), [random(2, 5000, seed=i) for i in (6, 7)]
+    results = []
+    for count in (1, 2, 5):
+        threads(count)
+        (attended,) = attention_cpu.attention(q, KV(k, v))
+        normed = norm_modulate_cpu.norm_modulate(tokens, eps=1e-6, quantize="int8")
+        turned = qk_norm_rope_cpu.qk_norm_rope(tokens, 4, norm=HeadNorm("rms", 1e-6))
+        (stepped,) = scheduler_step_cpu.scheduler_step(terms, torch.ones(2, 1, 2))
+        seen = conv3d_cpu.conv3d(video, weight, activation="silu", cache=torch.zeros(1, 5, 2, 30, 21))
+        results.append((attended, normed.data, normed.scale, turned, stepped, seen))
+    assert all(torch.equal(a, b) for result in results for a, b in zip(result, results[0], strict=True))
