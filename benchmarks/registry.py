@@ -8,6 +8,7 @@ from kinema.commands.parser import Verbs
 VERBS: Verbs = {
     "generate": ("kinema.bench.generate", "a whole generation, stage by stage"),
     "ops": ("kinema.bench.ops", "each op at production sizes, beside the least that it can take"),
+    "model": ("kinema.bench.model", "each part's forward, a generation by stage, memory and cold start"),
     "compare": ("kinema.bench.compare", "two reports: what became slower, beyond the noise"),
     "adherence": ("kinema.bench.adherence", "does the sample model do what its prompts say?"),
     "steps": ("kinema.bench.steps", "more steps, better video? over the number of steps"),

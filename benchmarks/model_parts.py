@@ -1,0 +1,119 @@
+"""The calls that `bench model` and `bench peers` time: a forward of each part of a pipeline, on random inputs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kinema.bench.random_model import write_random_model
+from kinema.errors import RequestError
+from kinema.pipeline import VideoPipeline
+
+ALIASES = {"wan-1.3b": "wan2.1-t2v-1.3b", "wan-14b": "wan2.1-t2v-14b", "wan-5b": "wan2.2-ti2v-5b"}
+PARTS = ("transformer", "vae", "text")
+TIMESTEP = 500.0
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """grid: tokens of the transformer along T, H, W. text: tokens of the prompt, none of them padding."""
+
+    grid: tuple[int, int, int]
+    text: int
+
+    @property
+    def tokens(self) -> int:
+        t, h, w = self.grid
+        return t * h * w
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The same for every peer, from a seed.
+
+    latents [1, C, T, H, W] of the transformer, decoded [1, z, T, H, W] of the VAE, timestep [1], text [1, L, text_dim],
+    all fp32; ids [1, L] of the text encoder, int64.
+    """
+
+    latents: torch.Tensor
+    decoded: torch.Tensor
+    timestep: torch.Tensor
+    text: torch.Tensor
+    ids: torch.Tensor
+
+
+def grid_of(tokens: int) -> tuple[int, int, int]:
+    """The squarest frames, at most twice as wide as high, and few of them but several: 1280 is 5 × 16 × 16."""
+    best = None
+    for t in range(1, tokens + 1):
+        if tokens % t:
+            continue
+        area = tokens // t
+        h = next(h for h in range(int(area**0.5), 0, -1) if area % h == 0)
+        shape = (area / h**2 > 2, t == 1, area / h**2, t)
+        if best is None or shape < best[0]:
+            best = (shape, (t, h, area // h))
+    if best is None:
+        raise RequestError(f"{tokens} tokens: wanted at least 1")
+    return best[1]
+
+
+def sizes_for(pipe: VideoPipeline, tokens: int | None, text: int | None) -> Sizes:
+    """What was asked for, or the model's own clip and prompt."""
+    if text is not None and text < 1:
+        raise RequestError(f"{text} tokens of text: wanted at least 1")
+    if tokens is not None:
+        grid = grid_of(tokens)
+    else:
+        config, patch, size = pipe.vae_config, pipe.transformer_config.patch_size, pipe.defaults
+        latent = (
+            1 + (size.num_frames - 1) // config.scale_factor_temporal,
+            size.height // config.scale_factor_spatial,
+            size.width // config.scale_factor_spatial,
+        )
+        grid = (latent[0] // patch[0], latent[1] // patch[1], latent[2] // patch[2])
+    return Sizes(grid, text or pipe.defaults.max_sequence_length)
+
+
+def inputs_for(pipe: VideoPipeline, sizes: Sizes, seed: int = 0) -> Inputs:
+    generator = torch.Generator().manual_seed(seed)
+    config = pipe.transformer_config
+    shape = [n * p for n, p in zip(sizes.grid, config.patch_size, strict=True)]
+    vocabulary = int(pipe.folder.component("text_encoder").config["vocab_size"])
+    return Inputs(
+        latents=torch.randn(1, config.in_channels, *shape, generator=generator),
+        decoded=torch.randn(1, pipe.vae_config.z_dim, *shape, generator=generator),
+        timestep=torch.tensor([TIMESTEP]),
+        text=torch.randn(1, sizes.text, config.text_dim, generator=generator),
+        ids=torch.randint(3, vocabulary, (1, sizes.text), generator=generator),
+    )
+
+
+def calls_of(pipe: VideoPipeline, inputs: Inputs) -> dict[str, Callable[[], Any]]:
+    """{part: a call that loads it at its first time}. The transformer's includes the prompt's keys and values."""
+    parts = pipe.components
+
+    def transformer() -> torch.Tensor:
+        model = parts.transformer(pipe.experts[0])
+        return model(inputs.latents, inputs.timestep, model.encode_context(inputs.text))
+
+    return {
+        "transformer": torch.no_grad()(transformer),
+        "vae": torch.no_grad()(lambda: parts.vae().decode(inputs.decoded)),
+        "text": torch.no_grad()(lambda: parts.text_encoder()(inputs.ids)),
+    }
+
+
+def folder_of(config: str, layers: int | None, progress: Callable[[str], None] = lambda line: None) -> Path:
+    """A published configuration with random weights, written once: below $KINEMA_CACHE, or ~/.cache/kinema."""
+    preset = ALIASES.get(config, config)
+    root = Path(os.environ.get("KINEMA_CACHE") or Path.home() / ".cache" / "kinema") / "random"
+    folder = root / f"{preset}-{'all' if layers is None else layers}-layers-bf16"
+    if not (folder / "model_index.json").is_file():  # it is written last
+        write_random_model(folder, preset, dtype=torch.bfloat16, layers=layers, progress=progress)
+    return folder
