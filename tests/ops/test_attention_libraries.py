@@ -210,6 +210,28 @@ def test_doctor_says_who_takes_the_rest(install, monkeypatch):
     }
 
 
+def test_a_gpu_is_a_device_and_an_architecture(install):
+    install(3)
+    assert reasons(90, device=CPU) == ["needs a GPU; the device is cpu"]
+    assert libraries.flash_attn_unsupported(Target(META, PRECISIONS["cuda"]["bf16"])) == [
+        "needs a GPU; the device is meta"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("available", "version", "known", "name"),
+    [(True, 90000, 90000, "cuDNN"), (True, 8907, 8907, "SDPA"), (True, None, 0, "SDPA"), (False, 91000, 0, "SDPA")],
+)
+def test_cudnn_counts_from_9_on(monkeypatch, available, version, known, name):
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: available)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: version)
+    libraries.cudnn_version.cache_clear()
+    assert libraries.cudnn_version() == known
+    assert libraries.sdpa_name(90) == name
+    libraries.cudnn_version.cache_clear()
+
+
 def test_forced_it_runs_or_raises_with_its_reasons(install):
     with pytest.raises(UnsupportedError, match="'flash-attn' cannot run attention here: flash-attn is not installed"):
         chosen(90, backend="flash-attn")
