@@ -218,6 +218,24 @@ def test_a_gpu_is_a_device_and_an_architecture(install):
     ]
 
 
+def test_where_torch_waits_for_triton(monkeypatch):
+    pytest.importorskip("triton")
+
+    def why(arch, precision="bf16", device=META, **given):
+        with recording(arch, **given):
+            return libraries.sdpa_reluctant(Target(device, PRECISIONS["cuda"][precision]))
+
+    monkeypatch.setattr(libraries, "cudnn_version", lambda: NEWEST_CUDNN)
+    in_fp32 = "Triton is preferred: in fp32 it has neither cuDNN nor FlashAttention"
+    for arch in (80, 90, 100, 120):
+        assert why(arch, "fp32") == [in_fp32]
+    assert why(80, hip=True) == ["Triton is preferred: it is not measured on GPUs of AMD"]
+    assert why(75) == []  # where Triton does not run
+    assert why(90, device=CPU) == ["on a CPU the reference makes the same calls"]
+    assert libraries.sdpa_reluctant(Target(META, PRECISIONS["cuda"]["bf16"])) == why(90, device=CPU)
+    assert libraries.flash_attn_reluctant(Target(META, PRECISIONS["cuda"]["bf16"])) == []
+
+
 @pytest.mark.parametrize(
     ("available", "version", "known", "name"),
     [(True, 90000, 90000, "cuDNN"), (True, 8907, 8907, "SDPA"), (True, None, 0, "SDPA"), (False, 91000, 0, "SDPA")],
