@@ -153,7 +153,7 @@ def generation(pipe: VideoPipeline, sizes: Sizes, steps: int, rounds: int) -> li
     from kinema.bench.report import timing
     from kinema.request import GenerationRequest
 
-    request = replace(pipe.complete(GenerationRequest(**_request(pipe, sizes, steps))), seed=0)
+    request = replace(pipe.complete(GenerationRequest(**request_of(pipe, sizes, steps))), seed=0)
     first, _ = measure(pipe, request)
     stats = [measure(pipe, request)[0] for _ in range(rounds)]
     rows = []
@@ -165,7 +165,8 @@ def generation(pipe: VideoPipeline, sizes: Sizes, steps: int, rounds: int) -> li
     return rows
 
 
-def _request(pipe: VideoPipeline, sizes: Sizes, steps: int) -> dict[str, Any]:
+def request_of(pipe: VideoPipeline, sizes: Sizes, steps: int) -> dict[str, Any]:
+    """Fields of a request for a clip of this size."""
     patch, vae = pipe.transformer_config.patch_size, pipe.vae_config
     t, h, w = (n * p for n, p in zip(sizes.grid, patch, strict=True))
     return {
@@ -184,7 +185,7 @@ def cold_start(pipe: VideoPipeline, sizes: Sizes, arguments: argparse.Namespace)
 
     from kinema.bench.report import timing
 
-    words = [json.dumps(load_options(arguments)), json.dumps(_request(pipe, sizes, arguments.steps))]
+    words = [json.dumps(load_options(arguments)), json.dumps(request_of(pipe, sizes, arguments.steps))]
     command = [sys.executable, "-c", COLD, str(pipe.folder.path), *words]
     samples = []
     for _ in range(max(1, arguments.rounds // 2)):

@@ -1,0 +1,31 @@
+"""What trades exactness for speed. An option registers itself here, and `bench fidelity` measures it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Lossy:
+    """load: what it changes of `LoadOptions`. request: what it changes of a `GenerationRequest`."""
+
+    name: str
+    kind: str
+    load: dict[str, Any] = field(default_factory=dict)
+    request: dict[str, Any] = field(default_factory=dict)
+
+
+OPTIONS: dict[str, Lossy] = {}
+
+
+def register(option: Lossy) -> Lossy:
+    """Make an option known, under a name of its own."""
+    if option.name in OPTIONS:
+        raise ValueError(f"a lossy option {option.name!r} is known already")
+    OPTIONS[option.name] = option
+    return option
+
+
+for _precision in ("bf16", "fp16", "fp8", "int8"):
+    register(Lossy(_precision, "precision", load={"precision": _precision}))

@@ -1,0 +1,143 @@
+"""kinema bench report: Markdown tables, and plots, of the JSON that the other verbs wrote."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kinema.commands.output import emit
+from kinema.errors import OutputError
+
+if TYPE_CHECKING:
+    from kinema.bench.report import Report
+
+Row = dict[str, Any]
+Column = tuple[str, Callable[[Row], str | None]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("reports", nargs="+", metavar="FILE", help="reports that other verbs wrote with --json")
+    parser.add_argument("-o", "--output", metavar="FILE", help="write the Markdown here instead of printing it")
+    parser.add_argument("--plots", metavar="FOLDER", help="draw what can be drawn into this folder (needs matplotlib)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from kinema.bench.plots import draw
+    from kinema.bench.report import read_report
+
+    reports = [read_report(path) for path in arguments.reports]
+    page = "\n\n".join(section(report) for report in reports)
+    if arguments.plots is not None:
+        beside = Path(arguments.output).parent if arguments.output is not None else Path()
+        for title, path in draw(reports, Path(arguments.plots)):
+            page += f"\n\n![{title}]({Path(os.path.relpath(path, beside)).as_posix()})"
+    if arguments.output is None:
+        emit(page)
+        return 0
+    try:
+        Path(arguments.output).write_text(page + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write {arguments.output}: {error.strerror or error}") from error
+    return 0
+
+
+def section(report: Report) -> str:
+    """What was timed where, and one table; a column that no row has is left out."""
+    machine, target = report["machine"], report["target"]
+    commit = report["commit"] or "no commit"
+    lines = [
+        f"`{report['command']}`",
+        "",
+        f"Timed: {report['timed']}. {machine['processor']}, {machine['instructions']}, {report['threads']} threads, "
+        f"{target['device']}; torch {report['libraries']['torch']}; kinema {report['kinema']}, {commit}"
+        f"{' with changes' if report['dirty'] else ''}, {report['time'][:10]}.",
+        "",
+    ]
+    return "\n".join([*lines, *table(report.get("rows", []))])
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    columns = [(title, cells) for title, cell in COLUMNS if any(cells := [cell(row) for row in rows])]
+    if not columns:
+        return ["Nothing was timed."]
+    lines = [_line([title for title, _ in columns]), _line(["---", *["---:"] * (len(columns) - 1)])]
+    return [*lines, *(_line([cells[i] or "" for _, cells in columns]) for i in range(len(rows)))]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def _name(row: Row) -> str | None:
+    return f"{row['name']} (dominated)" if row.get("dominated") else str(row["name"])
+
+
+def _median(row: Row) -> str | None:
+    if "seconds" not in row:
+        return row.get("refused") or row.get("failed")
+    return _time(row["seconds"]["median"])
+
+
+def _interval(row: Row) -> str | None:
+    seconds = row.get("seconds", {})
+    return f"{_time(seconds['low'])} to {_time(seconds['high'])}" if seconds.get("low") is not None else None
+
+
+def _time(seconds: float) -> str:
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} µs"
+
+
+def _rate(key: str) -> Callable[[Row], str | None]:
+    return lambda row: f"{row[key] / row['seconds']['median'] / 1e9:.1f}" if row.get(key) and "seconds" in row else None
+
+
+def _share(key: str) -> Callable[[Row], str | None]:
+    return lambda row: f"{row[key]:.0%}" if key in row else None
+
+
+def _ratio(key: str) -> Callable[[Row], str | None]:
+    def cell(row: Row) -> str | None:
+        from kinema.bench.intervals import Estimate, said
+
+        return said(Estimate(**row[key])) if key in row else None
+
+    return cell
+
+
+def _number(key: str, form: str) -> Callable[[Row], str | None]:
+    return lambda row: format(row[key], form) if row.get(key) is not None else None
+
+
+def _error(row: Row) -> str | None:
+    return f"{row['error']['relative']:.1e} (largest {row['error']['largest']:.1e})" if "error" in row else None
+
+
+def _memory(row: Row) -> str | None:
+    return f"{row['peak_bytes'] / 2**30:.2f} GiB" if row.get("peak_bytes") else None
+
+
+COLUMNS: tuple[Column, ...] = (
+    ("", _name),
+    ("median", _median),
+    ("95 % interval", _interval),
+    ("GFLOP/s", _rate("flops")),
+    ("of the FMA peak", _share("of_peak")),
+    ("GB/s", _rate("bytes")),
+    ("of a copy", _share("of_copy")),
+    ("against the reference", _ratio("than_reference")),
+    ("against torch's own op", _ratio("than_torch")),
+    ("faster than exact", _ratio("than_exact")),
+    ("PSNR, dB", _number("psnr", ".1f")),
+    ("SSIM", _number("ssim", ".4f")),
+    ("error of the last step", _number("last_step_error", ".1e")),
+    ("all three right", _share("adherence")),
+    ("error", _error),
+    ("first call", lambda row: _time(row["first_seconds"]) if row.get("first_seconds") else None),
+    ("peak memory", _memory),
+)
