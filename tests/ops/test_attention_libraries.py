@@ -194,6 +194,17 @@ def test_flash_attention_says_why_it_cannot(install, monkeypatch):
     assert reason.endswith("it is another release: flash_attn_interface has no flash_attn_with_kvcache")
 
 
+def test_torch_does_not_wait_for_what_cannot_be_imported(install, monkeypatch):
+    folder = install(3)
+    monkeypatch.setattr(libraries, "cudnn_version", lambda: NEWEST_CUDNN)
+    assert chosen(90).backend == "flash-attn"
+    forget()
+    (folder / "flash_attn_interface.py").write_text("raise ImportError")
+    choice = chosen(90)
+    assert choice.backend == "torch"
+    assert dict(choice.rejected)["flash-attn"].endswith("its import fails: ImportError: no message")
+
+
 def test_doctor_says_who_takes_the_rest(install, monkeypatch):
     pytest.importorskip("triton")
     install(3)
