@@ -422,7 +422,7 @@ def test_without_a_flash_attention_its_file_says_so():
 
 def test_large_heads_go_to_the_rest(install):
     install(2, 4)
-    for arch, head_dim, taken in ((80, 256, 1), (80, 264, 0), (100, 128, 1), (100, 136, 0)):
+    for arch, head_dim, taken in ((80, 256, 1), (80, 264, 0), (90, 256, 1), (100, 128, 1), (100, 136, 0)):
         q, k, v = drawn(1, 1, 5, 7, head_dim)
         assert library_calls(2, arch, q, KV(k, v)) == taken, (arch, head_dim)
 
