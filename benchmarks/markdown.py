@@ -132,6 +132,7 @@ COLUMNS: tuple[Column, ...] = (
     ("of a copy", _share("of_copy")),
     ("against the reference", _ratio("than_reference")),
     ("against torch's own op", _ratio("than_torch")),
+    ("kinema is faster", _ratio("kinema_is_faster")),
     ("faster than exact", _ratio("than_exact")),
     ("PSNR, dB", _number("psnr", ".1f")),
     ("SSIM", _number("ssim", ".4f")),

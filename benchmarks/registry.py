@@ -9,6 +9,7 @@ VERBS: Verbs = {
     "generate": ("kinema.bench.generate", "a whole generation, stage by stage"),
     "ops": ("kinema.bench.ops", "each op at production sizes, beside the least that it can take"),
     "model": ("kinema.bench.model", "each part's forward, a generation by stage, memory and cold start"),
+    "peers": ("kinema.bench.peers.command", "kinema beside diffusers, torch.compile, OpenVINO and others"),
     "fidelity": ("kinema.bench.fidelity", "what each lossy option gains and costs, beside fewer steps"),
     "compare": ("kinema.bench.compare", "two reports: what became slower, beyond the noise"),
     "report": ("kinema.bench.markdown", "Markdown tables and plots of what the other verbs wrote"),

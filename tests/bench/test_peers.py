@@ -1,0 +1,85 @@
+"""bench peers on a tiny folder: who is beside kinema, how far apart they are, and what those say that cannot run."""
+
+import json
+import sys
+
+import pytest
+
+from kinema.bench import peers
+from kinema.bench.peers.external import FIELDS, External
+from kinema.cli import main
+from kinema.errors import RequestError
+
+
+@pytest.fixture
+def bench(tiny, tmp_path, capsys):
+    def run(*words, code=0):
+        file = tmp_path / "report.json"
+        command = ["bench", "peers", "-m", str(tiny), "--tokens", "20", "--text-tokens", "8", "--steps", "2"]
+        small = ["--rounds", "2", "--threads", "1", "--json", str(file)]
+        assert main([*command, *small, *words]) == code
+        said = capsys.readouterr()
+        return ({r["name"]: r for r in json.loads(file.read_text())["rows"]}, said.out) if not code else said.err
+
+    return run
+
+
+def test_diffusers_beside_kinema(bench):
+    rows, printed = bench("--peer", "diffusers")
+    for part in ("transformer", "vae", "generation"):
+        assert rows[f"{part}, kinema, reference ops"]["error"]["relative"] == 0
+        theirs = rows[f"{part}, diffusers"]
+        assert theirs["error"]["relative"] < 1e-4, part
+        assert len(theirs["samples"]) == 2 and theirs["flops"] == rows[f"{part}, kinema"]["flops"] > 0
+        assert f"{part}, diffusers" in printed
+    assert "diffusers: diffusers, eager, fp32" in printed, "settings are printed"
+
+
+def test_who_is_not_installed_or_fails_says_so(bench, monkeypatch):
+    class Broken:
+        settings, needs = "none", ()
+
+        def forward(self, *_):
+            raise ZeroDivisionError("of its own")
+
+    monkeypatch.setattr(peers, "PEERS", {"broken": "broken_peer", "openvino": peers.PEERS["openvino"]})
+    monkeypatch.setitem(sys.modules, "broken_peer", type(sys)("broken_peer"))
+    sys.modules["broken_peer"].PEER = Broken()
+    monkeypatch.setattr(peers, "find_spec", lambda name: None if name == "openvino" else object())
+    rows, printed = bench("--part", "transformer")
+    assert rows["transformer, broken"]["failed"] == "ZeroDivisionError: of its own"
+    assert rows["transformer, openvino"]["failed"] == "not installed: openvino"
+    assert "samples" in rows["transformer, kinema"] and "not installed: openvino" in printed
+
+
+def test_an_external_command_is_timed(bench, tmp_path):
+    log = tmp_path / "log"
+    code = f"import sys; open({str(log)!r}, 'a').write(' '.join(sys.argv[1:]) + chr(10))"
+    rows, _ = bench(
+        "--peer",
+        "diffusers",
+        "--part",
+        "generation",
+        "--external",
+        f'{sys.executable} -c "{code}" {{steps}} {{height}}',
+    )
+    row = rows["generation, external"]
+    assert "error" not in row and min(row["samples"]) > 0.001
+    assert set(log.read_text().splitlines()) == {"2 32"}
+
+
+def test_a_command_that_fails_or_has_unknown_fields_is_refused(bench):
+    err = bench("--part", "generation", "--peer", "diffusers", "--external", "false", code=1)
+    assert "--external" in err
+    with pytest.raises(RequestError, match="'magic' is not a field"):
+        External("x {magic}").generation("f", {**dict.fromkeys(FIELDS, 1), "num_inference_steps": 1})
+
+
+def test_unknown_peers_are_refused(bench):
+    assert "no peer 'magic'" in bench("--peer", "magic", code=1)
+
+
+@pytest.mark.slow
+def test_compiled_diffusers_beside_kinema(bench):
+    rows, _ = bench("--peer", "diffusers-compile")
+    assert all(rows[f"{part}, diffusers-compile"]["error"]["relative"] < 1e-4 for part in ("transformer", "vae"))
