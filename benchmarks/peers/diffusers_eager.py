@@ -23,7 +23,8 @@ class Diffusers:
     def generation(self, folder: Path, request: dict[str, Any]) -> Callable[[], Any] | None:
         from diffusers import WanPipeline
 
-        pipe = WanPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+        kind: Any = WanPipeline
+        pipe = kind.from_pretrained(folder, torch_dtype=torch.float32)
         pipe.set_progress_bar_config(disable=True)
         pipe.transformer = self.prepared(pipe.transformer)
         pipe.vae.decoder = self.prepared(pipe.vae.decoder)
