@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", metavar="FOLDER", help="your own clips with captions: name.mp4 (or .npy) and name.txt"
     )
+    parser.add_argument("--start", metavar="MODEL", help="a trained model of these sizes to begin with; keeps its VAE")
     parser.add_argument("--size", type=int, help="side of the square frames (64)")
     parser.add_argument("--num-frames", type=int, help="frames of a clip, 4k + 1 (17)")
     parser.add_argument("--fps", type=float, help="frames per second that the model declares (12)")
@@ -36,9 +37,10 @@ def run(arguments: argparse.Namespace) -> int:
     from kinema.ops import build_ops, plan_ops, target_for
     from kinema.sample.evaluate import Quiz, adherence
     from kinema.sample.export import export_model
+    from kinema.sample.start import read_start
     from kinema.sample.train_dit import train_dit
     from kinema.sample.train_vae import latent_statistics, train_vae
-    from kinema.sample.training import Tensors
+    from kinema.sample.training import Progress, Tensors
     from kinema.vae.wan import WanVAE
 
     if arguments.threads is not None:
@@ -48,21 +50,26 @@ def run(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.runs)
     stop_after = None if arguments.minutes is None else 60 * arguments.minutes
 
-    vae_run = train_vae(
-        recipe,
-        source,
-        ops,
-        folder / "vae.safetensors",
-        _reporter("vae", recipe.train_vae.schedule.steps),
-        stop_after=stop_after,
-    )
-    if not vae_run.done:
-        print(f"the VAE has done {vae_run.progress.step} steps; run the same command to go on")
-        return 0
-    vae = WanVAE(recipe.vae, Weights(vae_run.average), ops)
+    start = None if arguments.start is None else read_start(arguments.start, recipe)
+    if start is not None:
+        trained, vae_progress = start.vae, Progress()
+    else:
+        vae_run = train_vae(
+            recipe,
+            source,
+            ops,
+            folder / "vae.safetensors",
+            _reporter("vae", recipe.train_vae.schedule.steps),
+            stop_after=stop_after,
+        )
+        if not vae_run.done:
+            print(f"the VAE has done {vae_run.progress.step} steps; run the same command to go on")
+            return 0
+        trained, vae_progress = vae_run.average, vae_run.progress
+    vae = WanVAE(recipe.vae, Weights(trained), ops)
     mean, std = latent_statistics(recipe, source, vae)
     vae_config = replace(recipe.vae, latents_mean=mean, latents_std=std)
-    vae = WanVAE(vae_config, Weights(vae_run.average), ops)
+    vae = WanVAE(vae_config, Weights(trained), ops)
 
     def judged(tensors: Tensors, frames: int) -> dict[str, float]:
         asked = replace(recipe, num_frames=frames)
@@ -76,18 +83,18 @@ def run(arguments: argparse.Namespace) -> int:
         folder,
         _reporter("dit", recipe.train_dit.schedule.steps),
         judged if arguments.data is None else None,  # nothing judges clips of another world
+        initial=None if start is None else start.dit,
         stop_after=stop_after,
     )
     record = {
         "commit": _commit(),
         "recipe": asdict(recipe),
-        "vae": asdict(vae_run.progress),
+        "start": arguments.start,
+        "vae": asdict(vae_progress),
         "dit": asdict(dit_run.progress),
         "torch": torch.__version__,
     }
-    export_model(
-        Path(arguments.output), recipe, vae_config, vae_run.average, dit_run.average, record, words=source.words
-    )
+    export_model(Path(arguments.output), recipe, vae_config, trained, dit_run.average, record, words=source.words)
     print(f"{arguments.output}: written after {dit_run.progress.step} steps" + ("" if dit_run.done else ", not done"))
     return 0
 

@@ -77,10 +77,12 @@ class DitRecipe:
     high noise, since a thing is still to be made out in many noisy numbers.
     """
 
-    schedule: Schedule = field(default_factory=lambda: Schedule(steps=26000, learning_rate=1.5e-3, warmup=200))
+    schedule: Schedule = field(
+        default_factory=lambda: Schedule(steps=21120, learning_rate=1.5e-3, warmup=200, decay=0.25)
+    )
     batch: int = 12
     image_batch: int = 24
-    images_first: float = 0.65
+    images_first: float = 0.5
     image_share: float = 0.15
     causal_share: float = 0.4
     drop_caption: float = 0.1

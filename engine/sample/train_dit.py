@@ -201,13 +201,17 @@ def train_dit(
     report: Callable[[Progress, dict[str, float]], None],
     evaluate: Callable[[Tensors, int], dict[str, float]] | None = None,
     *,
+    initial: Tensors | None = None,
     stop_after: float | None = None,
 ) -> Run:
     """Train, or go on training, the transformer and text encoder whose state is in `folder`.
 
+    initial: what a new run begins with, as `initial_dit` names it; None: that.
+
     evaluate: given the average and how many frames it has learnt to make, gives figures for the curve.
     """
-    run = Run(folder / "dit.safetensors", initial_dit(recipe), recipe.train_dit.schedule)
+    initial = initial_dit(recipe) if initial is None else initial
+    run = Run(folder / "dit.safetensors", initial, recipe.train_dit.schedule)
     pools = Pools.open(recipe, source, vae, folder)
     ops, arithmetic = mixed_precision(ops, bf16_products_are_faster())
 

@@ -7,6 +7,7 @@ import torch
 
 from kinema import VideoPipeline
 from kinema.checkpoints import Weights
+from kinema.errors import CheckpointError
 from kinema.models.wan import WanConfig
 from kinema.ops import build_ops, plan_ops, target_for
 from kinema.sample.evaluate import Quiz, adherence
@@ -14,6 +15,7 @@ from kinema.sample.export import export_model
 from kinema.sample.pool import ClipPool
 from kinema.sample.recipe import DitRecipe, PoolRecipe, Recipe, Schedule, VaeRecipe
 from kinema.sample.source import World
+from kinema.sample.start import read_start
 from kinema.sample.tokenizer import VOCABULARY_SIZE
 from kinema.sample.train_dit import Models, Pools, _noise_levels, flow_loss, train_dit, training_batch
 from kinema.sample.train_vae import initial_vae, is_hidden, latent_statistics, train_vae, training_clips, with_past_taps
@@ -214,3 +216,11 @@ def test_what_is_written_loads_in_kinema_and_diffusers(tmp_path, vae):
     quiz = Quiz.draw(recipe, 4)
     figures = adherence(recipe, run.average, WanVAE(config, Weights(initial_vae(recipe.vae, 0)), OPS), OPS, quiz)
     assert set(figures) == {"subject", "colour", "motion", "all"} and all(0 <= v <= 1 for v in figures.values())
+
+    start = read_start(str(tmp_path / "model"), recipe)
+    for got, written in ((start.vae, initial_vae(recipe.vae, 0)), (start.dit, run.average)):
+        assert got.keys() == written.keys() and all(torch.equal(got[name], written[name]) for name in got)
+    more = train_dit(replace(recipe, seed=1), WORLD, OPS, vae, tmp_path / "more", quiet, initial=start.dit)
+    assert more.progress.curve[0]["loss"] < run.progress.curve[0]["loss"]
+    with pytest.raises(CheckpointError, match="mis-shaped"):
+        read_start(str(tmp_path / "model"), replace(recipe, transformer=replace(recipe.transformer, ffn_dim=48)))
