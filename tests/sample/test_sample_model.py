@@ -11,6 +11,7 @@ import kinema
 from kinema.sample.adherence import judge
 from kinema.sample.captions import parse_caption
 
+WAYS = ("left", "right", "up", "down")
 FOLDER = Path(kinema.__file__).parent / "sample" / "model"
 
 
@@ -43,9 +44,9 @@ def test_diffusers_gives_the_same_frames(pipe, prompt):
 
 def test_colour_motion_and_background_follow_the_prompt(pipe):
     """Not how well, which `kinema bench adherence` says: that the pipeline as a whole, guidance included, works."""
-    prompts = [f"a {colour} circle moving {way}" for colour in ("red", "green", "white") for way in ("left", "up")]
+    prompts = [f"a {colour} circle moving {way}" for colour in ("red", "green", "white") for way in WAYS]
     videos = pipe(prompts, seed=0, progress=False).videos
     verdicts = [judge(video.frames, parse_caption(prompt)) for prompt, video in zip(prompts, videos, strict=True)]
-    assert sum(v.colour_ok for v in verdicts) >= 5
-    assert sum(v.motion_ok for v in verdicts) >= 4
-    assert sum(v.background_ok for v in verdicts) >= 5
+    assert sum(v.colour_ok for v in verdicts) >= 10
+    assert sum(v.motion_ok for v in verdicts) >= 6  # by chance 2 or 3
+    assert sum(v.background_ok for v in verdicts) >= 10
