@@ -95,21 +95,8 @@ def _table(
     """cos, sin, and the range of tokens that they rotate: its start and length."""
     if rope is None:
         return None, None, 0, 0
-    length, pairs = rope.cos.shape[-2:]
-    if rope.start + length > tokens or 2 * pairs != head_dim:
-        raise ValueError(
-            f"the rotation covers tokens {rope.start} to {rope.start + length} of head dim {2 * pairs}, "
-            f"the keys are {tokens} of head dim {head_dim}"
-        )
-    for table in (rope.cos, rope.sin):
-        if table.shape[:-2] not in ((), (1,), (batch,)) or table.shape[-2:] != (length, pairs):
-            raise ValueError(
-                f"the tables are {tuple(rope.cos.shape)} and {tuple(rope.sin.shape)}, "
-                f"wanted both [R, D/2] or [{batch}, R, D/2]"
-            )
-        if pairs > 1 and table.stride(-1) != 1:
-            raise ValueError(f"a table of the rotation has strides {table.stride()}, wanted dense rows")
-    return rope.cos, rope.sin, rope.start, length
+    rope.check(batch, tokens, head_dim)
+    return rope.cos, rope.sin, rope.start, rope.cos.shape[-2]
 
 
 @triton.jit

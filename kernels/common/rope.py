@@ -53,6 +53,23 @@ class Rope:
     def to(self, device: torch.device) -> Rope:
         return Rope(self.cos.to(device), self.sin.to(device), self.interleaved, self.start)
 
+    def check(self, batch: int, tokens: int, head_dim: int) -> None:
+        """ValueError unless the tables are dense and rotate [B, N, S, D] of these sizes."""
+        length, pairs = self.cos.shape[-2:]
+        if self.start + length > tokens or 2 * pairs != head_dim:
+            raise ValueError(
+                f"the rotation covers tokens {self.start} to {self.start + length} of head dim {2 * pairs}, "
+                f"there are {tokens} of head dim {head_dim}"
+            )
+        for table in (self.cos, self.sin):
+            if table.shape[:-2] not in ((), (1,), (batch,)) or table.shape[-2:] != (length, pairs):
+                raise ValueError(
+                    f"the tables are {tuple(self.cos.shape)} and {tuple(self.sin.shape)}, "
+                    f"wanted both [R, D/2] or [{batch}, R, D/2]"
+                )
+            if pairs > 1 and table.stride(-1) != 1:
+                raise ValueError(f"a table of the rotation has strides {table.stride()}, wanted dense rows")
+
     def rotate(self, x: torch.Tensor) -> torch.Tensor:
         """Plain PyTorch truth. x: [B, N, S, D] → the same, in x's dtype, computed in fp32 (fp64 if x is)."""
         length = self.cos.shape[-2]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, get_args
 
 import torch
@@ -14,6 +13,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kinema.ops.common import Quantized, QuantKind, Target, claim, group_strides
 from kinema.ops.common.launch import Config, architecture, configure, launch
+from kinema.ops.common.triton_device import IMPRECISE_FP8, describable, processors
 from kinema.ops.linear import Activation, LinearWeight, reference
 from kinema.ops.linear.triton_kernel import linear_kernel
 from kinema.ops.linear.triton_tables import TABLES
@@ -21,11 +21,6 @@ from kinema.ops.quantize.triton import quantize_together
 
 SMALL_ROWS = 16  # up to here a tile of one tensor-core instruction's height is enough
 MANY_ROWS = 1 << 14  # from here on there are tiles for every GPU, and calls are of one kind
-
-# of the GPU that a recorded launch is for: A100, RTX 4090, H100, B200, RTX 5090; three in the interpreter
-PROCESSORS = {0: 3, 80: 108, 89: 128, 90: 132, 100: 148, 120: 170}
-# Ada and Hopper sum e4m3 products with fewer bits than fp32 has
-IMPRECISE_FP8 = (89, 90)
 
 _COMPUTE = {
     torch.float32: (tl.float32, "_fp32"),
@@ -120,14 +115,14 @@ def linear(
     (x_b, x_s), (second_b, second_s) = _strides(first, samples), _strides(second, samples)
     (y_b, y_s), (residual_b, residual_s) = _strides(y, samples), _strides(residual, samples)
     read: list[Any] = [_bits(t, computed) for t in (first, second, weight.weight)]
-    descriptors = bool(tma) and all(t is None or _has_descriptor(t) for t in read)
+    descriptors = bool(tma) and all(t is None or describable(t) for t in read)
     if descriptors:
         rows, columns, block = blocks["ROWS"], blocks["COLUMNS"], blocks["FEATURES"]
         read = [_describe(t, samples, tokens, [1, rows, block]) for t in read[:2]]
         read.append(TensorDescriptor.from_tensor(_bits(weight.weight, computed), [columns, block]))
     launch(
         linear_kernel,
-        (min(samples * tiles, per_sm * _processors(first.device)),),
+        (min(samples * tiles, per_sm * processors(first.device)),),
         Config(blocks, table.warps, table.stages),
         x=read[0],
         second=read[1],
@@ -214,27 +209,8 @@ def _strides(t: torch.Tensor | None, samples: int) -> tuple[int, int]:
     return t.stride(0), t.stride(1)
 
 
-def _has_descriptor(t: torch.Tensor) -> bool:
-    """Whether the hardware's tensor copies can address t: multiples of 16 bytes, and nothing repeated."""
-    strides = [stride for size, stride in zip(t.shape[:-1], t.stride()[:-1], strict=True) if size > 1]
-    return t.data_ptr() % 16 == 0 and all(s > 0 and s * t.itemsize % 16 == 0 for s in strides)
-
-
 def _describe(t: torch.Tensor | None, samples: int, tokens: int, block: list[int]) -> TensorDescriptor | None:
     if t is None:
         return None
     stride_b, stride_s = _strides(t, samples)
     return TensorDescriptor(t, [samples, tokens, t.shape[2]], [stride_b or tokens * stride_s, stride_s, 1], block)
-
-
-def _processors(device: torch.device) -> int:
-    """Multiprocessors of the device, or of the GPU that a recorded launch is for."""
-    arch = architecture(device)
-    if device.type == "cuda":
-        return _multiprocessors(device.index or 0)
-    return PROCESSORS[max(known for known in PROCESSORS if known <= arch)]
-
-
-@lru_cache(maxsize=16)
-def _multiprocessors(index: int) -> int:
-    return torch.cuda.get_device_properties(index).multi_processor_count

@@ -145,7 +145,7 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
             "first * c + second * z, second * c - first * z",
         ),
         ("tokens before the rotation's start turn", "turned = (r >= 0) & (r < rotated)", "turned = (r < rotated)"),
-        ("NaN behind the keys decides the scale", "return tl.where(h == h, tl.abs(h), 0.0)", "return tl.abs(h)"),
+        ("slots behind the length decide the scale", "real = (s < count)[:, None]", "real = (s < tokens)[:, None]"),
         ("the scale is of the first halves", "tl.maximum(_size(first), _size(second))", "_size(first)"),
     ),
     "linear/triton_kernel.py": (

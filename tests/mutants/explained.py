@@ -8,6 +8,10 @@ REPEATED = "rows beyond the end repeat the last one, which is stored again as it
 REASONS: dict[tuple[str, str], str] = {
     ("patch_embed", "0.0 becomes 0.125"): "beyond the last feature patches and weights are both 0, and one is enough",
     ("patch_embed", "(row < rows)[:, None] & exists[None, :] without its left side"): REPEATED,
+    (
+        "attention",
+        "_load:5: 0.0 becomes 0.125",
+    ): "where a head has no channel, queries and keys are 0: one is enough",
     ("qk_norm_rope", "_store:11: d < CUT with LtE"): "the value that it writes is written again by the second halves",
     ("conv3d", "real[:, None] & exists[None, :] without its left side"): REPEATED,
 }

@@ -196,6 +196,24 @@ def test_split_keys_give_the_same(name):
     assert_close(many, few)
 
 
+def test_split_keys_of_large_logits():
+    """Parts are brought to their common top: 2 to the power of a top itself is infinite."""
+    q, kv, options = arguments("full")
+    loud = tuple(200.0 * part for part in q) if isinstance(q, tuple) else 200.0 * q
+    with tiles(MOST=3):
+        got = op.attention(loud, kv, **options)
+    assert_close(got, exact(loud, kv, **options), 1e-4)
+
+
+@pytest.mark.parametrize("causal", [None, BlockCausal(5)])
+def test_nothing_behind_a_tensor_is_touched(guarded, causal):
+    """Neither behind the last query nor behind the last key, though the tiles of both end there in the middle."""
+    q, k, v = (guarded(normal(1, 1, tokens, 24, seed=tokens)) for tokens in (19, 21, 21))
+    with tiles():
+        got = op.attention(q, KV(k, v), causal=causal)
+    assert_close(got, exact(q, KV(k, v), causal=causal))
+
+
 @pytest.mark.parametrize("name", ["joint", "lengths"])
 def test_split_keys_in_e4m3(name):
     """A weight is rounded behind the largest logit of its own part, so it is not the same."""
