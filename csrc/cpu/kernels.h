@@ -11,6 +11,7 @@
 #include "attention.h"
 #include "patches.h"
 #include "conv3d.h"
+#include "probe.h"
 #include "table.h"
 // clang-format on
 
@@ -32,4 +33,5 @@
         isa::patch_embed,                                                                                              \
         isa::unpatchify,                                                                                               \
         isa::conv3d_workspace,                                                                                         \
-        isa::conv3d}
+        isa::conv3d,                                                                                                   \
+        isa::probe}

@@ -25,6 +25,7 @@ struct Table {
     void (*unpatchify)(const kinema_unpatchify_args &args, Pool &pool);
     int64_t (*conv3d_workspace)(const kinema_conv3d_args &args);
     void (*conv3d)(const kinema_conv3d_args &args, Pool &pool);
+    int64_t (*probe)(int32_t dtype, int64_t steps);
 };
 
 // Each in a file of its own, compiled for its instructions.

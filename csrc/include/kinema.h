@@ -273,6 +273,15 @@ typedef struct kinema_conv3d_args {
 KINEMA_API int64_t kinema_conv3d_workspace(const kinema_cpu *cpu, const kinema_conv3d_args *args);
 KINEMA_API int32_t kinema_conv3d(const kinema_cpu *cpu, const kinema_conv3d_args *args);
 
+/* ---- what the machine can do at most ---- */
+
+/* Independent multiply-adds (KINEMA_F32: of fp32, KINEMA_I8: the step of the exact int8 product), `steps` rounds of
+ * them on each thread. operations: how many were done, a multiply-add being two. Whoever calls takes the time. */
+KINEMA_API int32_t
+kinema_probe_arithmetic(const kinema_cpu *cpu, int32_t dtype, int64_t steps, int32_t threads, int64_t *operations);
+/* Copies `bytes`, each thread its share. */
+KINEMA_API int32_t kinema_probe_copy(const kinema_cpu *cpu, const void *from, void *to, int64_t bytes, int32_t threads);
+
 #ifdef __cplusplus
 }
 #endif
