@@ -50,7 +50,7 @@ aot-update: $(VENV)/test-tools
 native:
 	@cmake -S . -B build/native -DCMAKE_BUILD_TYPE=Release > /dev/null
 	@cmake --build build/native --parallel
-	@cp build/native/libkinema_cpu.so kernels/common/
+	@install build/native/libkinema_cpu.so kernels/common/ # a new file: programs that run hold on to the old one
 
 # the contract tests of the native kernels, on a build that watches every address and every overflow
 sanitize: $(VENV)/test-tools

@@ -231,6 +231,13 @@ void kinema_cpu_destroy(kinema_cpu *cpu) { delete cpu; }
 
 const char *kinema_cpu_isa(const kinema_cpu *cpu) { return cpu->table->isa; }
 
+int32_t kinema_cpu_use_threads(kinema_cpu *cpu, kinema_parallel parallel) {
+    if (cpu == nullptr)
+        return KINEMA_NO_POINTER;
+    cpu->pool.use(parallel);
+    return KINEMA_OK;
+}
+
 int32_t kinema_activate(const kinema_cpu *cpu, int32_t activation, int64_t count, const float *x, float *y) {
     if (activation < KINEMA_NONE || activation > KINEMA_SILU)
         return KINEMA_BAD_OPTION;

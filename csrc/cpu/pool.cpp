@@ -26,6 +26,25 @@ long process() {
 
 std::mutex making_states;
 
+// A call that the host's threads share: each takes a number, then tasks until there are no more.
+struct Shared {
+    Body body;
+    void *data;
+    int64_t tasks;
+    int threads;
+    std::atomic<int> arrived{0};
+    std::atomic<int64_t> next{0};
+
+    static void enter(void *self) {
+        Shared &all = *static_cast<Shared *>(self);
+        const int thread = all.arrived.fetch_add(1);
+        if (thread >= all.threads)
+            return;
+        for (int64_t task = all.next.fetch_add(1); task < all.tasks; task = all.next.fetch_add(1))
+            all.body(all.data, task, thread);
+    }
+};
+
 } // namespace
 
 struct Pool::State {
@@ -87,9 +106,20 @@ Pool::State *Pool::own_state() {
     return state_;
 }
 
+void Pool::use(kinema_parallel host) {
+    host_ = host;
+    host_pid_ = process();
+}
+
 void Pool::run(int threads, int64_t tasks, Body body, void *data) {
     if (tasks < threads)
         threads = static_cast<int>(tasks);
+    // OpenMP's threads do not live on in a forked child, and it would wait for them for ever
+    if (threads > 1 && host_ != nullptr && host_pid_ == process()) {
+        Shared all{body, data, tasks, threads};
+        host_(Shared::enter, &all, static_cast<unsigned>(threads), 0);
+        return;
+    }
     State *state = threads > 1 ? own_state() : nullptr;
     if (state == nullptr || !state->busy.try_lock()) {
         for (int64_t task = 0; task < tasks; ++task)

@@ -24,7 +24,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a struct or a function below changes. */
-#define KINEMA_ABI_VERSION 1
+#define KINEMA_ABI_VERSION 2
 
 enum kinema_status {
     KINEMA_OK = 0,
@@ -61,6 +61,13 @@ KINEMA_API int32_t kinema_cpu_has(const char *isa);
 KINEMA_API int32_t kinema_cpu_create(const char *isa, kinema_cpu **made);
 KINEMA_API void kinema_cpu_destroy(kinema_cpu *cpu);
 KINEMA_API const char *kinema_cpu_isa(const kinema_cpu *cpu);
+
+/* Runs body(data) on up to `threads` threads at once, the caller's among them, and returns when all have ended. This is
+ * the signature of GOMP_parallel(), which the OpenMP runtimes of GCC, LLVM and Intel have; flags: 0. */
+typedef void (*kinema_parallel)(void (*body)(void *data), void *data, unsigned threads, unsigned flags);
+/* Lets the host's threads do the work, so that two sets of them do not fight for the cores; NULL: the handle's own, as
+ * at first. Not while calls run. A forked child goes back to threads of its own. */
+KINEMA_API int32_t kinema_cpu_use_threads(kinema_cpu *cpu, kinema_parallel parallel);
 
 /* y[i] = activation(x[i]), in fp32. */
 KINEMA_API int32_t kinema_activate(const kinema_cpu *cpu, int32_t activation, int64_t count, const float *x, float *y);

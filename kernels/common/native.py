@@ -22,7 +22,7 @@ import torch
 from kinema.ops.common.capability import Implementation, Target
 from kinema.ops.common.rope import Rope
 
-ABI_VERSION = 1  # of csrc/include/kinema.h
+ABI_VERSION = 2  # of csrc/include/kinema.h
 ISA_VARIABLE = "KINEMA_CPU_ISA"  # forces an instruction set: portable, avx2, avx512
 LIBRARY_VARIABLE = "KINEMA_CPU_LIBRARY"  # another build of the library: make sanitize
 LIBRARY = Path(os.environ.get(LIBRARY_VARIABLE) or Path(__file__).with_name("libkinema_cpu.so"))
@@ -46,6 +46,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "kinema_cpu_isa_name": (ctypes.c_char_p, [_INT32]),
     "kinema_cpu_has": (_INT32, [ctypes.c_char_p]),
     "kinema_cpu_create": (_INT32, [ctypes.c_char_p, ctypes.POINTER(_POINTER)]),
+    "kinema_cpu_use_threads": (_INT32, [_POINTER, _POINTER]),
     "kinema_activate": (_INT32, [_POINTER, _INT32, _INT64, _POINTER, _POINTER]),
     "kinema_exp": (_INT32, [_POINTER, _INT64, _POINTER, _POINTER]),
     "kinema_linear_packed_bytes": (_INT64, [_POINTER, _INT64, _INT64, _INT32, _INT32]),
@@ -118,8 +119,23 @@ def _cpu(isa: str | None) -> Cpu | str:
     status = library.kinema_cpu_create(isa.encode() if isa else None, ctypes.byref(handle))
     if status or handle.value is None:
         return f"{ISA_VARIABLE}={isa}: {_text(library, status)}, wanted one of {', '.join(instruction_sets())}"
+    library.kinema_cpu_use_threads(handle, torch_parallel())
     named = isa or instruction_sets()[0]
     return Cpu(named, handle.value, library)
+
+
+def torch_parallel() -> int | None:
+    """The address of what runs a function on torch's own threads; None where torch has none of OpenMP.
+
+    They spin for milliseconds after each of torch's operators; a second set of threads would wait for them.
+    """
+    if not torch.backends.openmp.is_available():
+        return None
+    try:
+        found = ctypes.CDLL(torch._C.__file__).GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    return ctypes.cast(found, ctypes.c_void_p).value
 
 
 _forced: ContextVar[str | None] = ContextVar("forced_isa", default=None)

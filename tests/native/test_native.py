@@ -317,6 +317,43 @@ def test_a_forked_process_has_threads_of_its_own(threads):
     assert os.waitstatus_to_exitcode(status) == 0
 
 
+def test_torchs_threads_do_the_work():
+    """A second set of threads would wait while torch's spin: no call of ours starts one."""
+    if native.torch_parallel() is None:
+        pytest.skip("torch has no threads of OpenMP here")
+    code = """
+import os, torch
+from kinema.ops.common import PRECISIONS, Target
+from kinema.ops.common import native
+from kinema.ops.linear import cpu
+torch.set_num_threads(2)
+torch.randn(400, 400) @ torch.randn(400, 400)
+before = len(os.listdir("/proc/self/task"))
+packed = cpu.pack_linear(torch.randn(96, 64), target=Target(torch.device("cpu"), PRECISIONS["cpu"]["fp32"]))
+x = torch.randn(1, 200, 64)
+cpu.linear(x, packed)
+shared = len(os.listdir("/proc/self/task"))
+native.cpu().library.kinema_cpu_use_threads(native.cpu().handle, None)
+cpu.linear(x, packed)
+print(shared - before, len(os.listdir("/proc/self/task")) - before)
+"""
+    if not Path("/proc/self/task").exists():
+        pytest.skip("threads are counted in /proc")
+    assert run(code) == "0 1\n"
+
+
+def test_whose_threads_they_are_does_not_matter(isa, threads):
+    threads(2)
+    x, packed = random(1, 700, 300), linear_cpu.pack_linear(random(96, 300, seed=1), target=target("fp32"))
+    shared = linear_cpu.linear(x, packed)
+    use = native.cpu().library.kinema_cpu_use_threads
+    use(native.cpu().handle, None)
+    try:
+        assert torch.equal(linear_cpu.linear(x, packed), shared)
+    finally:
+        use(native.cpu().handle, native.torch_parallel())
+
+
 def test_a_program_in_c(tmp_path):
     """docs/embedding.md: the header, the library, and nothing of Python."""
     if not native.instruction_sets() or "asan" in os.environ.get("LD_PRELOAD", ""):
