@@ -303,16 +303,21 @@ class WanTransformer:
         self.table = weights["scale_shift_table"].to(ops.device).float()
         self.proj_out = pack_linear(weights, "proj_out", ops)
 
-    def encode_context(self, text: torch.Tensor, image: torch.Tensor | None = None) -> Context:
+    def encode_context(
+        self, text: torch.Tensor, image: torch.Tensor | None = None, *, folded: int | None = None
+    ) -> Context:
         """Cross-attention keys and values of a prompt, for every layer; they hold for all steps.
 
         text: [R, L, text_dim], zeros after the prompt's end. image: [R, L, image_dim] CLIP tokens (2.1 I2V).
+        folded: how many zeros the last of text's tokens stands for; None: see `fold_padding`, which looks at them.
         """
         if (image is None) != (self.image_embed is None):
             raise ValueError(
                 "this transformer needs image embeddings" if image is None else "this transformer takes no image"
             )
-        text, folded = fold_padding(text.to(self.ops.device, self.ops.dtype))
+        text = text.to(self.ops.device, self.ops.dtype)
+        if folded is None:
+            text, folded = fold_padding(text)
         embedded = self.text_embed(text)
         layers = tuple(block.text_kv(embedded) for block in self.blocks)
         if image is None or self.image_embed is None:

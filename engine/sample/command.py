@@ -20,6 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", metavar="FOLDER", help="your own clips with captions: name.mp4 (or .npy) and name.txt"
     )
     parser.add_argument("--start", metavar="MODEL", help="a trained model of these sizes to begin with; keeps its VAE")
+    parser.add_argument("--vae", metavar="MODEL", help="a trained model whose VAE is taken; the rest is trained anew")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="(cuda where torch sees a GPU)")
     parser.add_argument("--size", type=int, help="side of the square frames (64)")
     parser.add_argument("--num-frames", type=int, help="frames of a clip, 4k + 1 (17)")
     parser.add_argument("--fps", type=float, help="frames per second that the model declares (12)")
@@ -37,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     from kinema.ops import build_ops, plan_ops, target_for
     from kinema.sample.evaluate import Quiz, adherence
     from kinema.sample.export import export_model
-    from kinema.sample.start import read_start
+    from kinema.sample.start import read_dit, read_vae
     from kinema.sample.train_dit import train_dit
     from kinema.sample.train_vae import latent_statistics, train_vae
     from kinema.sample.training import Progress, Tensors
@@ -45,14 +47,19 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    recipe, source = _recipe_and_source(arguments)
-    ops = build_ops(plan_ops(target_for("cpu"), "reference"))
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32
+    recipe, source = _recipe_and_source(arguments, device)
+    ops = build_ops(plan_ops(target_for(device), "reference"))
     folder = Path(arguments.runs)
     stop_after = None if arguments.minutes is None else 60 * arguments.minutes
 
-    start = None if arguments.start is None else read_start(arguments.start, recipe)
-    if start is not None:
-        trained, vae_progress = start.vae, Progress()
+    if arguments.start is not None and arguments.vae is not None:
+        raise RequestError("--start keeps the VAE of its model: wanted it or --vae, not both")
+    kept = arguments.start or arguments.vae
+    if kept is not None:
+        trained, vae_progress = read_vae(kept, recipe), Progress()
     else:
         vae_run = train_vae(
             recipe,
@@ -83,13 +90,15 @@ def run(arguments: argparse.Namespace) -> int:
         folder,
         _reporter("dit", recipe.train_dit.schedule.steps),
         judged if arguments.data is None else None,  # nothing judges clips of another world
-        initial=None if start is None else start.dit,
+        initial=None if arguments.start is None else read_dit(arguments.start, recipe),
         stop_after=stop_after,
     )
     record = {
         "commit": _commit(),
         "recipe": asdict(recipe),
         "start": arguments.start,
+        "vae_of": arguments.vae,
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "vae": asdict(vae_progress),
         "dit": asdict(dit_run.progress),
         "torch": torch.__version__,
@@ -99,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _recipe_and_source(arguments: argparse.Namespace) -> Any:
+def _recipe_and_source(arguments: argparse.Namespace, device: str) -> Any:
     from kinema.sample.clip_folder import ClipFolder
     from kinema.sample.recipe import Recipe
     from kinema.sample.source import World
@@ -115,7 +124,7 @@ def _recipe_and_source(arguments: argparse.Namespace) -> Any:
         recipe = replace(recipe, train_dit=replace(recipe.train_dit, schedule=schedule))
     _check_sizes(recipe)
     if arguments.data is None:
-        return recipe, World(recipe.seed, recipe.size)
+        return recipe, World(recipe.seed, recipe.size, device)
     source = ClipFolder(arguments.data, recipe.size, recipe.num_frames, recipe.seed)
     text = replace(recipe.text, vocab_size=len(SPECIAL_TOKENS) + len(source.words))
     longest = 1 + (min(source.lengths) - 1) // recipe.vae.scale_factor_temporal

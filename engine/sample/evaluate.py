@@ -9,10 +9,12 @@ import torch
 from kinema import schedulers
 from kinema.ops import Ops
 from kinema.sample.adherence import judge
+from kinema.sample.batches import tokenize
 from kinema.sample.captions import caption
 from kinema.sample.export import SCHEDULER
 from kinema.sample.recipe import Recipe
 from kinema.sample.render import to_frames
+from kinema.sample.tokenizer import make_tokenizer
 from kinema.sample.train_dit import Models
 from kinema.sample.training import Tensors, generator_for
 from kinema.sample.world import Description, Split, sample_scene
@@ -49,7 +51,9 @@ def generate_latents(models: Models, ops: Ops, recipe: Recipe, quiz: Quiz) -> to
     latents = torch.randn(count, recipe.vae.z_dim, frames, side, side, generator=generator)
     core = schedulers.core_from_config(SCHEDULER)
     state = schedulers.start(core, core.grid(quiz.steps))
-    context = models.transformer.encode_context(models.embed([*quiz.captions, *[""] * count]))
+    latents = latents.to(ops.device)
+    tokens = tokenize(make_tokenizer(), [*quiz.captions, *[""] * count])
+    context = models.context(tokens.ids.to(ops.device), tokens.lengths.to(ops.device))
     while not state.done:
         timesteps = state.timestep.expand(2 * count)
         cond, uncond = models.transformer(torch.cat((latents, latents)), timesteps, context).chunk(2)
@@ -65,7 +69,9 @@ def adherence(recipe: Recipe, tensors: Tensors, vae: WanVAE, ops: Ops, quiz: Qui
     """
     models = Models(recipe, tensors, ops)
     videos = vae.decode(vae.denormalize(generate_latents(models, ops, recipe, quiz)))
-    verdicts = [judge(frames.numpy(), wanted) for frames, wanted in zip(to_frames(videos), quiz.wanted, strict=True)]
+    verdicts = [
+        judge(frames.numpy(), wanted) for frames, wanted in zip(to_frames(videos).cpu(), quiz.wanted, strict=True)
+    ]
     parts = {
         "subject": [v.subject_ok is not False for v in verdicts],
         "colour": [v.colour_ok is not False for v in verdicts],

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from kinema.checkpoints import save_component, save_json, save_model_index
+from kinema.sample.batches import PROMPT_TOKENS
 from kinema.sample.captions import VOCABULARY
 from kinema.sample.recipe import Recipe
 from kinema.sample.tokenizer import MAX_TOKENS, build_tokenizer
-from kinema.sample.train_dit import PROMPT_TOKENS
 from kinema.sample.train_vae import with_past_taps
 from kinema.vae.wan import WanVAEConfig
 
@@ -51,6 +51,7 @@ def export_model(
 
     vae, dit: tensors as trained (the averages). record: what goes into training.json. words: the tokenizer's.
     """
+    vae, dit = ({name: tensor.cpu() for name, tensor in tensors.items()} for tensors in (vae, dit))
     staged = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(staged, ignore_errors=True)
     try:

@@ -59,10 +59,9 @@ class VaeRecipe:
 
 @dataclass(frozen=True)
 class PoolRecipe:
-    """A ring of encoded clips that training reads: see `ClipPool`. latents: latent frames of each clip."""
+    """The encoded clips that training reads: see `ClipPool`. latents: latent frames of each clip."""
 
     latents: int
-    capacity: int = 16384
     start: int = 1024
     per_step: int = 4
 

@@ -17,9 +17,14 @@ SIZE = 64
 
 
 def render(
-    scenes: Sequence[Scene], num_frames: int = NUM_FRAMES, size: int | tuple[int, int] = SIZE, *, first_frame: int = 0
+    scenes: Sequence[Scene],
+    num_frames: int = NUM_FRAMES,
+    size: int | tuple[int, int] = SIZE,
+    *,
+    first_frame: int = 0,
+    device: str = "cpu",
 ) -> torch.Tensor:
-    """The clips float32 [B, 3, T, H, W] in [-1, 1] of a batch of scenes.
+    """The clips float32 [B, 3, T, H, W] in [-1, 1] of a batch of scenes, drawn on `device`.
 
     `size` is the side of a square frame or (H, W); frames `first_frame` to `first_frame + num_frames - 1` are
     rendered, each bit for bit what any longer clip of the scene shows there. Subjects that cross an edge
@@ -32,13 +37,13 @@ def render(
             f"got {len(scenes)} scenes, {num_frames} frames of {height}x{width} (height by width); "
             "wanted at least one scene, one frame and 16x16"
         )
-    base = torch.tensor([BACKGROUNDS[scene.background] for scene in scenes], dtype=torch.float32) / 127.5 - 1
+    base = torch.tensor([BACKGROUNDS[it.background] for it in scenes], dtype=torch.float32, device=device) / 127.5 - 1
     video = base[:, :, None].expand(-1, -1, num_frames * height * width).contiguous()
     for layer in range(max(len(scene.subjects) for scene in scenes)):
         rows = [i for i, scene in enumerate(scenes) if len(scene.subjects) > layer]
         subjects = [scenes[i].subjects[layer] for i in rows]
-        where, opacity = _patches(subjects, range(first_frame, first_frame + num_frames), height, width)
-        colour = torch.tensor([COLOURS[it.colour] for it in subjects], dtype=torch.float32) / 127.5 - 1
+        where, opacity = _patches(subjects, range(first_frame, first_frame + num_frames), height, width, device)
+        colour = torch.tensor([COLOURS[it.colour] for it in subjects], dtype=torch.float32, device=device) / 127.5 - 1
         under = video if len(rows) == len(scenes) else video[rows]
         where = where[:, None].expand(-1, 3, -1)
         behind = under.gather(2, where)
@@ -54,23 +59,27 @@ def to_frames(video: torch.Tensor) -> torch.Tensor:
     return levels.round().to(torch.uint8).permute(0, 2, 3, 4, 1).contiguous()
 
 
-def _patches(subjects: list[Subject], frames: range, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _patches(
+    subjects: list[Subject], frames: range, height: int, width: int, device: str
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Flat pixel indices int64 [B, T·P·P] into T·H·W, and opacities float32 there; P×P pixels a subject."""
     side = min(height, width)
     radius = torch.tensor([it.radius * side for it in subjects], dtype=torch.float64)
     half = math.ceil(float(radius.max()) * EXTENT) + 1
     if 2 * half + 1 > side:
         raise RequestError(f"a subject of radius {float(radius.max()):.1f} pixels does not fit a side of {side}")
-    centre = torch.tensor([[it.position(t) for t in frames] for it in subjects], dtype=torch.float64)
-    offsets = torch.arange(-half, half + 1)
+    radius = radius.to(device)
+    places = [[it.position(t) for t in frames] for it in subjects]
+    centre = torch.tensor(places, dtype=torch.float64, device=device)
+    offsets = torch.arange(-half, half + 1, device=device)
     columns, at_x = _axis(centre[:, :, 0] * width, offsets, radius)
     rows, at_y = _axis(centre[:, :, 1] * height, offsets, radius)
 
-    fields = torch.stack([_field(it) for it in subjects])
+    fields = torch.stack([_field(it) for it in subjects]).to(device)
     distance = _between(fields, at_y, at_x) * radius[:, None, None, None].float()
     opacity = (0.5 - distance).clamp(0, 1)
 
-    frame = torch.arange(len(frames))[:, None, None] * (height * width)
+    frame = torch.arange(len(frames), device=device)[:, None, None] * (height * width)
     where = frame + rows.remainder(height)[..., :, None] * width + columns.remainder(width)[..., None, :]
     return where.flatten(1), opacity.flatten(1)
 
@@ -86,7 +95,7 @@ def _between(fields: torch.Tensor, at_y: torch.Tensor, at_x: torch.Tensor) -> to
     """Fields [B, GRID, GRID] sampled bilinearly at rows [B, T, P] and columns [B, T, P] → [B, T, P, P]."""
     row, column = at_y.long(), at_x.long()
     down, right = (at_y - row)[..., :, None], (at_x - column)[..., None, :]
-    start = torch.arange(len(fields))[:, None, None, None] * GRID * GRID
+    start = torch.arange(len(fields), device=fields.device)[:, None, None, None] * GRID * GRID
     corner = start + row[..., :, None] * GRID + column[..., None, :]
     flat = fields.flatten()
     top = flat[corner] * (1 - right) + flat[corner + 1] * right

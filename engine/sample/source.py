@@ -37,27 +37,29 @@ class ClipSource(Protocol):
 
 
 class World:
-    """The little world, rendered on the fly: no clip is ever seen twice by the VAE."""
+    """The little world, rendered on the fly, on `device`: no clip is ever seen twice by the VAE."""
 
     words = VOCABULARY
 
-    def __init__(self, seed: int, size: int) -> None:
+    def __init__(self, seed: int, size: int, device: str = "cpu") -> None:
         self.seed = seed
         self.size = size
+        self.device = device
 
     def scene(self, number: int) -> Scene:
         """What clip `number` shows."""
         return sample_scene(generator_for(self.seed, PHASE, number))
 
     def video(self, numbers: Sequence[int], num_frames: int) -> torch.Tensor:
-        return render([self.scene(number) for number in numbers], num_frames, self.size)
+        return render([self.scene(number) for number in numbers], num_frames, self.size, device=self.device)
 
     def crops(self, numbers: Sequence[int], num_frames: int, side: int, generator: torch.Generator) -> torch.Tensor:
         """Windows that the subject is in for some of the frames; the world wraps, so a window may too."""
         scenes = [self.scene(number) for number in numbers]
         first = int(torch.randint(0, 64, (), generator=generator))
         cut = []
-        for clip, scene in zip(render(scenes, num_frames, self.size, first_frame=first), scenes, strict=True):
+        whole = render(scenes, num_frames, self.size, first_frame=first, device=self.device)
+        for clip, scene in zip(whole, scenes, strict=True):
             frame = first + int(torch.randint(0, num_frames, (), generator=generator))
             jitter = torch.randint(-side // 2, side // 2 + 1, (2,), generator=generator).tolist()
             x, y = scene.subjects[0].position(frame)

@@ -1,8 +1,6 @@
-"""Weights of a finished model as the beginning of a new run: `kinema train-sample --start MODEL`."""
+"""Weights of a finished model as the beginning of a new run: `kinema train-sample --start MODEL` or `--vae MODEL`."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 from kinema.checkpoints import ModelFolder, load_weights
 from kinema.checkpoints.weights import Shapes
@@ -14,29 +12,24 @@ from kinema.text import umt5
 from kinema.vae import wan as wan_vae
 
 
-@dataclass(frozen=True)
-class Start:
-    """vae: as phase one leaves it, and final. dit: what phase two begins with."""
-
-    vae: Tensors
-    dit: Tensors
-
-
-def read_start(path: str, recipe: Recipe) -> Start:
-    """The weights of a model folder of the recipe's sizes, in fp32; CheckpointError if they are others."""
-    folder = ModelFolder(path)
-
-    def read(name: str, shapes: Shapes) -> Tensors:
-        weights = load_weights(folder.component(name), shapes)
-        return {key: weights[key].float() for key in shapes}
-
-    vae = read("vae", wan_vae.tensor_shapes(recipe.vae))
+def read_vae(path: str, recipe: Recipe) -> Tensors:
+    """The VAE of a model folder, as phase one leaves it, in fp32; CheckpointError if its sizes are not the recipe's."""
+    vae = _read(path, "vae", wan_vae.tensor_shapes(recipe.vae))
     # a model that was written has the past taps that training leaves out
-    vae = {
+    return {
         name: vae[name][:, :, -shape[2] :].contiguous() if len(shape) == 5 else vae[name]
         for name, shape in training_shapes(recipe.vae).items()
     }
-    transformer = read("transformer", wan.tensor_shapes(recipe.transformer))
-    text = read("text_encoder", umt5.tensor_shapes(recipe.text))
+
+
+def read_dit(path: str, recipe: Recipe) -> Tensors:
+    """The transformer and text encoder, as phase two names them; otherwise as `read_vae`."""
+    transformer = _read(path, "transformer", wan.tensor_shapes(recipe.transformer))
+    text = _read(path, "text_encoder", umt5.tensor_shapes(recipe.text))
     dit = {f"transformer.{name}": tensor for name, tensor in transformer.items()}
-    return Start(vae, dit | {f"text.{name}": tensor for name, tensor in text.items()})
+    return dit | {f"text.{name}": tensor for name, tensor in text.items()}
+
+
+def _read(path: str, component: str, shapes: Shapes) -> Tensors:
+    weights = load_weights(ModelFolder(path).component(component), shapes)
+    return {key: weights[key].float() for key in shapes}

@@ -7,41 +7,25 @@ Liu et al. 2022, arXiv 2209.03003; Lipman et al. 2022, arXiv 2210.02747) at time
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from kinema.checkpoints.weights import Weights
-from kinema.errors import RequestError
 from kinema.models import wan
-from kinema.models.wan import WanTransformer
+from kinema.models.wan import Context, WanTransformer
 from kinema.ops import Ops
 from kinema.ops.attention import BlockCausal
-from kinema.sample.captions import VOCABULARY
-from kinema.sample.pool import ClipPool
+from kinema.sample.batches import PHASE, PROMPT_TOKENS, Batch, Pools, batches
+from kinema.sample.captured import CapturedLoss
 from kinema.sample.recipe import Recipe
 from kinema.sample.source import ClipSource
-from kinema.sample.tokenizer import make_tokenizer
 from kinema.sample.training import Progress, Run, Tensors, bf16_products_are_faster, generator_for, mixed_precision
 from kinema.text import umt5
 from kinema.text.umt5 import UMT5Encoder
 from kinema.vae.wan import WanVAE
-
-PHASE = 3
-PROMPT_TOKENS = 512  # what users' prompts are padded to; see `fold_padding`
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Clean latents [B, C, T, h, w], captions, noise levels [B, T] per latent frame, and which frames count."""
-
-    latents: torch.Tensor
-    captions: list[str]
-    sigmas: torch.Tensor
-    counts: torch.Tensor
-    causal: bool
 
 
 def initial_dit(recipe: Recipe) -> Tensors:
@@ -91,29 +75,21 @@ def _hide_padding(recipe: Recipe, tensors: Tensors, generator: torch.Generator) 
 class Models:
     """The two models that are trained, built on the current parameters (a step changes them in place)."""
 
-    def __init__(self, recipe: Recipe, tensors: Tensors, ops: Ops, words: tuple[str, ...] = VOCABULARY) -> None:
+    def __init__(self, recipe: Recipe, tensors: Tensors, ops: Ops) -> None:
         weights = Weights(tensors)
         self.transformer = WanTransformer(recipe.transformer, weights.sub("transformer"), ops)
         self.text = UMT5Encoder(recipe.text, weights.sub("text"), ops)
-        self.tokenizer = make_tokenizer(words)
 
-    def embed(self, captions: list[str]) -> torch.Tensor:
-        """[B, PROMPT_TOKENS, C], zero after each caption's end."""
-        encoded = [self.tokenizer.encode(text).ids for text in captions]
-        longest = max(map(len, encoded))
-        if longest > PROMPT_TOKENS:
-            raise RequestError(f"a caption has {longest} words: wanted fewer than {PROMPT_TOKENS}")
-        ids = torch.zeros(len(encoded), longest, dtype=torch.int64)
-        mask = torch.zeros_like(ids)
-        for row, tokens in enumerate(encoded):
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-            mask[row, : len(tokens)] = 1
-        hidden = self.text(ids, mask) * mask.unsqueeze(-1)
-        return torch.nn.functional.pad(hidden, (0, 0, 0, PROMPT_TOKENS - longest))
+    def context(self, ids: torch.Tensor, lengths: torch.Tensor) -> Context:
+        """Of captions, see `Tokens`, on the device. They attend to PROMPT_TOKENS tokens, nearly all of them padding."""
+        real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+        hidden = self.text.right_padded(ids, lengths) * real.unsqueeze(-1)
+        return self.transformer.encode_context(
+            torch.nn.functional.pad(hidden, (0, 0, 0, 1)), folded=PROMPT_TOKENS - ids.shape[1]
+        )
 
-    def velocity(self, noisy: torch.Tensor, sigmas: torch.Tensor, captions: list[str], *, causal: bool) -> torch.Tensor:
+    def velocity(self, noisy: torch.Tensor, sigmas: torch.Tensor, context: Context, *, causal: bool) -> torch.Tensor:
         """noisy: [B, C, T, h, w]; sigmas: [B, T] → [B, C, T, h, w]."""
-        context = self.transformer.encode_context(self.embed(captions))
         _, ph, pw = self.transformer.config.patch_size
         per_frame = noisy.shape[3] * noisy.shape[4] // (ph * pw)
         timesteps = 1000 * (sigmas if causal else sigmas[:, :1])
@@ -121,73 +97,12 @@ class Models:
         return self.transformer(noisy, timesteps, context, causal=mask)
 
 
-@dataclass(frozen=True)
-class Pools:
-    """Where batches come from: clips to cut windows out of, and many more single images."""
-
-    clips: ClipPool
-    images: ClipPool
-
-    @staticmethod
-    def open(recipe: Recipe, source: ClipSource, vae: WanVAE, folder: Path) -> Pools:
-        sizes = recipe.train_dit.clips, recipe.train_dit.images
-        return Pools(*(ClipPool(recipe, size, source, vae, folder) for size in sizes))
-
-
-def training_batch(recipe: Recipe, pools: Pools, step: int) -> Batch:
-    """The batch of a step: images, whole clips or block-causal windows."""
-    train = recipe.train_dit
-    generator = generator_for(recipe.seed, PHASE, step)
-    kind = float(torch.rand((), generator=generator))
-    images = step < train.images_until or kind < train.image_share
-    causal = not images and kind < train.image_share + train.causal_share
-    count = train.image_batch if images else train.batch
-    pool = pools.images if images else pools.clips
-    pool.advance(step if images else step - train.images_until)
-    numbers, latents = pool.draw(count, generator)
-    captions = [pool.source.caption(number, generator, mention_motion=not images) for number in numbers]
-    dropped = torch.rand(count, generator=generator) < train.drop_caption
-    captions = ["" if drop else text for drop, text in zip(dropped.tolist(), captions, strict=True)]
-
-    frames = 1 if images else 1 + (recipe.num_frames - 1) // recipe.vae.scale_factor_temporal
-    if causal:
-        # half of the windows start the clip, half lie within it, as when a video is continued
-        offset = torch.randint(1, max(2, latents.shape[2] - frames + 1), (count,), generator=generator)
-        offset = offset.clamp(max=latents.shape[2] - frames)
-        offset[torch.rand(count, generator=generator) < 0.5] = 0
-        window = offset[:, None] + torch.arange(frames)
-        latents = torch.stack([clip[:, places] for clip, places in zip(latents, window, strict=True)])
-    else:
-        latents = latents[:, :, :frames]
-    sigmas, counts = _noise_levels(recipe, count, frames, causal, generator)
-    return Batch(latents, captions, sigmas, counts, causal)
-
-
-def _noise_levels(
-    recipe: Recipe, count: int, frames: int, causal: bool, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """σ [B, T], and 1 where the loss counts.
-
-    In causal windows each frame has its own level; in a share of them all frames before a random one are
-    (nearly) clean and do not count, as they will be when a video is continued.
-    """
-    train = recipe.train_dit
-    levels = torch.sigmoid(train.noise_mean + train.noise_spread * torch.randn(count, frames, generator=generator))
-    counts = torch.ones(count, frames)
-    if not causal:
-        return levels[:, :1].expand(-1, frames), counts
-    current = torch.randint(0, frames, (count, 1), generator=generator)
-    clean = (torch.arange(frames) < current) & (torch.rand(count, 1, generator=generator) < train.clean_context)
-    nearly = 0.05 * torch.rand(count, frames, generator=generator)
-    return torch.where(clean, nearly, levels), torch.where(clean, 0.0, counts)
-
-
-def flow_loss(models: Models, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+def flow_loss(models: Models, batch: Batch) -> torch.Tensor:
     """Mean squared error of the velocity over the frames that count."""
-    noise = torch.randn(batch.latents.shape, generator=generator)
     sigma = batch.sigmas[:, None, :, None, None]
-    noisy = (1 - sigma) * batch.latents + sigma * noise
-    error = models.velocity(noisy, batch.sigmas, batch.captions, causal=batch.causal) - (noise - batch.latents)
+    noisy = (1 - sigma) * batch.latents + sigma * batch.noise
+    context = models.context(batch.ids, batch.lengths)
+    error = models.velocity(noisy, batch.sigmas, context, causal=batch.causal) - (batch.noise - batch.latents)
     per_frame = error.square().mean(dim=(1, 3, 4))
     return (per_frame * batch.counts).sum() / batch.counts.sum()
 
@@ -211,22 +126,29 @@ def train_dit(
     evaluate: given the average and how many frames it has learnt to make, gives figures for the curve.
     """
     initial = initial_dit(recipe) if initial is None else initial
-    run = Run(folder / "dit.safetensors", initial, recipe.train_dit.schedule)
+    on_gpu = ops.device.type == "cuda"
+    run = Run(folder / "dit.safetensors", initial, recipe.train_dit.schedule, device=ops.device)
     pools = Pools.open(recipe, source, vae, folder)
-    ops, arithmetic = mixed_precision(ops, bf16_products_are_faster())
+    ops, arithmetic = mixed_precision(ops, not on_gpu and bf16_products_are_faster())
+    made = batches(recipe, pools, run.progress.step, workers=max(1, (os.cpu_count() or 1) - 2) if on_gpu else 0)
 
-    def loss_of(step: int) -> tuple[torch.Tensor, int]:
-        batch = training_batch(recipe, pools, step)
+    def loss_of(batch: Batch) -> torch.Tensor:
         with arithmetic:
-            models = Models(recipe, dict(run.parameters), ops, source.words)
-            loss = flow_loss(models, batch, generator_for(recipe.seed, PHASE, step, 1))
-        return loss, len(batch.captions)
+            return flow_loss(Models(recipe, dict(run.parameters), ops), batch)
+
+    gradients: Callable[[Batch], torch.Tensor] = lambda batch: run.backward(loss_of(batch))  # noqa: E731
+    if on_gpu:
+        gradients = CapturedLoss(loss_of, list(run.parameters.values()), ops.device)
+
+    def learn(step: int) -> tuple[torch.Tensor, int]:
+        batch = next(made)
+        return gradients(batch), len(batch.latents)
 
     def frames_at(step: int) -> int:
         return 1 if step <= recipe.train_dit.images_until else recipe.num_frames
 
     run.train(
-        loss_of,
+        learn,
         report=report,
         evaluate=(lambda step: evaluate(run.average, frames_at(step))) if evaluate is not None else None,
         evaluate_every=1000,

@@ -107,20 +107,21 @@ def train_vae(
     stop_after: float | None = None,
 ) -> Run:
     """Train, or go on training, the VAE whose state is in `path`."""
-    run = Run(path, initial_vae(recipe.vae, recipe.seed), recipe.train_vae.schedule, is_hidden)
+    run = Run(path, initial_vae(recipe.vae, recipe.seed), recipe.train_vae.schedule, is_hidden, ops.device)
 
-    def loss_of(step: int) -> tuple[torch.Tensor, int]:
-        video = training_clips(recipe, source, step)
+    def learn(step: int) -> tuple[torch.Tensor, int]:
+        video = training_clips(recipe, source, step).to(ops.device)
         vae = WanVAE(recipe.vae, Weights(run.parameters), ops)
-        return reconstruction_loss(recipe, vae, video, generator_for(recipe.seed, PHASE, step, 1)), len(video)
+        loss = reconstruction_loss(recipe, vae, video, generator_for(recipe.seed, PHASE, step, 1))
+        return run.backward(loss), len(video)
 
     @torch.no_grad()
     def evaluate(step: int) -> dict[str, float]:
-        video = source.video(range(EVALUATION, EVALUATION + 8), recipe.num_frames)
+        video = source.video(range(EVALUATION, EVALUATION + 8), recipe.num_frames).to(ops.device)
         vae = WanVAE(recipe.vae, Weights(run.average), ops)
         return {"psnr": round(psnr(vae.decode(vae.encode(video).mode()), video), 2)}
 
-    run.train(loss_of, report=report, evaluate=evaluate, evaluate_every=500, stop_after=stop_after)
+    run.train(learn, report=report, evaluate=evaluate, evaluate_every=500, stop_after=stop_after)
     return run
 
 

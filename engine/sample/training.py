@@ -20,6 +20,7 @@ from kinema.sample.muon import Muon
 from kinema.sample.recipe import Schedule
 
 Tensors = dict[str, torch.Tensor]
+CPU = torch.device("cpu")
 MEMORIES = ("exp_avg", "exp_avg_sq", "momentum")  # what the optimizers remember of a tensor
 
 
@@ -83,12 +84,14 @@ class Run:
         initial: Mapping[str, torch.Tensor],
         schedule: Schedule,
         hidden: Callable[[str], bool] = lambda name: False,
+        device: torch.device = CPU,
     ) -> None:
         self.path = path
         self.schedule = schedule
         self.progress = Progress()
-        self.parameters = {name: torch.nn.Parameter(tensor.clone()) for name, tensor in initial.items()}
-        self.average: Tensors = {name: tensor.clone() for name, tensor in initial.items()}
+        self.device = device
+        self.parameters = {name: torch.nn.Parameter(t.to(device, copy=True)) for name, t in initial.items()}
+        self.average: Tensors = {name: t.to(device, copy=True) for name, t in initial.items()}
         matrices = [p for name, p in self.parameters.items() if hidden(name)]
         others = [p for name, p in self.parameters.items() if not hidden(name)]
         self.optimizers: list[torch.optim.Optimizer] = [
@@ -104,9 +107,16 @@ class Run:
     def done(self) -> bool:
         return self.progress.step >= self.schedule.steps
 
+    def backward(self, loss: torch.Tensor) -> torch.Tensor:
+        """Leave the gradients of a loss in the parameters; returns its value."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
     def train(
         self,
-        loss_of: Callable[[int], tuple[torch.Tensor, int]],
+        learn: Callable[[int], tuple[torch.Tensor, int]],
         *,
         report: Callable[[Progress, dict[str, float]], None],
         evaluate: Callable[[int], dict[str, float]] | None = None,
@@ -117,20 +127,21 @@ class Run:
     ) -> None:
         """Run to the end of the schedule, or for `stop_after` seconds.
 
-        loss_of(step) gives the loss and the number of samples in it; evaluate(step) gives figures for the curve.
+        learn(step) leaves the gradients of a step's loss in the parameters and returns the loss and the number of
+        samples in it; evaluate(step) gives figures for the curve.
         """
         started = saved = time.monotonic()
         before, recent = self.progress.seconds, []
         while not self.done:
             step = self.progress.step
-            loss, samples = loss_of(step)
-            self._update(loss, step)
+            loss, samples = learn(step)
+            self._update(step)
             self.progress.step += 1
             self.progress.samples += samples
             self.progress.seconds = before + time.monotonic() - started
-            recent.append(float(loss.detach()))
+            recent.append(loss)
             if self.progress.step % report_every == 0 or self.done:
-                figures = {"loss": sum(recent) / len(recent)}
+                figures = {"loss": float(torch.stack(recent).mean())}
                 recent = []
                 if evaluate is not None and (self.progress.step % evaluate_every == 0 or self.done):
                     figures.update(evaluate(self.progress.step))
@@ -145,13 +156,10 @@ class Run:
             if stop:
                 return
 
-    def _update(self, loss: torch.Tensor, step: int) -> None:
+    def _update(self, step: int) -> None:
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         for group, full in zip(groups, self._full_rates, strict=True):
             group["lr"] = full * self.schedule.pace(step)
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.schedule.clip_norm)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -182,13 +190,13 @@ class Run:
             for name, parameter in self.parameters.items():
                 with torch.no_grad():
                     parameter.copy_(file.get_tensor(f"parameter/{name}"))
-                self.average[name] = file.get_tensor(f"average/{name}")
+                self.average[name] = file.get_tensor(f"average/{name}").to(self.device)
             for optimizer in self.optimizers:
                 trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
                 for name, parameter in self.parameters.items():
                     kept = [key for key in MEMORIES if f"{key}/{name}" in saved]
                     if id(parameter) in trained and kept:
-                        state = {key: file.get_tensor(f"{key}/{name}") for key in kept}
+                        state = {key: file.get_tensor(f"{key}/{name}").to(self.device) for key in kept}
                         if isinstance(optimizer, torch.optim.AdamW):
-                            state["step"] = torch.tensor(float(self.progress.step))
+                            state["step"] = torch.tensor(float(self.progress.step), device=self.device)
                         optimizer.state[parameter] = state

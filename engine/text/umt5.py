@@ -130,7 +130,7 @@ def tensor_shapes(config: UMT5Config, found: Container[str] = ()) -> Shapes:
 
 
 @lru_cache(maxsize=64)
-def offset_buckets(length: int, buckets: int, max_distance: int) -> torch.Tensor:
+def offset_buckets(length: int, buckets: int, max_distance: int, device: torch.device | str = "cpu") -> torch.Tensor:
     """The bucket of every offset (key − query) from −(length − 1) to length − 1, [2·length − 1] int64.
 
     Half of the buckets are for keys to the right. Of each half, the first half holds one offset each, the
@@ -144,7 +144,7 @@ def offset_buckets(length: int, buckets: int, max_distance: int) -> torch.Tensor
         distance = offset.abs()
         ratio = torch.log(distance.float().clamp(min=1) / exact) / math.log(max_distance / exact)
         far = (exact + (ratio * (half - exact)).long()).clamp(max=half - 1)
-        return torch.where(distance < exact, distance, far) + half * (offset > 0)
+        return (torch.where(distance < exact, distance, far) + half * (offset > 0)).to(device)
 
 
 @dataclass(frozen=True)
@@ -218,16 +218,29 @@ class UMT5Encoder:
         input_ids: [B, S] int. attention_mask: [B, S], nonzero for real tokens (None: all are), padded on
         either side. Padding attends to the real tokens but is seen by none. Returns [B, S, C].
         """
-        ops, config = self.ops, self.config
         attention = self._attention_map(input_ids, attention_mask)
-        x = self._embed(input_ids)
+        self._check(input_ids)
+        return self._run(input_ids, attention)
+
+    def right_padded(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """The same for tokens [B, S] of which the first lengths [B] are real, all of them known to the vocabulary.
+
+        Nothing is looked at, so that a CUDA graph can hold it.
+        """
+        return self._run(input_ids, AttentionMap(self._pairs(input_ids.shape[1]), lengths=lengths))
+
+    def _run(self, input_ids: torch.Tensor, attention: AttentionMap) -> torch.Tensor:
+        ops = self.ops
+        # only the rows that are needed leave the memory map
+        rows = embedding(input_ids.to(self.embedding.device), self.embedding)
+        # sums of many layers outgrow fp16, so the residual stream is fp32 there, as in transformers
+        x = rows.to(ops.device, torch.float32 if ops.dtype == torch.float16 else ops.dtype)
         for block in self.blocks:
             x = block(x, attention)
-        x = ops.norm_modulate(x, norm="rms", eps=config.layer_norm_epsilon, weight=self.final_norm)
+        x = ops.norm_modulate(x, norm="rms", eps=self.config.layer_norm_epsilon, weight=self.final_norm)
         return x.to(ops.dtype)
 
-    def _embed(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """[B, S] → [B, S, C]: only the rows that are needed leave the memory map."""
+    def _check(self, input_ids: torch.Tensor) -> None:
         vocabulary = self.embedding.shape[0]
         low, high = int(input_ids.min()), int(input_ids.max())
         if low < 0 or high >= vocabulary:
@@ -235,21 +248,20 @@ class UMT5Encoder:
                 f"token ids run from {low} to {high}, this text encoder knows 0 to {vocabulary - 1}: "
                 "the tokenizer belongs to another model"
             )
-        rows = embedding(input_ids.to(self.embedding.device), self.embedding)
-        # sums of many layers outgrow fp16, so the residual stream is fp32 there, as in transformers
-        stream = torch.float32 if self.ops.dtype == torch.float16 else self.ops.dtype
-        return rows.to(self.ops.device, stream)
+
+    def _pairs(self, tokens: int) -> torch.Tensor:
+        config, device = self.config, self.ops.device
+        buckets = offset_buckets(
+            tokens, config.relative_attention_num_buckets, config.relative_attention_max_distance, device
+        )
+        place = torch.arange(tokens, device=device)
+        return buckets[place[None, :] - place[:, None] + tokens - 1]
 
     def _attention_map(self, input_ids: torch.Tensor, mask: torch.Tensor | None) -> AttentionMap:
-        config, device = self.config, self.ops.device
+        device = self.ops.device
         if input_ids.ndim != 2 or input_ids.shape[1] == 0:
             raise RequestError(f"input_ids have shape {tuple(input_ids.shape)}: wanted [B, S]")
-        tokens = input_ids.shape[1]
-        buckets = offset_buckets(
-            tokens, config.relative_attention_num_buckets, config.relative_attention_max_distance
-        ).to(device)
-        place = torch.arange(tokens, device=device)
-        pairs = buckets[place[None, :] - place[:, None] + tokens - 1]
+        pairs = self._pairs(input_ids.shape[1])
         if mask is None:
             return AttentionMap(pairs)
         if mask.shape != input_ids.shape:

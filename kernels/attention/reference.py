@@ -155,10 +155,11 @@ def _real_keys(segments: tuple[KV, ...], batch: int) -> torch.Tensor:
 
 def _block_causal(queries: int, segments: tuple[KV, ...], causal: BlockCausal) -> torch.Tensor:
     cached = sum(s.k.shape[2] for s in segments[:-1])
-    i = (torch.arange(queries) + causal.offset) // causal.block
-    j = torch.arange(segments[-1].k.shape[2]) // causal.block
+    device = segments[-1].k.device
+    i = (torch.arange(queries, device=device) + causal.offset) // causal.block
+    j = torch.arange(segments[-1].k.shape[2], device=device) // causal.block
     seen = j[None, :] <= i[:, None]
-    return torch.cat((torch.ones(queries, cached, dtype=torch.bool), seen), dim=1)[None, None]
+    return torch.cat((torch.ones(queries, cached, dtype=torch.bool, device=device), seen), dim=1)[None, None]
 
 
 def _block_list(queries: int, keys: int, blocks: BlockList) -> torch.Tensor:

@@ -10,14 +10,15 @@ from kinema.checkpoints import Weights
 from kinema.errors import CheckpointError
 from kinema.models.wan import WanConfig
 from kinema.ops import build_ops, plan_ops, target_for
+from kinema.sample.batches import Pools, _noise_levels, batches, tokenize, training_batch
 from kinema.sample.evaluate import Quiz, adherence
 from kinema.sample.export import export_model
 from kinema.sample.pool import ClipPool
 from kinema.sample.recipe import DitRecipe, PoolRecipe, Recipe, Schedule, VaeRecipe
 from kinema.sample.source import World
-from kinema.sample.start import read_start
-from kinema.sample.tokenizer import VOCABULARY_SIZE
-from kinema.sample.train_dit import Models, Pools, _noise_levels, flow_loss, train_dit, training_batch
+from kinema.sample.start import read_dit, read_vae
+from kinema.sample.tokenizer import VOCABULARY_SIZE, make_tokenizer
+from kinema.sample.train_dit import Models, flow_loss, initial_dit, train_dit
 from kinema.sample.train_vae import initial_vae, is_hidden, latent_statistics, train_vae, training_clips, with_past_taps
 from kinema.sample.training import Run, generator_for
 from kinema.text.umt5 import UMT5Config
@@ -25,7 +26,7 @@ from kinema.vae.wan import WanVAE, WanVAEConfig
 
 OPS = build_ops(plan_ops(target_for("cpu"), "reference"))
 WORLD = World(0, 64)
-POOL = PoolRecipe(latents=3, capacity=12, start=6, per_step=2)
+POOL = PoolRecipe(latents=3, start=6, per_step=2)
 
 
 def tiny_recipe(**changes) -> Recipe:
@@ -74,8 +75,8 @@ def test_the_vae_learns_one_batch(tmp_path):
     for step in range(30):
         vae = WanVAE(recipe.vae, Weights(run.parameters), OPS)
         loss = (vae.decode(vae.encode(clips, chunk=None).mode(), chunk=None, clamp=False) - clips).abs().mean()
-        run._update(loss, step)
-        losses.append(float(loss.detach()))
+        losses.append(float(run.backward(loss)))
+        run._update(step)
     assert losses[-1] < 0.5 * losses[0]
 
 
@@ -125,31 +126,34 @@ def test_without_past_taps_is_the_published_model(vae):
 class TestPool:
     def test_content_depends_on_the_step_alone(self, tmp_path, vae):
         recipe = tiny_recipe()
-        walked, jumped = (
-            ClipPool(recipe, POOL, WORLD, vae, tmp_path / "a"),
-            ClipPool(recipe, POOL, WORLD, vae, tmp_path / "b"),
-        )
+        walked, jumped = (ClipPool(recipe, POOL, 8, WORLD, vae, tmp_path / name) for name in "ab")
         for step in range(6):
             walked.advance(step)
-        jumped.advance(5)
-        drawn = [pool.draw(20, generator_for(3)) for pool in (walked, jumped)]
+        jumped.advance(7)
+        drawn = [pool.draw(5, 40, generator_for(3)) for pool in (walked, jumped)]
         assert drawn[0][0] == drawn[1][0]
         assert torch.equal(drawn[0][1], drawn[1][1])
-        assert min(drawn[0][0]) >= 4, "the oldest clips have been replaced"
+        assert max(drawn[0][0]) == 6 + 2 * 5 - 1, "the newest clips are drawn, and none of later steps"
 
     def test_latents_are_those_of_the_clip(self, tmp_path, vae):
-        recipe = tiny_recipe()
-        pool = ClipPool(recipe, POOL, WORLD, vae, tmp_path)
+        pool = ClipPool(tiny_recipe(), POOL, 8, WORLD, vae, tmp_path)
         pool.advance(2)
-        numbers, latents = pool.draw(2, generator_for(0))
+        numbers, latents = pool.draw(2, 2, generator_for(0))
         assert torch.allclose(latents, pool._latents_of(numbers), atol=2e-2)
+
+    def test_what_is_there_is_not_encoded_again(self, tmp_path, vae):
+        ClipPool(tiny_recipe(), POOL, 8, WORLD, vae, tmp_path).advance(3)
+        pool = ClipPool(tiny_recipe(), POOL, 8, WORLD, vae, tmp_path)
+        asked = []
+        pool._latents_of = lambda numbers: asked.extend(numbers) or torch.zeros(len(numbers), 4, 3, 8, 8)
+        pool.advance(4)
+        assert asked == [12, 13]
 
     def test_another_vae_does_not_reuse_it(self, tmp_path, vae):
         recipe = tiny_recipe()
-        ClipPool(recipe, POOL, WORLD, vae, tmp_path).advance(0)
+        ClipPool(recipe, POOL, 8, WORLD, vae, tmp_path).advance(0)
         other = WanVAE(recipe.vae, Weights(initial_vae(recipe.vae, 9)), OPS)
-        pool = ClipPool(recipe, POOL, WORLD, other, tmp_path)
-        assert (pool._numbers == -1).all()
+        assert not ClipPool(recipe, POOL, 8, WORLD, other, tmp_path)._there.any()
 
 
 class TestBatches:
@@ -160,13 +164,38 @@ class TestBatches:
     def test_the_three_kinds_occur(self, pools):
         recipe = tiny_recipe()
         kinds = set()
-        for step in range(1, 400):
+        for step in range(1, 8):
+            pools.advance(recipe, step)
             batch = training_batch(recipe, pools, step)
             kinds.add((batch.latents.shape[2], batch.causal))
-            assert batch.latents.shape[0] == len(batch.captions) == batch.sigmas.shape[0]
+            assert batch.latents.shape[0] == len(batch.ids) == batch.sigmas.shape[0]
             if len(kinds) == 3:
                 break
         assert kinds == {(1, False), (2, False), (2, True)}
+
+    def test_workers_make_the_same_batches(self, tmp_path, vae):
+        recipe = tiny_recipe()
+        alone, together = (
+            list(batches(recipe, Pools.open(recipe, WORLD, vae, tmp_path / name), 2, workers))
+            for name, workers in (("a", 0), ("b", 2))
+        )
+        assert len(alone) == len(together) == 6
+        for one, other in zip(alone, together, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one.tensors(), other.tensors(), strict=True))
+
+    def test_the_prompt_is_what_the_pipeline_makes_of_it(self, vae):
+        """Padding counts as one token here, and as hundreds there."""
+        recipe = tiny_recipe()
+        models = Models(recipe, {n: t + 0.1 for n, t in initial_dit(recipe).items()}, OPS)
+        tokens = tokenize(make_tokenizer(), ["a red circle moving left", ""])
+        mask = (torch.arange(tokens.ids.shape[1]) < tokens.lengths[:, None]).long()
+        hidden = models.text(tokens.ids, mask) * mask.unsqueeze(-1)
+        padded = torch.nn.functional.pad(hidden, (0, 0, 0, 512 - hidden.shape[1]))
+        wanted, got = models.transformer.encode_context(padded), models.context(tokens.ids, tokens.lengths)
+        assert got.folded == wanted.folded > 0
+        for one, other in zip(got.text, wanted.text, strict=True):
+            torch.testing.assert_close(one.k, other.k)
+            torch.testing.assert_close(one.v, other.v)
 
     def test_clean_context_does_not_count_and_something_always_does(self):
         sigmas, counts = _noise_levels(tiny_recipe(), 200, 5, True, generator_for(0))
@@ -176,15 +205,13 @@ class TestBatches:
 
     def test_the_loss_reaches_every_tensor(self, pools):
         recipe = tiny_recipe()
-        from kinema.sample.train_dit import initial_dit
-
         generator = generator_for(5)
         # zeros at the start of residual branches would hide what lies behind them
         tensors = {n: t + 0.1 * torch.randn(t.shape, generator=generator) for n, t in initial_dit(recipe).items()}
         parameters = {n: torch.nn.Parameter(t) for n, t in tensors.items()}
         for step in (1, 3, 5, 6, 7):
-            batch = training_batch(recipe, pools, step)
-            flow_loss(Models(recipe, parameters, OPS), batch, generator_for(2)).backward()
+            pools.advance(recipe, step)
+            flow_loss(Models(recipe, parameters, OPS), training_batch(recipe, pools, step)).backward()
         silent = [n for n, p in parameters.items() if p.grad is None or not p.grad.abs().sum() > 0]
         assert silent == []
 
@@ -217,10 +244,11 @@ def test_what_is_written_loads_in_kinema_and_diffusers(tmp_path, vae):
     figures = adherence(recipe, run.average, WanVAE(config, Weights(initial_vae(recipe.vae, 0)), OPS), OPS, quiz)
     assert set(figures) == {"subject", "colour", "motion", "all"} and all(0 <= v <= 1 for v in figures.values())
 
-    start = read_start(str(tmp_path / "model"), recipe)
-    for got, written in ((start.vae, initial_vae(recipe.vae, 0)), (start.dit, run.average)):
+    model = str(tmp_path / "model")
+    start = read_dit(model, recipe)
+    for got, written in ((read_vae(model, recipe), initial_vae(recipe.vae, 0)), (start, run.average)):
         assert got.keys() == written.keys() and all(torch.equal(got[name], written[name]) for name in got)
-    more = train_dit(replace(recipe, seed=1), WORLD, OPS, vae, tmp_path / "more", quiet, initial=start.dit)
+    more = train_dit(replace(recipe, seed=1), WORLD, OPS, vae, tmp_path / "more", quiet, initial=start)
     assert more.progress.curve[0]["loss"] < run.progress.curve[0]["loss"]
     with pytest.raises(CheckpointError, match="mis-shaped"):
-        read_start(str(tmp_path / "model"), replace(recipe, transformer=replace(recipe.transformer, ffn_dim=48)))
+        read_dit(model, replace(recipe, transformer=replace(recipe.transformer, ffn_dim=48)))
