@@ -98,7 +98,7 @@ def _rate(key: str) -> Callable[[Row], str | None]:
 
 
 def _share(key: str) -> Callable[[Row], str | None]:
-    return lambda row: f"{row[key]:.0%}" if key in row else None
+    return lambda row: f"{row[key]:.0%}" if row.get(key) is not None else None
 
 
 def _ratio(key: str) -> Callable[[Row], str | None]:

@@ -59,7 +59,7 @@ def add_size_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from kinema.bench.model_parts import sizes_for
-    from kinema.bench.peaks import probe
+    from kinema.bench.peaks import probe, units_of
     from kinema.bench.report import check_report, provenance, write_report
 
     if arguments.rounds < 1 or arguments.steps < 1:
@@ -69,8 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
     parts = arguments.part or list(PARTS)
     pipe = open_pipeline(arguments)
     sizes = sizes_for(pipe, arguments.tokens, arguments.text_tokens)
-    dtype = pipe.ops.plan.target.precision.activations
-    peaks = probe(pipe.ops.device, dtype)
+    units = units_of([pipe.ops.plan.target])
+    peaks = probe(pipe.ops.device, units)
     rows = []
     for part in parts:
         if part == "generation":
@@ -79,16 +79,16 @@ def run(arguments: argparse.Namespace) -> int:
             rows.append(cold_start(pipe, sizes, arguments))
         else:
             rows.append(forward(pipe, sizes, part, arguments.rounds))
-        peaks = peaks.better(probe(pipe.ops.device, dtype, rounds=3))
+        peaks = peaks.better(probe(pipe.ops.device, units, rounds=3))
     for row in rows:
         if "flops" in row:
-            row["of_peak"] = peaks.share_of_flops(row["flops"], row["seconds"]["median"])
+            row["of_peak"] = peaks.share_of_flops(row["flops_by_unit"], row["seconds"]["median"])
     report = {
         **provenance("model", arguments.words, pipe.ops.plan, timed=TIMED),
         "model": str(pipe.folder.path),
         "grid": list(sizes.grid),
         "text_tokens": sizes.text,
-        "peaks": vars(peaks),
+        "peaks": peaks.as_dict(),
         "rows": rows,
     }
     if arguments.json is not None:
@@ -129,7 +129,14 @@ def forward(pipe: VideoPipeline, sizes: Sizes, part: str, rounds: int) -> Report
     samples = interleaved({part: call}, rounds, device=pipe.ops.device, warmup=1, shortest=0)[part]
     row = timing(f"{part}, {sizes.text if part == 'text' else sizes.tokens} tokens", samples)
     memory = {"peak_bytes": peak_bytes(pipe.ops.device), "held_bytes": held, "peak_is_of_this": reset}
-    return {**row, "first_seconds": first, "flops": tally.flops, "flops_by_op": tally.by_op, **memory}
+    return {
+        **row,
+        "first_seconds": first,
+        "flops": tally.flops,
+        "flops_by_op": tally.by_op,
+        "flops_by_unit": tally.by_unit,
+        **memory,
+    }
 
 
 def reset_peak(pipe: VideoPipeline) -> bool:
@@ -154,6 +161,7 @@ def generation(pipe: VideoPipeline, sizes: Sizes, steps: int, rounds: int) -> li
     from kinema.request import GenerationRequest
 
     request = replace(pipe.complete(GenerationRequest(**request_of(pipe, sizes, steps))), seed=0)
+    reset = reset_peak(pipe)
     first, _ = measure(pipe, request)
     stats = [measure(pipe, request)[0] for _ in range(rounds)]
     rows = []
@@ -161,12 +169,13 @@ def generation(pipe: VideoPipeline, sizes: Sizes, steps: int, rounds: int) -> li
         taken = [s.total_seconds if stage == "total" else s.seconds[stage] for s in stats]
         once = first.total_seconds if stage == "total" else first.seconds.get(stage)
         row = timing(f"generation, {stage}, {steps} steps of {sizes.tokens} tokens", taken)
-        rows.append({**row, "first_seconds": once, "peak_bytes": stats[-1].peak_bytes})
+        rows.append({**row, "first_seconds": once})
+    rows[-1] |= {"peak_bytes": stats[-1].peak_bytes, "peak_is_of_this": reset}  # of the whole: stages share memory
     return rows
 
 
 def request_of(pipe: VideoPipeline, sizes: Sizes, steps: int) -> dict[str, Any]:
-    """Fields of a request for a clip of this size."""
+    """Fields of a request for a clip and a prompt of this size."""
     patch, vae = pipe.transformer_config.patch_size, pipe.vae_config
     t, h, w = (n * p for n, p in zip(sizes.grid, patch, strict=True))
     return {
@@ -175,6 +184,7 @@ def request_of(pipe: VideoPipeline, sizes: Sizes, steps: int) -> dict[str, Any]:
         "height": h * vae.scale_factor_spatial,
         "width": w * vae.scale_factor_spatial,
         "num_inference_steps": steps,
+        "max_sequence_length": sizes.text,
         "seed": 0,
     }
 
@@ -200,11 +210,12 @@ def cold_start(pipe: VideoPipeline, sizes: Sizes, arguments: argparse.Namespace)
 
 
 def _table(report: Report) -> str:
-    peaks = report["peaks"]
+    from kinema.bench.peaks import said
+
     lines = [
         f"{report['model']}: grid {' x '.join(map(str, report['grid']))}, {report['text_tokens']} tokens of text, "
         f"{report['target']['precision']} on {report['target']['device']}, {report['threads']} threads",
-        f"measured here: {peaks['flops'] / 1e9:.0f} GFLOP/s in {peaks['dtype']} ({peaks['how']})",
+        f"measured here: {said(report['peaks'])}",
         f"  {'':60} {'median s':>10} {'95 % interval':>22} {'first s':>9} {'GFLOP':>9} {'GFLOP/s':>8} {'of peak':>8} "
         f"{'peak GiB':>9}",
     ]
@@ -214,7 +225,8 @@ def _table(report: Report) -> str:
         line = f"  {row['name']:60} {seconds['median']:10.4f} {interval:>22}"
         line += f" {row['first_seconds']:9.3f}" if row.get("first_seconds") is not None else f" {'':9}"
         if "flops" in row:
-            line += f" {row['flops'] / 1e9:9.2f} {row['flops'] / seconds['median'] / 1e9:8.1f} {row['of_peak']:8.1%}"
+            of_peak = f"{row['of_peak']:.1%}" if row["of_peak"] is not None else ""
+            line += f" {row['flops'] / 1e9:9.2f} {row['flops'] / seconds['median'] / 1e9:8.1f} {of_peak:>8}"
         else:
             line += f" {'':27}"
         if row.get("peak_bytes"):

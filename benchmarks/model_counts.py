@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from kinema.bench.op_counts import count
+from kinema.bench.op_counts import Unit, count
 from kinema.ops import Ops
 
 MULTIPLYING = ("linear", "attention", "conv3d", "patch_embed")
@@ -16,9 +16,10 @@ MULTIPLYING = ("linear", "attention", "conv3d", "patch_embed")
 
 @dataclass
 class Tally:
-    """FLOPs so far, by op."""
+    """FLOPs so far, by op, and by what multiplies."""
 
     by_op: dict[str, int]
+    by_unit: dict[Unit, int]
 
     @property
     def flops(self) -> int:
@@ -32,7 +33,7 @@ def counted(ops: Ops) -> Iterator[Tally]:
     Models hold their ops, which are immutable, so the functions are exchanged in place and put back: a call
     outside of the block, a timed one, pays nothing.
     """
-    tally = Tally(dict.fromkeys(MULTIPLYING, 0))
+    tally = Tally(dict.fromkeys(MULTIPLYING, 0), {})
     originals = {name: getattr(ops, name) for name in MULTIPLYING}
     for name, function in originals.items():
         object.__setattr__(ops, name, _counting(name, function, tally))
@@ -46,7 +47,9 @@ def counted(ops: Ops) -> Iterator[Tally]:
 def _counting(name: str, function: Callable[..., Any], tally: Tally) -> Callable[..., Any]:
     def call(*args: Any, **keywords: Any) -> Any:
         result = function(*args, **keywords)
-        tally.by_op[name] += count(name, partial(function, *args, **keywords), result).flops
+        work = count(name, partial(function, *args, **keywords), result)
+        tally.by_op[name] += work.flops
+        tally.by_unit[work.unit] = tally.by_unit.get(work.unit, 0) + work.flops
         return result
 
     return call

@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from kinema.bench.op_cases import all_cases
-    from kinema.bench.peaks import probe
+    from kinema.bench.peaks import probe, units_of
     from kinema.bench.report import check_report, provenance, write_report
     from kinema.ops import plan_ops, target_for
     from kinema.ops.common import PRECISIONS
@@ -74,15 +74,16 @@ def run(arguments: argparse.Namespace) -> int:
             f"{wanted!r} in its name; the cases are in benchmarks/op_cases.py"
         )
     rows: list[Report] = []
-    peaks = probe(device, plan.target.precision.activations)
+    units = units_of(targets)
+    peaks = probe(device, units)
     with steps_bar(len(work), unit="case") as advance:
         for case, target in work:
             rows += measure(case, target, candidates(case.op, target, arguments.backend), arguments.rounds)
-            peaks = peaks.better(probe(device, plan.target.precision.activations, rounds=3))
+            peaks = peaks.better(probe(device, units, rounds=3))
             advance()
     for row in rows:
         row |= _shares(row, peaks)
-    report = {**provenance("ops", arguments.words, plan, timed=TIMED), "peaks": vars(peaks), "rows": rows}
+    report = {**provenance("ops", arguments.words, plan, timed=TIMED), "peaks": peaks.as_dict(), "rows": rows}
     if arguments.json is not None:
         write_report(arguments.json, report)
     emit(_table(report))
@@ -108,18 +109,51 @@ def measure(case: Case, target: Target, implementations: Sequence[Implementation
     """A row for each implementation and for torch's own op: its time and work, or why it has none."""
     import torch
 
+    rows = {i.backend: _row(case, target, i.backend) for i in implementations}
+    with torch.inference_mode():
+        try:
+            calls, work = _gated(case, target, implementations, rows)
+        except Exception as error:  # the case itself: without inputs or a truth, nobody can be judged
+            return [row | {"failed": failure(error)} for row in rows.values()]
+        samples = _samples(calls, rounds, target, rows)
+    for backend, seconds in samples.items():
+        rows[backend].update(_timed(backend, samples, seconds, work, target))
+    return list(rows.values())
+
+
+def failure(error: Exception) -> str:
+    """Why a row has no time, in a line."""
+    import torch
+
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return "out of memory"
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _samples(
+    calls: dict[str, Callable[[], Any]], rounds: int, target: Target, rows: dict[str, Report]
+) -> dict[str, list[float]]:
+    """Interleaved rounds of those that still run; `rows` learns why the others do not."""
     from kinema.bench.rounds import interleaved
 
-    rows = {i.backend: _row(case, target, i.backend) for i in implementations}
+    while calls:
+        try:
+            return interleaved(calls, rounds, device=target.device)
+        except Exception as error:
+            broken = {name: reason for name, call in calls.items() if (reason := _tried(call)) is not None}
+            for name, reason in (broken or dict.fromkeys(calls, failure(error))).items():
+                rows[name]["failed"] = reason
+                del calls[name]
+    return {}
+
+
+def _tried(call: Callable[[], Any]) -> str | None:
+    """Why a call fails; None if it does not."""
     try:
-        with torch.inference_mode():
-            calls, work = _gated(case, target, implementations, rows)
-            samples = interleaved(calls, rounds, device=target.device) if calls else {}
-    except torch.OutOfMemoryError:
-        return [row | {"failed": "out of memory"} for row in rows.values()]
-    for backend, seconds in samples.items():
-        rows.setdefault(backend, _row(case, target, backend)).update(_timed(backend, samples, seconds, work, target))
-    return list(rows.values())
+        call()
+    except Exception as error:
+        return failure(error)
+    return None
 
 
 def _row(case: Case, target: Target, backend: str) -> Report:
@@ -138,28 +172,41 @@ def _gated(
     from kinema.bench.torch_ops import torch_call
 
     plain_functions = next(i for i in implementations if i.backend == REFERENCE).load()
-    truth = case.prepare(plain_functions, target, gate.ExactInputs(target.device))()
+    exact = case.prepare(plain_functions, target, gate.ExactInputs(target.device))
     reference = case.prepare(plain_functions, target, Inputs(target.device))
-    result = reference()
+    # before they are called: a call may renew its cache
+    nearest, in_full = torch_call(case.op, reference), torch_call(case.op, exact)
+    truth, result = exact(), reference()
     work = count(case.op, reference, result)
     plain = gate.distance(result, truth)
     allowed = gate.allowance(plain, *_rounding(reference, result, target))
     calls: dict[str, Callable[[], Any]] = {}
-    for implementation in implementations:
-        backend = implementation.backend
-        call, found = reference, plain
-        if backend != REFERENCE:
-            call = case.prepare(implementation.load(), target, Inputs(target.device))
-            found = gate.distance(call(), truth)
+
+    def admit(backend: str, make: Callable[[], Callable[[], Any]], wanted: Any) -> None:
+        """Into `calls` if its result is what is wanted; else into its row why it is not."""
+        try:
+            call = make()
+            found = gate.distance(call(), wanted)
+        except Exception as error:  # one implementation's, and the others are still to be measured
+            rows[backend]["failed"] = failure(error)
+            return
         rows[backend]["error"] = found.as_dict()
-        refusal = gate.refusal(found, allowed) if backend != REFERENCE else None
+        refusal = gate.refusal(found, allowed)
         if refusal is None:
             calls[backend] = call
         else:
             rows[backend]["refused"] = refusal
-    nearest = torch_call(case.op, reference)
-    if nearest is not None:
-        calls[TORCH] = nearest
+
+    for implementation in implementations:
+        backend = implementation.backend
+        if backend == REFERENCE:
+            rows[backend]["error"], calls[backend] = plain.as_dict(), reference
+        else:
+            admit(backend, lambda i=implementation: case.prepare(i.load(), target, Inputs(target.device)), truth)
+    if nearest is not None and in_full is not None:
+        rows[TORCH] = _row(case, target, TORCH)
+        # what does the whole of the contract is held to its truth, what does less to itself in float64
+        admit(TORCH, lambda: nearest.call, truth if nearest.whole else in_full.call())
     return calls, work
 
 
@@ -185,6 +232,7 @@ def _timed(backend: str, samples: dict[str, list[float]], seconds: list[float], 
     from kinema.bench.report import spread
 
     found: Report = {"samples": seconds, "seconds": spread(seconds), "flops": work.flops, "bytes": work.bytes}
+    found["unit"] = work.unit
     for other, key in ((REFERENCE, "than_reference"), (TORCH, "than_torch")):
         if other in samples and backend != other:
             found[key] = paired_ratio(samples[other], seconds).as_dict()
@@ -197,19 +245,17 @@ def _shares(row: Report, peaks: Peaks) -> Report:
     if "seconds" not in row:
         return {}
     median = row["seconds"]["median"]
-    return {
-        "of_peak": peaks.share_of_flops(row["flops"], median),
-        "of_copy": peaks.share_of_bytes(row["bytes"], median),
-    }
+    of_peak = peaks.share_of_flops({row["unit"]: row["flops"]}, median)
+    of_copy = {"of_copy": peaks.share_of_bytes(row["bytes"], median)}
+    return of_copy if of_peak is None else {"of_peak": of_peak, **of_copy}
 
 
 def _table(report: Report) -> str:
     from kinema.bench.intervals import Estimate, said
+    from kinema.bench.peaks import said as peaks_said
 
-    peaks = report["peaks"]
     lines = [
-        f"measured here: {peaks['flops'] / 1e9:.0f} GFLOP/s in {peaks['dtype']} ({peaks['how']}), "
-        f"copies of {peaks['bytes'] / 1e9:.1f} GB/s; times faster than the reference and than torch's own op",
+        f"measured here: {peaks_said(report['peaks'])}; times faster than the reference and than torch's own op",
         f"{'op, case, precision, implementation':58} {'median µs':>10} {'GFLOP/s':>9} {'of peak':>8} {'GB/s':>7} "
         f"{'of copy':>8} {'error':>8}  {'than the reference':27} {'than torch':27}",
     ]
@@ -220,8 +266,9 @@ def _table(report: Report) -> str:
         median = row["seconds"]["median"]
         ratios = [said(Estimate(**row[k])) if k in row else "" for k in ("than_reference", "than_torch")]
         error = f"{row['error']['relative']:.1e}" if "error" in row else ""
+        of_peak = f"{row['of_peak']:.0%}" if "of_peak" in row else ""
         line = (
-            f"{row['name']:58} {1e6 * median:10.1f} {row['flops'] / median / 1e9:9.1f} {row['of_peak']:8.0%} "
+            f"{row['name']:58} {1e6 * median:10.1f} {row['flops'] / median / 1e9:9.1f} {of_peak:>8} "
             f"{row['bytes'] / median / 1e9:7.1f} {row['of_copy']:8.0%} {error:>8}  {ratios[0]:27} {ratios[1]:27}"
         )
         if "bound_us" in row:

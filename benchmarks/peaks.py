@@ -1,57 +1,137 @@
 """What this machine reaches at most, measured in the run that is to be judged: arithmetic, and a copy in memory.
 
-The arithmetic is the best of many short matrix products that fit the caches, by torch: a floor of the processor's
-peak, since torch's product is not perfect. `probe` is the one place to put a native loop of FMAs instead.
+On a CPU the arithmetic is that of the native library's chains of multiply-adds (native_peak.py). Without the library,
+on a GPU and in other numbers it is the best of matrix products by torch: a floor of the peak, since torch's product is
+not perfect.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
+from kinema.bench.native_peak import DTYPES, native_peak
+from kinema.bench.op_counts import Unit, unit_of
 from kinema.bench.rounds import interleaved
+from kinema.ops.common import Target
 
 SIZES = {"cpu": (192, 256, 384), "cuda": (4096, 8192)}
 COPIED = {"cpu": 1 << 24, "cuda": 1 << 28}  # values of 4 bytes: several times the last cache
+MULTIPLIED = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Rate:
+    """per_second: FLOPs, or bytes read and written. how: what measured it."""
+
+    per_second: float
+    how: str
 
 
 @dataclass(frozen=True)
 class Peaks:
-    """flops: per second, of `dtype`. bytes: per second, read and written. how: what measured the arithmetic."""
+    """flops: by what multiplies; a unit that cannot be probed here is absent."""
 
-    flops: float
-    bytes: float
-    dtype: str
-    how: str
+    flops: Mapping[Unit, Rate]
+    copy: Rate
 
-    def share_of_flops(self, flops: float, seconds: float) -> float:
-        return flops / seconds / self.flops
+    def share_of_flops(self, work: Mapping[Unit, int], seconds: float) -> float | None:
+        """The least time of `work`, FLOPs by unit, over `seconds`; None where a unit's peak is not known."""
+        needed = {unit: flops for unit, flops in work.items() if flops}
+        if not needed.keys() <= self.flops.keys():
+            return None
+        return sum(flops / self.flops[unit].per_second for unit, flops in needed.items()) / seconds
 
     def share_of_bytes(self, nbytes: float, seconds: float) -> float:
-        return nbytes / seconds / self.bytes
+        return nbytes / seconds / self.copy.per_second
 
     def better(self, other: Peaks) -> Peaks:
-        """The best of two probes of the same kind: a disturbance only ever lowers one."""
-        return Peaks(max(self.flops, other.flops), max(self.bytes, other.bytes), self.dtype, self.how)
+        """The best of two probes: a disturbance only ever lowers one."""
+        units = {**self.flops, **other.flops}
+        known = {unit: _best([p.flops[unit] for p in (self, other) if unit in p.flops]) for unit in units}
+        return Peaks(known, _best([self.copy, other.copy]))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"flops": {unit: asdict(rate) for unit, rate in self.flops.items()}, "copy": asdict(self.copy)}
 
 
-def probe(device: torch.device, dtype: torch.dtype = torch.float32, *, rounds: int = 8) -> Peaks:
+@dataclass(frozen=True)
+class _Probe:
+    call: Callable[[], object]
+    work: float  # FLOPs or bytes of a call
+    how: str
+
+
+def units_of(targets: Iterable[Target]) -> list[Unit]:
+    """What multiplies somewhere in a model that runs on one of `targets`."""
+    found: dict[Unit, None] = {"fp32": None}
+    for target in targets:
+        kind = target.precision.quantize_activations
+        found |= {unit_of(target.precision.activations): None, **({kind: None} if kind is not None else {})}
+    return list(found)
+
+
+def probe(device: torch.device, units: Sequence[Unit] = ("fp32",), *, rounds: int = 8) -> Peaks:
     """A short look, to be taken again between the calls that are measured; with `better` of all of them."""
-    sizes = SIZES[device.type]
+    with torch.inference_mode():
+        flops = {unit: _rate(found, 4 * rounds, device) for unit in units if (found := list(_products(device, unit)))}
+        return Peaks(flops, _rate(list(_copies(device)), max(2, rounds // 2), device))
+
+
+def said(peaks: Mapping[str, Any]) -> str:
+    """The peaks of a report in a line of words."""
+    rates = [
+        f"{rate['per_second'] / 1e9:.0f} GFLOP/s of {unit} ({rate['how']})" for unit, rate in peaks["flops"].items()
+    ]
+    return ", ".join([*rates, f"copies of {peaks['copy']['per_second'] / 1e9:.1f} GB/s ({peaks['copy']['how']})"])
+
+
+def _best(rates: Sequence[Rate]) -> Rate:
+    return max(rates, key=lambda rate: rate.per_second)
+
+
+def _rate(probes: Sequence[_Probe], rounds: int, device: torch.device) -> Rate:
+    """The best round of the best probe."""
+    calls = {str(i): p.call for i, p in enumerate(probes)}
+    seconds = interleaved(calls, rounds, device=device, warmup=1)
+    return _best([Rate(p.work / min(seconds[str(i)]), p.how) for i, p in enumerate(probes)])
+
+
+def _products(device: torch.device, unit: Unit) -> Iterator[_Probe]:
+    own = native_peak(torch.get_num_threads()) if device.type == "cpu" and unit in DTYPES else None
+    if own is not None:
+        call, operations = own.arithmetic(unit)
+        yield _Probe(call, operations, f"multiply-adds in registers, {own.cpu.isa}, {own.threads} threads")
+        return
+    for n in SIZES[device.type]:
+        product = _product(device, unit, n)
+        if product is not None:
+            yield _Probe(product[0], 2 * n**3, f"{product[1]} of {n} squared")
+
+
+def _product(device: torch.device, unit: Unit, n: int) -> tuple[Callable[[], object], str] | None:
+    """A product of two matrices of ones [n, n] by torch, and its name; None where torch has none."""
+    if unit in MULTIPLIED:
+        a, b, out = (torch.ones(n, n, dtype=MULTIPLIED[unit], device=device) for _ in range(3))
+        return lambda: torch.mm(a, b, out=out), "torch.mm"
+    if unit == "int8":
+        x, y = (torch.ones(n, n, dtype=torch.int8, device=device) for _ in range(2))
+        return lambda: torch._int_mm(x, y.t()), "torch._int_mm"
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
+        return None
+    f, g = (torch.ones(n, n, device=device).to(torch.float8_e4m3fn) for _ in range(2))
+    one = torch.ones((), device=device)
+    scaled = {"scale_a": one, "scale_b": one, "out_dtype": torch.bfloat16}
+    return lambda: torch._scaled_mm(f, g.t(), **scaled), "torch._scaled_mm"
+
+
+def _copies(device: torch.device) -> Iterator[_Probe]:
     count = COPIED[device.type]
     source, target = (torch.ones(count, dtype=torch.float32, device=device) for _ in range(2))
-    calls = {}
-    for n in sizes:
-        a, b, out = (torch.ones(n, n, dtype=dtype, device=device) for _ in range(3))
-        calls[f"{n}"] = lambda a=a, b=b, out=out: torch.mm(a, b, out=out)
-    with torch.inference_mode():
-        products = interleaved(calls, rounds, device=device, warmup=1)
-        copies = interleaved({"copy": lambda: target.copy_(source)}, max(2, rounds // 2), device=device, warmup=1)
-    flops = max(2 * n**3 / min(products[f"{n}"]) for n in sizes)
-    return Peaks(
-        flops,
-        2 * source.nbytes / min(copies["copy"]),
-        str(dtype).removeprefix("torch."),
-        f"torch.mm of {', '.join(str(n) for n in sizes)} squared, the best",
-    )
+    yield _Probe(lambda: target.copy_(source), 2 * source.nbytes, "torch's copy")
+    own = native_peak(torch.get_num_threads()) if device.type == "cpu" else None
+    if own is not None:
+        yield _Probe(own.copy(source, target), 2 * source.nbytes, "memcpy")

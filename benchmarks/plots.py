@@ -69,10 +69,17 @@ def _axes(pyplot: Any, **settings: Any) -> Any:
 
 
 def _roofline(rows: Sequence[Row], peaks: dict[str, Any], pyplot: Any) -> Any:
+    """A roof for each unit that multiplies, which all share the slope of the copy."""
     axes = _axes(pyplot, xscale="log", yscale="log", xlabel="FLOPs a byte", ylabel="GFLOP/s")
     intensity = [row["flops"] / row["bytes"] for row in rows]
-    ends = sorted((min(intensity) / 2, peaks["flops"] / peaks["bytes"], max(intensity) * 2))
-    axes.plot(ends, [min(peaks["flops"], x * peaks["bytes"]) / 1e9 for x in ends], color="grey", linestyle=":")
+    copied = peaks["copy"]["per_second"]
+    for unit in dict.fromkeys(row.get("unit", "fp32") for row in rows):
+        if unit not in peaks["flops"]:
+            continue
+        flops = peaks["flops"][unit]["per_second"]
+        ends = sorted((min(intensity) / 2, flops / copied, max(intensity) * 2))
+        axes.plot(ends, [min(flops, x * copied) / 1e9 for x in ends], color="grey", linestyle=":")
+        axes.annotate(unit, (ends[-1], flops / 1e9), fontsize=7, color="grey", ha="right", va="bottom")
     for implementation in dict.fromkeys(row.get("implementation", "kinema") for row in rows):
         chosen = [row for row in rows if row.get("implementation", "kinema") == implementation]
         axes.scatter(

@@ -71,14 +71,14 @@ def run(arguments: argparse.Namespace) -> int:
         peaks = peaks.better(probe(pipe.ops.device, rounds=3))
     for row in rows:
         if "flops" in row and "seconds" in row:
-            row["of_peak"] = peaks.share_of_flops(row["flops"], row["seconds"]["median"])
+            row["of_peak"] = peaks.share_of_flops({"fp32": row["flops"]}, row["seconds"]["median"])
     report = {
         **provenance("peers", arguments.words, pipe.ops.plan, timed=TIMED),
         "model": str(pipe.folder.path),
         "grid": list(sizes.grid),
         "text_tokens": sizes.text,
         "settings": {name: p.settings for name, p in peers.items()},
-        "peaks": vars(peaks),
+        "peaks": peaks.as_dict(),
         "rows": rows,
     }
     if arguments.json is not None:
@@ -107,7 +107,7 @@ def measure(
 
     folder = Path(pipe.folder.path)
     inputs = inputs_for(pipe, sizes)
-    request = {**request_of(pipe, sizes, arguments.steps), "max_sequence_length": sizes.text}
+    request = request_of(pipe, sizes, arguments.steps)
     if part == "generation":
         calls = {KINEMA: _generation(pipe, request), REFERENCE: _generation(plain, request)}
     else:

@@ -59,6 +59,23 @@ def test_who_is_dominated():
     }
 
 
+@pytest.mark.parametrize(
+    ("slow", "fast", "dominated"),
+    [
+        ({"ssim": 0.9}, {"ssim": 0.9}, True),
+        ({"ssim": 0.9}, {"ssim": 0.8}, False),
+        ({"adherence": 0.5}, {"adherence": 0.4}, False),
+        ({"last_step_error": 0.1}, {"last_step_error": 0.2}, False),
+        ({"last_step_error": 0.2}, {"last_step_error": 0.1}, True),
+        ({"last_step_error": 0.1}, {}, True),  # other steps have no error of the last one: the rest decides
+    ],
+)
+def test_who_is_farther_in_any_distance_does_not_dominate(slow, fast, dominated):
+    rows = [row("exact", 1.0, 100), row("slow", 1.3, 40) | slow, row("fast", 1.6, 40) | fast]
+    mark_dominated(rows)
+    assert (rows[1].get("dominated") == "fast") is dominated
+
+
 def test_an_option_registers_itself_once(monkeypatch):
     monkeypatch.setattr(lossy, "OPTIONS", dict(lossy.OPTIONS))
     lossy.register(lossy.Lossy("cache", "cache"))

@@ -5,15 +5,19 @@ import json
 import math
 import sys
 import types
+from functools import partial
+from importlib import import_module
 
 import pytest
 import torch
 
+from kinema.bench import op_calls, torch_ops
 from kinema.bench.gate import Distance, allowance, distance, refusal
+from kinema.bench.op_calls import Inputs
 from kinema.bench.op_cases import all_cases
-from kinema.bench.peaks import Peaks, probe
+from kinema.bench.ops import TORCH
 from kinema.cli import main
-from kinema.ops import plan
+from kinema.ops import plan, target_for
 from kinema.ops.common import Implementation, Quantized
 from kinema.ops.unpatchify import reference
 
@@ -94,7 +98,9 @@ def test_a_right_one_is_timed_beside_the_reference(planted, tmp_path, capsys):
     assert row["error"] == {"relative": 0.0, "largest": 0.0} and len(row["samples"]) == 5
     ratio = row["than_reference"]
     assert ratio["low"] <= ratio["median"] <= ratio["high"]
-    assert row["of_copy"] == pytest.approx(row["bytes"] / row["seconds"]["median"] / report["peaks"]["bytes"])
+    assert row["of_copy"] == pytest.approx(
+        row["bytes"] / row["seconds"]["median"] / report["peaks"]["copy"]["per_second"]
+    )
     assert row["name"] in printed and "measured here" in printed
 
 
@@ -113,10 +119,96 @@ def test_all_precisions_at_once(tmp_path, capsys):
     assert {c.precisions for c in all_cases() if c.name == "sample 80 up"} == {("fp32", "bf16")}
 
 
-def test_the_peaks_are_of_this_machine():
-    found = probe(torch.device("cpu"), rounds=2)
-    assert found.how == "torch.mm of 32 squared, the best"
-    assert 1e8 < found.flops < 1e14 and 1e8 < found.bytes < 1e13
-    best = found.better(Peaks(found.flops * 2, found.bytes / 2, "float32", "x"))
-    assert (best.flops, best.bytes, best.how) == (found.flops * 2, found.bytes, found.how)
-    assert best.share_of_flops(best.flops, 2.0) == 0.5 and best.share_of_bytes(best.bytes, 4.0) == 0.25
+def test_an_implementation_that_raises_loses_its_row_alone(planted, tmp_path, capsys):
+    def fail(y):
+        raise IndexError("of its own\nand more")
+
+    planted(fail)
+    report, printed = run_ops(tmp_path, capsys, "--op", "unpatchify", "--op", "norm_modulate", "--backend", "fast")
+    rows = {(row["op"], row["implementation"]): row for row in report["rows"]}
+    assert rows["unpatchify", "fast"]["failed"] == "IndexError: of its own" and "IndexError: of its own" in printed
+    assert "samples" not in rows["unpatchify", "fast"]
+    assert len(rows["unpatchify", "reference"]["samples"]) == len(rows["norm_modulate", "reference"]["samples"]) == 5
+
+
+def test_one_that_raises_later_loses_its_row_alone(planted, tmp_path, capsys):
+    calls = []
+
+    def fail(y):
+        calls.append(1)
+        if len(calls) > 3:
+            raise MemoryError
+        return y
+
+    planted(fail)
+    report, _ = run_ops(tmp_path, capsys, "--op", "unpatchify", "--backend", "fast")
+    rows = {row["implementation"]: row for row in report["rows"]}
+    assert rows["fast"]["failed"] == "out of memory" and "samples" not in rows["fast"]
+    assert len(rows["reference"]["samples"]) == 5
+
+
+def test_a_case_that_cannot_be_made_has_a_reason(tmp_path, capsys, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no inputs")
+
+    cases = [dataclasses.replace(case, prepare=fail) if case.op == "unpatchify" else case for case in all_cases()]
+    monkeypatch.setattr("kinema.bench.op_cases.all_cases", lambda: cases)
+    report, _ = run_ops(tmp_path, capsys, "--op", "unpatchify", "--op", "patch_embed")
+    assert {row["failed"] for row in report["rows"] if row["op"] == "unpatchify"} == {"RuntimeError: no inputs"}
+    assert all("samples" in row for row in report["rows"] if row["op"] == "patch_embed")
+
+
+@pytest.mark.parametrize(("case", "whole"), [("sample 80 qkv", True), ("sample 80 up", False)])
+def test_torchs_own_op_is_gated_too(tmp_path, capsys, monkeypatch, case, whole):
+    words = ("--op", "linear", "--case", case, "--backend", "reference")
+    (own,) = (row for row in run_ops(tmp_path, capsys, *words)[0]["rows"] if row["implementation"] == TORCH)
+    assert own["error"]["relative"] < 1e-6 and len(own["samples"]) == 5
+    right = torch_ops.torch_call
+
+    def wrong_in_fp32(op, call):
+        found = right(op, call)
+        assert found.whole is whole
+        return dataclasses.replace(found, call=lambda: (y := found.call()) * (1.001 if y.dtype == torch.float32 else 1))
+
+    monkeypatch.setattr(torch_ops, "torch_call", wrong_in_fp32)
+    (own,) = (row for row in run_ops(tmp_path, capsys, *words)[0]["rows"] if row["implementation"] == TORCH)
+    assert own["refused"].startswith("wrong: errs by") and "samples" not in own
+
+
+@pytest.mark.parametrize(
+    ("op", "prepare"),
+    [
+        ("linear", partial(op_calls.linear, 5, 24, 16)),
+        ("attention", partial(op_calls.attention, 2, 8, 5, 7, fused=True)),
+        ("norm_modulate", partial(op_calls.affine, 5, 24, "layer")),
+        ("norm_modulate", partial(op_calls.affine, 5, 24, "rms")),
+        ("patch_embed", partial(op_calls.patch_embed, 3, 10, (2, 4, 6))),
+        ("conv3d", partial(op_calls.conv3d, 3, 4, (3, 3, 3), (2, 5, 7))),
+        ("conv3d", partial(op_calls.conv3d, 3, 4, (3, 1, 1), (4, 5, 7), stride=(2, 1, 1))),
+    ],
+)
+def test_torchs_op_is_the_contract_where_it_says_so(op, prepare):
+    functions = import_module(f"kinema.ops.{op}.reference")
+    call = prepare(functions, target_for("cpu", "fp32"), Inputs(torch.device("cpu")))
+    nearest = torch_ops.torch_call(op, call)  # before the call, which renews a cache
+    assert nearest.whole
+    assert distance(nearest.call(), call()).relative < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("op", "prepare"),
+    [
+        ("linear", partial(op_calls.linear, 5, 24, 16, activation="silu")),
+        ("linear", partial(op_calls.linear, 5, 24, 16, residual=True)),
+        ("linear", partial(op_calls.linear, 5, 24, 16, gated=True)),
+        ("norm_modulate", partial(op_calls.modulated, 5, 24, 1)),
+        ("conv3d", partial(op_calls.conv3d, 3, 4, (3, 3, 3), (2, 5, 7), norm=True)),
+        ("conv3d", partial(op_calls.conv3d, 3, 4, (3, 3, 3), (2, 5, 7), residual=True)),
+    ],
+)
+def test_a_part_of_the_contract_is_not_the_whole(op, prepare):
+    functions = import_module(f"kinema.ops.{op}.reference")
+    call = prepare(functions, target_for("cpu", "fp32"), Inputs(torch.device("cpu")))
+    nearest = torch_ops.torch_call(op, call)
+    assert not nearest.whole
+    assert distance(nearest.call(), call()).relative > 0.01

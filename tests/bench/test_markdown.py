@@ -49,7 +49,8 @@ def model_rows(seconds):
 
 def test_plots_are_drawn_where_there_is_enough_and_are_the_same_again(written, tmp_path):
     pytest.importorskip("matplotlib")
-    peaks = {"flops": 1e11, "bytes": 1e10, "dtype": "float32", "how": "x"}
+    rate = {"per_second": 1e11, "how": "x"}
+    peaks = {"flops": {"fp32": rate}, "copy": {"per_second": 1e10, "how": "x"}}
     op = timing("op", [1e-3] * 5) | {"flops": 10**7, "bytes": 10**6, "implementation": "cpu"}
     lossy = timing("int8", [1.0] * 5) | {"psnr": 40.0, "than_exact": NARROW}
     files = [

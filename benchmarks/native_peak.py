@@ -1,0 +1,63 @@
+"""The native library's own probes (csrc/cpu/probe.h): chains of multiply-adds in registers, and a copy."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from kinema.ops.common import native
+
+DTYPES = {"fp32": native.F32, "int8": native.I8}
+SECONDS = 2e-3  # of one probe: waking the threads is a small part of it, and a disturbance rarely falls into it
+
+
+@dataclass(frozen=True)
+class NativePeak:
+    """Probes on the best instruction set that there is, whichever the kernels are forced to use."""
+
+    cpu: native.Cpu
+    threads: int
+
+    def arithmetic(self, unit: str) -> tuple[Callable[[], None], int]:
+        """A call of about `SECONDS`, and the operations that it does, a multiply-add being two. unit: fp32 or int8."""
+        function, done = self.cpu.library.kinema_probe_arithmetic, ctypes.c_int64()
+        function.argtypes = [
+            ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_int32, ctypes.c_void_p,
+        ]  # fmt: skip
+        steps, seconds = 500, 0.0
+        while seconds < SECONDS / 2:
+            steps *= 2
+            started = time.perf_counter()
+            self.cpu.check(function(self.cpu.handle, DTYPES[unit], steps, self.threads, ctypes.byref(done)))
+            seconds = time.perf_counter() - started
+
+        def call() -> None:
+            function(self.cpu.handle, DTYPES[unit], steps, self.threads, ctypes.byref(done))
+
+        return call, done.value
+
+    def copy(self, source: torch.Tensor, target: torch.Tensor) -> Callable[[], None]:
+        """A call that copies one dense tensor into another of its size."""
+        function = self.cpu.library.kinema_probe_copy
+        function.argtypes = [
+            ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32,
+        ]  # fmt: skip
+
+        def call() -> None:
+            function(self.cpu.handle, source.data_ptr(), target.data_ptr(), source.nbytes, self.threads)
+
+        return call
+
+
+def native_peak(threads: int) -> NativePeak | None:
+    """None without the library, or with one that has no probes yet."""
+    known = native.instruction_sets()
+    if not known:
+        return None
+    with native.forced(known[0]):
+        cpu = native.cpu()
+    return NativePeak(cpu, threads) if hasattr(cpu.library, "kinema_probe_arithmetic") else None
