@@ -116,6 +116,8 @@ def attention(
         tiles=tiles,
         splits=splits,
         PERSISTENT=per_sm > 0,
+        JOINT=len(queries) == 2,
+        SEGMENTS=len(segments),
         STEPS=steps,
         WHOLE=whole,
         NEGATIVE=scale < 0,

@@ -88,6 +88,8 @@ def attention_kernel(
     tiles,
     splits,
     PERSISTENT: tl.constexpr,
+    JOINT: tl.constexpr,
+    SEGMENTS: tl.constexpr,
     STEPS: tl.constexpr,
     WHOLE: tl.constexpr,
     NEGATIVE: tl.constexpr,
@@ -102,7 +104,7 @@ def attention_kernel(
 ):
     """y = softmax(q·kᵀ·scale + bias)·v + residual. `tiles` of ROWS queries to a head; the keys in `splits` parts.
 
-    queries, keys: one to two Queries, one to three Keys. causal: (block, offset) or None. scale: positive, with
+    queries, keys: one Queries, two if JOINT, and SEGMENTS Keys; Triton 3.6 counts no tuples with None in them. causal: (block, offset) or None. scale: positive, with
     log2(e) in it; NEGATIVE: the logits have the other sign. lists: a tile of it is STEPS tiles of the kernel, or any
     keys if STEPS is 0; WHOLE: every query of it sees all of them. Descriptors serve the tiles that need no mask.
     """
@@ -110,13 +112,14 @@ def attention_kernel(
         for work in tl.range(tl.program_id(0), batch * heads * splits * tiles, tl.num_programs(0)):
             _attend(
                 work, queries, keys, bias, lists, causal, residual, residual_strides, parts, scale, batch, heads, tiles,
-                splits, STEPS, WHOLE, NEGATIVE, BIAS_IS_ROW, PROMOTE, CUDA, HEAD_DIM, BLOCK_D, CHUNK, ROWS, KEYS,
+                splits, JOINT, SEGMENTS, STEPS, WHOLE, NEGATIVE, BIAS_IS_ROW, PROMOTE, CUDA, HEAD_DIM, BLOCK_D, CHUNK,
+                ROWS, KEYS,
             )  # fmt: skip
     else:
         _attend(
             tl.program_id(0), queries, keys, bias, lists, causal, residual, residual_strides, parts, scale, batch,
-            heads, tiles, splits, STEPS, WHOLE, NEGATIVE, BIAS_IS_ROW, PROMOTE, CUDA, HEAD_DIM, BLOCK_D, CHUNK, ROWS,
-            KEYS,
+            heads, tiles, splits, JOINT, SEGMENTS, STEPS, WHOLE, NEGATIVE, BIAS_IS_ROW, PROMOTE, CUDA, HEAD_DIM,
+            BLOCK_D, CHUNK, ROWS, KEYS,
         )  # fmt: skip
 
 
@@ -136,6 +139,8 @@ def _attend(
     heads,
     tiles,
     splits,
+    JOINT: tl.constexpr,
+    SEGMENTS: tl.constexpr,
     STEPS: tl.constexpr,
     WHOLE: tl.constexpr,
     NEGATIVE: tl.constexpr,
@@ -153,10 +158,10 @@ def _attend(
     b, n = head // heads, head % heads
     if causal is not None:
         tile = tiles - 1 - tile  # the longest first
-    row, end, before, second = _rows(queries, lists, tile, ROWS)
+    row, end, before, second = _rows(queries, lists, tile, JOINT, ROWS)
     # rows beyond the end repeat the last one: what they give is not stored
     r = tl.minimum(tl.arange(0, ROWS), end - 1 - row)
-    if len(queries) == 1:
+    if not JOINT:
         q, row_scale = _query(queries[0], b, n, heads, row, r, scale, NEGATIVE, HEAD_DIM, CHUNK)
     elif second:
         q, row_scale = _query(queries[1], b, n, heads, row, r, scale, NEGATIVE, HEAD_DIM, CHUNK)
@@ -177,8 +182,9 @@ def _attend(
     total = tl.zeros((ROWS,), tl.float32)
     first = 0
     if lists is None:
-        for i in tl.static_range(len(keys)):
-            by_all, by_any, by_row = _seen(keys[i], i == len(keys) - 1, causal, b, row, end, r)
+        for i in tl.static_range(SEGMENTS):
+            by_all, by_any = _seen(keys[i], i == SEGMENTS - 1, causal, b, row, end, ROWS)
+            by_row = _limits(causal, row, r) if causal is not None and i == SEGMENTS - 1 else None
             start, stop = _share(tl.cdiv(by_any, KEYS), part, splits)
             start, stop = start * KEYS, tl.minimum(stop * KEYS, by_any)
             whole = tl.minimum(by_all // KEYS * KEYS, stop)
@@ -196,7 +202,8 @@ def _attend(
     else:
         listed, start, stop = _listed(lists, b, n, tile, row < end, part, splits, ROWS)
         if STEPS > 0:
-            _, by_any, by_row = _seen(keys[0], True, causal, b, row, end, r)
+            _, by_any = _seen(keys[0], True, causal, b, row, end, ROWS)
+            by_row = _limits(causal, row, r) if causal is not None else None
             for step in tl.range(start * STEPS, stop * STEPS, disable_licm=CHUNKED):
                 at = tl.load(listed + step // STEPS).to(tl.int32) * lists.k_block + step % STEPS * KEYS
                 if WHOLE:
@@ -213,8 +220,9 @@ def _attend(
             for j in tl.range(start, stop):
                 name = tl.load(listed + j).to(tl.int32)
                 first = 0
-                for i in tl.static_range(len(keys)):
-                    _, by_any, by_row = _seen(keys[i], i == len(keys) - 1, causal, b, row, end, r)
+                for i in tl.static_range(SEGMENTS):
+                    _, by_any = _seen(keys[i], i == SEGMENTS - 1, causal, b, row, end, ROWS)
+                    by_row = _limits(causal, row, r) if causal is not None and i == SEGMENTS - 1 else None
                     low = tl.maximum(name * lists.k_block - first, 0)
                     high = tl.minimum((name + 1) * lists.k_block - first, by_any)
                     for at in tl.range(low // KEYS * KEYS, high, KEYS, disable_licm=CHUNKED):
@@ -229,7 +237,7 @@ def _attend(
     mask = real[:, None] & (d < HEAD_DIM)
     if parts is not None:
         rows = queries[0].tokens
-        if len(queries) == 2:
+        if JOINT:
             rows += queries[1].tokens
         at = ((part * batch + b).to(tl.int64) * heads + n) * rows + before + row + tl.arange(0, ROWS)
         tl.store(parts.sums + at[:, None] * HEAD_DIM + d, sums, mask=mask)
@@ -239,7 +247,7 @@ def _attend(
         y = sums * (1.0 / tl.where(total > 0.0, total, 1.0))[:, None]
         if residual is not None:
             y += wide(tl.load(_output(residual, residual_strides, b, n, row, d, ROWS, HEAD_DIM), mask=mask, other=0.0))
-        if len(queries) == 1:
+        if not JOINT:
             _store(queries[0], b, n, row, d, y, mask, HEAD_DIM)
         elif second:
             _store(queries[1], b, n, row, d, y, mask, HEAD_DIM)
@@ -248,7 +256,7 @@ def _attend(
 
 
 @triton.jit
-def _rows(queries, lists, tile, ROWS: tl.constexpr):
+def _rows(queries, lists, tile, JOINT: tl.constexpr, ROWS: tl.constexpr):
     """Of a tile: its first query and the end of its queries in a segment, queries before that, if it is the second."""
     before, second = 0, False
     if lists is not None:
@@ -256,7 +264,7 @@ def _rows(queries, lists, tile, ROWS: tl.constexpr):
         inside = tl.cdiv(lists.q_block, ROWS)
         row = tile // inside * lists.q_block + tile % inside * ROWS
         end = tl.minimum((tile // inside + 1) * lists.q_block, queries[0].tokens)
-    elif len(queries) == 1:
+    elif not JOINT:
         row, end = tile * ROWS, queries[0].tokens
     else:
         inside = tl.cdiv(queries[0].tokens, ROWS)
@@ -273,7 +281,9 @@ def _query(queries, b, n, heads, row, r, scale, NEGATIVE: tl.constexpr, HEAD_DIM
     at = _start(queries.q, queries.strides, b, n, row) + (r * queries.strides[2])[:, None]
     chunks = ()
     for c in tl.static_range(0, HEAD_DIM, CHUNK):
-        d, exists = _channels(c, CHUNK, HEAD_DIM)
+        d, exists = tl.arange(0, CHUNK) + c, None
+        if c + CHUNK > HEAD_DIM:
+            exists = d < HEAD_DIM
         q = _load(at + d[None, :], None, exists)
         if NEGATIVE:
             q = narrow(-wide(q), q.dtype)
@@ -282,15 +292,6 @@ def _query(queries, b, n, heads, row, r, scale, NEGATIVE: tl.constexpr, HEAD_DIM
     if queries.scale is not None:
         row_scale *= tl.load(queries.scale + (b.to(tl.int64) * heads + n) * queries.tokens + row + r)
     return chunks, row_scale
-
-
-@triton.jit
-def _channels(first: tl.constexpr, COUNT: tl.constexpr, HEAD_DIM: tl.constexpr):
-    """Channels from `first` on, and which of them a head has, None if all."""
-    d, exists = tl.arange(0, COUNT) + first, None
-    if first + COUNT > HEAD_DIM:
-        exists = d < HEAD_DIM
-    return d, exists
 
 
 @triton.jit
@@ -307,17 +308,22 @@ def _store(queries, b, n, row, d, y, mask, HEAD_DIM: tl.constexpr):
 
 
 @triton.jit
-def _seen(keys, LAST: tl.constexpr, causal, b, row, end, r):
-    """How many leading keys of a segment all queries of a tile see, any sees, and each sees (None: as many as any)."""
+def _seen(keys, LAST: tl.constexpr, causal, b, row, end, ROWS: tl.constexpr):
+    """How many leading keys of a segment all queries of a tile see, and any of them sees."""
     by_any = keys.slots
     if keys.lengths is not None:
         by_any = tl.minimum(tl.load(keys.lengths + b).to(tl.int32), by_any)
-    by_all, by_row = by_any, None
+    by_all = by_any
     if causal is not None and LAST:
-        by_row = tl.minimum(_causal(row + r, causal), by_any)[:, None]
         by_all = tl.minimum(_causal(row, causal), by_any)
-        by_any = tl.minimum(_causal(tl.minimum(row + r.shape[0], end) - 1, causal), by_any)
-    return by_all, by_any, by_row
+        by_any = tl.minimum(_causal(tl.minimum(row + ROWS, end) - 1, causal), by_any)
+    return by_all, by_any
+
+
+@triton.jit
+def _limits(causal, row, r):
+    """How many leading keys of the last segment each query of a tile sees, as a column; there may be fewer."""
+    return _causal(row + r, causal)[:, None]
 
 
 @triton.jit
@@ -385,7 +391,9 @@ def _tile(
         if keys.k_tiles is not None and not MASKED:
             k = k + (keys.k_tiles.load([b, n, at, 0]).reshape(KEYS, CHUNK).T,)  # type: ignore[assignment]
         else:
-            d, exists = _channels(c * CHUNK, CHUNK, HEAD_DIM)
+            d, exists = tl.arange(0, CHUNK) + c * CHUNK, None
+            if (c + 1) * CHUNK > HEAD_DIM:
+                exists = d < HEAD_DIM
             k_at = _start(keys.k, keys.strides, b, n, at) + (key * keys.strides[2])[None, :] + d[:, None]
             k = k + (_load(k_at, exists, readable),)  # type: ignore[assignment]
     logits = tl.zeros((q[0].shape[0], KEYS), tl.float32)
@@ -424,7 +432,9 @@ def _tile(
         else:
             v = keys.v_tiles.load([b, n, at, 0]).reshape(KEYS, BLOCK_D)
     else:
-        d, exists = _channels(0, BLOCK_D, HEAD_DIM)
+        d, exists = tl.arange(0, BLOCK_D), None
+        if BLOCK_D > HEAD_DIM:
+            exists = d < HEAD_DIM
         v_at = _start(keys.v, keys.v_strides, b, n, at)
         v_at += (key * keys.v_strides[2])[:, None] + (d * keys.v_strides[3])[None, :]
         v = _load(v_at, readable, exists)
