@@ -77,11 +77,11 @@ class DitRecipe:
     """
 
     schedule: Schedule = field(
-        default_factory=lambda: Schedule(steps=21120, learning_rate=1.5e-3, warmup=200, decay=0.25)
+        default_factory=lambda: Schedule(steps=24000, learning_rate=1.5e-3, warmup=200, decay=0.3)
     )
-    batch: int = 12
-    image_batch: int = 24
-    images_first: float = 0.5
+    batch: int = 48
+    image_batch: int = 64
+    images_first: float = 0.3
     image_share: float = 0.15
     causal_share: float = 0.4
     drop_caption: float = 0.1
@@ -89,7 +89,7 @@ class DitRecipe:
     noise_spread: float = 1.4
     clean_context: float = 0.5
     clips: PoolRecipe = field(default_factory=lambda: PoolRecipe(latents=9, start=1024, per_step=1))
-    images: PoolRecipe = field(default_factory=lambda: PoolRecipe(latents=1, start=4096, per_step=8))
+    images: PoolRecipe = field(default_factory=lambda: PoolRecipe(latents=1, start=4096, per_step=4))
 
     @property
     def images_until(self) -> int:
