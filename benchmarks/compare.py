@@ -1,22 +1,39 @@
-"""kinema bench compare BASE NEW: what became slower, beyond the noise of both runs; exit code 1 if anything did."""
+"""kinema bench compare BASE NEW: what became slower, beyond the noise of both runs; exit code 1 if anything did.
+
+Each is a result file or a git revision. A revision is checked out beside this checkout and its benchmark is run there.
+"""
 
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kinema.commands.output import emit, emit_json
+from kinema.commands.parser import text
 from kinema.errors import RequestError
 
 if TYPE_CHECKING:
     from kinema.bench.report import Report
 
+# fields that say what was asked for, in whichever verb has them; `target` says where and in what numbers
+SETTINGS = ("configuration", "grid", "text_tokens", "steps", "prompts", "judged", "request")
 TOLERANCE = 0.05  # two runs of one program on one machine differ by this much
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("base", help="a report that another verb wrote with --json")
-    parser.add_argument("new", help="another one, of the same verb")
+    parser.add_argument("base", help="a report that another verb wrote with --json, or a git revision")
+    parser.add_argument("new", help="another one, of the same verb and the same model, or a git revision")
+    parser.add_argument(
+        "--bench",
+        type=text,
+        metavar="WORDS",
+        help="what a revision runs behind `kinema bench` (left out: what the other's file says, or 'ops')",
+    )
+    parser.add_argument("--turns", type=int, default=2, metavar="N", help="runs of each revision (%(default)s)")
     parser.add_argument(
         "--tolerance", type=float, default=TOLERANCE, metavar="SHARE", help="what counts as the same (%(default)s)"
     )
@@ -24,24 +41,61 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from kinema.bench.report import read_report
-
-    if arguments.tolerance < 0:
-        raise RequestError(f"tolerance {arguments.tolerance}: wanted 0 or more")
-    base, new = read_report(arguments.base), read_report(arguments.new)
+    if arguments.tolerance < 0 or arguments.turns < 1:
+        raise RequestError(f"tolerance {arguments.tolerance}, {arguments.turns} turns: wanted at least 0 and 1")
+    base, new = _reports([arguments.base, arguments.new], arguments.bench, arguments.turns)
     if base["benchmark"] != new["benchmark"]:
         raise RequestError(
             f"{arguments.base} is of bench {base['benchmark']}, {arguments.new} of bench {new['benchmark']}: "
             "wanted two of one verb"
         )
+    other = different_settings(base, new)
+    if other:
+        raise RequestError(f"{arguments.base} and {arguments.new} timed different things: {'; '.join(other)}")
     found = compare(base, new, arguments.tolerance)
-    if not found["rows"] and not found["broken"]:
-        raise RequestError(f"{arguments.base} and {arguments.new} have no row in common that both timed")
+    if not found["rows"] and not found["broken"] and not found["vanished"]:
+        raise RequestError(f"{arguments.base} timed nothing that {arguments.new} could be compared with")
     if arguments.json:
         emit_json(found)
     else:
         emit(_table(found))
-    return 1 if found["slower"] or found["broken"] else 0
+    return 1 if found["slower"] or found["broken"] or found["vanished"] else 0
+
+
+def _reports(given: Sequence[str], command: str | None, turns: int) -> list[Report]:
+    """Of files as they are, of revisions as they run now."""
+    from kinema.bench.report import read_report
+    from kinema.bench.revisions import checkout, commit_of, measured
+
+    files = [read_report(name) if Path(name).is_file() or name.endswith(".json") else None for name in given]
+    names = [name for name, file in zip(given, files, strict=True) if file is None]
+    if not names:
+        return [file for file in files if file is not None]
+    root = checkout()
+    commits = [commit_of(name, root) for name in names]
+    words = shlex.split(command) if command is not None else ["ops"]
+    known = next((file for file in files if file is not None), None)
+    if command is None and known is not None:
+        words = _without_json(shlex.split(known["command"])[2:])
+    made = iter(measured(commits, words, root, turns, lambda line: print(line, file=sys.stderr)))
+    return [file if file is not None else next(made) for file in files]
+
+
+def _without_json(words: Sequence[str]) -> list[str]:
+    """A command line that does not say where its report goes."""
+    kept = [word for word in words if not word.startswith("--json=")]
+    if "--json" in kept:
+        at = kept.index("--json")
+        del kept[at : at + 2]
+    return kept
+
+
+def different_settings(base: Report, new: Report) -> list[str]:
+    """What the two runs were asked for and is not the same: the times of such rows have nothing to say together."""
+    before, after = (
+        {**{key: report[key] for key in SETTINGS if key in report}, **report["target"]} for report in (base, new)
+    )
+    return [f"{name}: {value}, then {after[name]}" for name, value in before.items() if after.get(name, value) != value]
 
 
 def compare(base: Report, new: Report, tolerance: float = TOLERANCE) -> Report:
@@ -64,7 +118,12 @@ def compare(base: Report, new: Report, tolerance: float = TOLERANCE) -> Report:
         "slower": [row["name"] for row in rows if row["verdict"] == "slower"],
         "faster": [row["name"] for row in rows if row["verdict"] == "faster"],
         "broken": broken,
-        "missing": sorted(before.keys() - after.keys()),
+        # how many steps fit into the same time is a result, not a row that has to be there
+        "vanished": [
+            name
+            for name, row in before.items()
+            if name not in after and "samples" in row and row.get("kind") != "fewer steps"
+        ],
         "added": sorted(after.keys() - before.keys()),
         "differences": differences(base, new),
     }
@@ -74,7 +133,7 @@ def differences(base: Report, new: Report) -> list[str]:
     """What else changed between the runs, and may be why."""
     found = [f"{key}: {base[key]}, then {new[key]}" for key in ("commit", "threads") if base[key] != new[key]]
     found += [f"{which} has changes that are in no commit" for which, r in (("base", base), ("new", new)) if r["dirty"]]
-    for key in ("machine", "libraries", "target"):
+    for key in ("machine", "libraries", "ops"):
         was, now = base[key], new[key]
         found += [
             f"{name}: {was.get(name)}, then {now.get(name)}"
@@ -94,6 +153,7 @@ def _table(found: Report) -> str:
             f"{row['verdict'].upper() if row['verdict'] == 'slower' else row['verdict']:8} {row['name']:60} {speedup}"
         )
     lines += [f"{'BROKEN':8} {row['name']:60} {row['why']}" for row in found["broken"]]
-    lines += [f"{what}: {name}" for what in ("missing", "added") for name in found[what]]
-    counts = ", ".join(f"{len(found[what])} {what}" for what in ("slower", "faster", "broken"))
-    return "\n".join([*lines, f"{counts} of {len(found['rows']) + len(found['broken'])}"])
+    lines += [f"{'VANISHED':8} {name:60} timed before, and not in the new report" for name in found["vanished"]]
+    lines += [f"added: {name}" for name in found["added"]]
+    counts = ", ".join(f"{len(found[what])} {what}" for what in ("slower", "faster", "broken", "vanished"))
+    return "\n".join([*lines, f"{counts} of {sum(len(found[what]) for what in ('rows', 'broken', 'vanished'))}"])

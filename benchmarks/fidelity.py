@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     from kinema.bench.lossy import OPTIONS
     from kinema.bench.model import request_of
     from kinema.bench.model_parts import sizes_for
-    from kinema.bench.report import check_report, provenance, write_report
+    from kinema.bench.report import check_report, model_of, provenance, write_report
 
     names = arguments.option or list(OPTIONS)
     unknown = [name for name in names if name not in OPTIONS]
@@ -104,8 +104,8 @@ def run(arguments: argparse.Namespace) -> int:
             row |= adherence(setting, arguments.judged)
     mark_dominated(list(rows.values()))
     report = {
-        **provenance("fidelity", arguments.words, pipe.ops.plan, timed=TIMED),
-        "model": str(pipe.folder.path),
+        **provenance("fidelity", arguments.words, pipe.ops.plan, timed=TIMED, backend=arguments.backend),
+        **model_of(pipe.folder.path),
         "steps": steps,
         "prompts": arguments.prompts,
         "judged": arguments.judged,

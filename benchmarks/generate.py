@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from kinema.bench.report import check_report, provenance, write_report
+    from kinema.bench.report import check_report, model_of, provenance, write_report
     from kinema.pipeline import VideoPipeline
     from kinema.progress import steps_bar
 
@@ -50,8 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
             rounds.append(measure(pipe, request))
             advance()
     report = {
-        **provenance("generate", arguments.words, pipe.ops.plan, timed=TIMED),
-        "model": str(pipe.folder.path),
+        **provenance("generate", arguments.words, pipe.ops.plan, timed=TIMED, backend=arguments.backend),
+        **model_of(pipe.folder.path),
         "request": _described(request),
         **summary(rounds, arguments.warmup),
     }

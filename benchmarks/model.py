@@ -60,7 +60,7 @@ def add_size_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from kinema.bench.model_parts import sizes_for
     from kinema.bench.peaks import probe, units_of
-    from kinema.bench.report import check_report, provenance, write_report
+    from kinema.bench.report import check_report, model_of, provenance, write_report
 
     if arguments.rounds < 1 or arguments.steps < 1:
         raise RequestError(f"{arguments.rounds} rounds of {arguments.steps} steps: wanted at least 1 of each")
@@ -84,8 +84,8 @@ def run(arguments: argparse.Namespace) -> int:
         if "flops" in row:
             row["of_peak"] = peaks.share_of_flops(row["flops_by_unit"], row["seconds"]["median"])
     report = {
-        **provenance("model", arguments.words, pipe.ops.plan, timed=TIMED),
-        "model": str(pipe.folder.path),
+        **provenance("model", arguments.words, pipe.ops.plan, timed=TIMED, backend=arguments.backend),
+        **model_of(pipe.folder.path),
         "grid": list(sizes.grid),
         "text_tokens": sizes.text,
         "peaks": peaks.as_dict(),

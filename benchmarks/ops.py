@@ -6,6 +6,7 @@ A case's implementations and torch's own op run in interleaved rounds. What fail
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kinema.commands.load import add_target_arguments
@@ -83,7 +84,8 @@ def run(arguments: argparse.Namespace) -> int:
             advance()
     for row in rows:
         row |= _shares(row, peaks)
-    report = {**provenance("ops", arguments.words, plan, timed=TIMED), "peaks": peaks.as_dict(), "rows": rows}
+    head = provenance("ops", arguments.words, plan, timed=TIMED, backend=arguments.backend)
+    report = {**head, "peaks": peaks.as_dict(), "rows": rows}
     if arguments.json is not None:
         write_report(arguments.json, report)
     emit(_table(report))
@@ -202,12 +204,18 @@ def _gated(
         if backend == REFERENCE:
             rows[backend]["error"], calls[backend] = plain.as_dict(), reference
         else:
-            admit(backend, lambda i=implementation: case.prepare(i.load(), target, Inputs(target.device)), truth)
+            admit(backend, partial(_prepared, case, target, implementation), truth)
     if nearest is not None and in_full is not None:
         rows[TORCH] = _row(case, target, TORCH)
         # what does the whole of the contract is held to its truth, what does less to itself in float64
         admit(TORCH, lambda: nearest.call, truth if nearest.whole else in_full.call())
     return calls, work
+
+
+def _prepared(case: Case, target: Target, implementation: Implementation) -> Call:
+    from kinema.bench.op_calls import Inputs
+
+    return case.prepare(implementation.load(), target, Inputs(target.device))
 
 
 def _rounding(call: Call, result: Any, target: Target) -> tuple[torch.dtype, torch.dtype | None]:

@@ -67,11 +67,12 @@ class _Probe:
 
 def units_of(targets: Iterable[Target]) -> list[Unit]:
     """What multiplies somewhere in a model that runs on one of `targets`."""
-    found: dict[Unit, None] = {"fp32": None}
+    found: list[Unit] = ["fp32"]
     for target in targets:
-        kind = target.precision.quantize_activations
-        found |= {unit_of(target.precision.activations): None, **({kind: None} if kind is not None else {})}
-    return list(found)
+        found.append(unit_of(target.precision.activations))
+        if target.precision.quantize_activations is not None:
+            found.append(target.precision.quantize_activations)
+    return list(dict.fromkeys(found))
 
 
 def probe(device: torch.device, units: Sequence[Unit] = ("fp32",), *, rounds: int = 8) -> Peaks:
@@ -124,8 +125,11 @@ def _product(device: torch.device, unit: Unit, n: int) -> tuple[Callable[[], obj
         return None
     f, g = (torch.ones(n, n, device=device).to(torch.float8_e4m3fn) for _ in range(2))
     one = torch.ones((), device=device)
-    scaled = {"scale_a": one, "scale_b": one, "out_dtype": torch.bfloat16}
-    return lambda: torch._scaled_mm(f, g.t(), **scaled), "torch._scaled_mm"
+
+    def scaled() -> torch.Tensor:
+        return torch._scaled_mm(f, g.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
+
+    return scaled, "torch._scaled_mm"
 
 
 def _copies(device: torch.device) -> Iterator[_Probe]:

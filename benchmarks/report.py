@@ -6,6 +6,7 @@ the same in every run and, if it was timed, its `samples` in seconds and what th
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 import subprocess
@@ -45,8 +46,13 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
 }
 
 
-def provenance(benchmark: str, words: Sequence[str], plan: Plan, *, timed: str = "nothing") -> Report:
-    """What every report begins with. words: the command line after `kinema`. timed: what a sample spans, in words."""
+def provenance(
+    benchmark: str, words: Sequence[str], plan: Plan, *, timed: str = "nothing", backend: str | None = None
+) -> Report:
+    """What every report begins with.
+
+    words: the command line after `kinema`. timed: what a sample spans, in words. backend: the one that was asked for.
+    """
     head = commit()
     return {
         "schema": SCHEMA,
@@ -60,9 +66,19 @@ def provenance(benchmark: str, words: Sequence[str], plan: Plan, *, timed: str =
         "machine": doctor.machine(),
         "libraries": doctor.libraries(),
         "threads": torch.get_num_threads(),
-        "target": doctor.target(plan),
+        "target": {**doctor.target(plan), **({"backend": backend} if backend is not None else {})},
         "ops": {choice.op: choice.backend for choice in plan.choices},
     }
+
+
+def model_of(folder: Path) -> Report:
+    """Which model a report is of: where it lies, and a digest of its parts' configurations, the same anywhere."""
+    configs = {}
+    for path in sorted(folder.glob("*/config.json")):
+        read = json.loads(path.read_text(encoding="utf-8"))
+        configs[path.parent.name] = {key: value for key, value in read.items() if not key.startswith("_")}
+    digest = hashlib.sha256(json.dumps(configs, sort_keys=True).encode()).hexdigest()
+    return {"model": str(folder), "configuration": digest[:16]}
 
 
 def commit() -> str | None:

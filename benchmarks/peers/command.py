@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     from kinema.bench.peaks import probe
     from kinema.bench.peers import PEERS, missing, peer
     from kinema.bench.peers.external import External
-    from kinema.bench.report import check_report, provenance, write_report
+    from kinema.bench.report import check_report, model_of, provenance, write_report
 
     names = arguments.peer or list(PEERS)
     unknown = [name for name in names if name not in PEERS]
@@ -73,8 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
         if "flops" in row and "seconds" in row:
             row["of_peak"] = peaks.share_of_flops({"fp32": row["flops"]}, row["seconds"]["median"])
     report = {
-        **provenance("peers", arguments.words, pipe.ops.plan, timed=TIMED),
-        "model": str(pipe.folder.path),
+        **provenance("peers", arguments.words, pipe.ops.plan, timed=TIMED, backend=arguments.backend),
+        **model_of(pipe.folder.path),
         "grid": list(sizes.grid),
         "text_tokens": sizes.text,
         "settings": {name: p.settings for name, p in peers.items()},
