@@ -14,6 +14,7 @@ from kinema.bench.model_parts import Inputs
 PEERS = {
     "diffusers": "kinema.bench.peers.diffusers_eager",
     "diffusers-compile": "kinema.bench.peers.diffusers_compile",
+    "torch-int8": "kinema.bench.peers.torch_int8",
     "openvino": "kinema.bench.peers.openvino_f32",
     "openvino-int8": "kinema.bench.peers.openvino_int8",
 }

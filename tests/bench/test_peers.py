@@ -35,6 +35,14 @@ def test_diffusers_beside_kinema(bench):
     assert "diffusers: diffusers, eager, fp32" in printed, "settings are printed"
 
 
+def test_torchs_own_int8_rounds_and_is_near(bench):
+    rows, printed = bench("--peer", "torch-int8", "--part", "transformer", "--part", "vae", "--part", "generation")
+    theirs = rows["transformer, torch-int8"]
+    assert 1e-4 < theirs["error"]["relative"] < 0.2, "rounded, and to what it should be"
+    assert 0 < rows["generation, torch-int8"]["error"]["relative"] < 1 and "vae, torch-int8" not in rows
+    assert "quantize_dynamic" in printed
+
+
 def test_who_is_not_installed_or_fails_says_so(bench, monkeypatch):
     class Broken:
         settings, needs = "none", ()
