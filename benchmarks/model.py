@@ -184,6 +184,7 @@ def request_of(pipe: VideoPipeline, sizes: Sizes, steps: int) -> dict[str, Any]:
         "height": h * vae.scale_factor_spatial,
         "width": w * vae.scale_factor_spatial,
         "num_inference_steps": steps,
+        "guidance_scale": pipe.defaults.guidance_scale,  # other software has a default of its own
         "max_sequence_length": sizes.text,
         "seed": 0,
     }

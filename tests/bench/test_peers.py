@@ -1,6 +1,7 @@
 """bench peers on a tiny folder: who is beside kinema, how far apart they are, and what those say that cannot run."""
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -13,9 +14,14 @@ from kinema.errors import RequestError
 
 @pytest.fixture
 def bench(tiny, tmp_path, capsys):
+    """Runs on a folder whose guidance is not what diffusers takes where it is told nothing."""
+    folder = shutil.copytree(tiny, tmp_path / "model")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "_kinema_defaults": {"guidance_scale": 2.0}}))
+
     def run(*words, code=0):
         file = tmp_path / "report.json"
-        command = ["bench", "peers", "-m", str(tiny), "--tokens", "20", "--text-tokens", "8", "--steps", "2"]
+        command = ["bench", "peers", "-m", str(folder), "--tokens", "20", "--text-tokens", "8", "--steps", "2"]
         small = ["--rounds", "2", "--threads", "1", "--json", str(file)]
         assert main([*command, *small, *words]) == code
         said = capsys.readouterr()
