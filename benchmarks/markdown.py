@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,11 +22,15 @@ Column = tuple[str, Callable[[Row], str | None]]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("reports", nargs="+", metavar="FILE", help="reports that other verbs wrote with --json")
     parser.add_argument("-o", "--output", metavar="FILE", help="write the Markdown here instead of printing it")
+    parser.add_argument(
+        "--readme", metavar="FILE", help="write the tables between the comments of this file that mark its performance"
+    )
     parser.add_argument("--plots", metavar="FOLDER", help="draw what can be drawn into this folder (needs matplotlib)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     from kinema.bench.plots import draw
+    from kinema.bench.readme import write_section
     from kinema.bench.report import read_report
 
     reports = [read_report(path) for path in arguments.reports]
@@ -34,14 +39,22 @@ def run(arguments: argparse.Namespace) -> int:
         beside = Path(arguments.output).parent if arguments.output is not None else Path()
         for title, path in draw(reports, Path(arguments.plots)):
             page += f"\n\n![{title}]({Path(os.path.relpath(path, beside)).as_posix()})"
+    if arguments.readme is not None:
+        write_section(arguments.readme, f"{page}\n\n{written_by(arguments.words)}")
     if arguments.output is None:
-        emit(page)
+        if arguments.readme is None:
+            emit(page)
         return 0
     try:
         Path(arguments.output).write_text(page + "\n", encoding="utf-8")
     except OSError as error:
         raise OutputError(f"cannot write {arguments.output}: {error.strerror or error}") from error
     return 0
+
+
+def written_by(words: Sequence[str]) -> str:
+    """The line that names the command, of the words behind `kinema`."""
+    return f"*This section is written by `{shlex.join(['kinema', *words])}`.*"
 
 
 def section(report: Report) -> str:
