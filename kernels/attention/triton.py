@@ -61,7 +61,7 @@ def attention(
     total_q, total_k = sum(part.shape[2] for part in queries), sum(s.k.shape[2] for s in segments)
 
     fp8 = quantize == "fp8"
-    block_d = max(16, triton.next_power_of_2(head_dim))
+    block_d = max(32 if fp8 else 16, triton.next_power_of_2(head_dim))  # what one instruction multiplies
     kind = _KINDS[torch.float8_e4m3fn if fp8 else dtype]
     bias_is_row = bias is not None and (bias.shape[2] == 1 or bias.stride(2) == 0)
     full_bias = bias is not None and not bias_is_row
@@ -95,7 +95,9 @@ def attention(
         )
     chunk = min(block_d, FP32_CHUNK) if kind == "_fp32" else block_d
     described = bool(table.blocks["TMA"]) and whole and chunk == block_d <= 256
-    given = [_keys(s, fp8, block_d, keys, described) for s in segments]
+    given = tuple(_keys(s, fp8) for s in segments)
+    # of the first segment only: Triton 3.6 takes no descriptor from within a tuple, and the others are short
+    k_tiles, v_tiles = _descriptors(given[0], keys, block_d) if described else (None, None)
     bias = bias.expand(batch, heads, total_q, total_k) if bias is not None else None
     residual_strides = residual.stride()[:2] if residual is not None else None
     launch(
@@ -103,7 +105,9 @@ def attention(
         (min(work, per_sm * processors(device)) if per_sm else work,),
         Config({"ROWS": rows, "KEYS": keys}, warps, table.stages),
         queries=tuple(_queries(x, y, fp8) for x, y in zip(queries, results, strict=True)),
-        keys=tuple(given),
+        keys=given,
+        k_tiles=k_tiles,
+        v_tiles=v_tiles,
         bias=Bias(bias, bias.stride()) if bias is not None else None,
         lists=_lists(blocks, device) if blocks is not None else None,
         causal=(causal.block, causal.offset) if causal is not None else None,
@@ -161,13 +165,13 @@ def _tile_sizes(table: Config, longest: int, full_bias: bool, blocks: BlockList 
     """
     rows, keys, warps = table.blocks["ROWS"], table.blocks["KEYS"], table.warps
     if full_bias:
-        rows, keys = max(16, rows // 2), max(16, keys // 2)
+        rows, keys = max(16, rows // 2), max(32, keys // 2)  # 32 are what e4m3's instructions multiply at a time
     fitting = max(16, triton.next_power_of_2(longest))
     if fitting < rows:
         rows, keys = fitting, min(keys, 64)
         warps = warps if blocks is None and rows >= 64 else 4
     if blocks is not None:
-        # all of a listed tile's keys are masked alike; 32 are what e4m3's instructions multiply at a time
+        # all of a listed tile's keys are masked alike
         shared = math.gcd(min(keys, 64), blocks.k_block)
         keys = shared if shared >= 32 else min(keys, 64)
     return rows, keys, warps
@@ -185,7 +189,7 @@ def _queries(q: torch.Tensor, y: torch.Tensor, fp8: bool) -> Queries:
     return Queries(given.data, given.scale, given.data.stride()[:3], y, y.stride()[:2], q.shape[2])
 
 
-def _keys(segment: KV, fp8: bool, block_d: int, keys: int, described: bool) -> Keys:
+def _keys(segment: KV, fp8: bool) -> Keys:
     lengths = segment.lengths
     if lengths is not None:
         lengths = lengths.to(segment.k.device).contiguous()
@@ -194,15 +198,18 @@ def _keys(segment: KV, fp8: bool, block_d: int, keys: int, described: bool) -> K
         k = prepare(segment.k, rope=segment.rope, lengths=lengths, fp8=fp8, block=FP8_BLOCK)
     if fp8:
         v = prepare(segment.v, lengths=lengths, fp8=True, block=FP8_BLOCK, channels_first=True)
-    k_tiles, v_tiles = None, None
-    v_rows = v.data.transpose(2, 3) if fp8 else v.data
-    if described and describable(k.data) and describable(v_rows):
-        k_tiles = _describe(k.data, [keys, block_d])
-        v_tiles = _describe(v_rows, [block_d, keys] if fp8 else [keys, block_d])
     return Keys(
-        k.data, v.data, k.scale, v.scale, k_tiles, v_tiles, lengths, k.data.stride()[:3], v.data.stride(),
-        segment.k.shape[2],
+        k.data, v.data, k.scale, v.scale, lengths, k.data.stride()[:3], v.data.stride(), segment.k.shape[2]
     )  # fmt: skip
+
+
+def _descriptors(segment: Keys, keys: int, block_d: int) -> tuple[TensorDescriptor | None, TensorDescriptor | None]:
+    """Of a segment's keys and values, if the copy engine can read them."""
+    fp8 = segment.k_scale is not None
+    v_rows = segment.v.transpose(2, 3) if fp8 else segment.v
+    if not (describable(segment.k) and describable(v_rows)):
+        return None, None
+    return _describe(segment.k, [keys, block_d]), _describe(v_rows, [block_d, keys] if fp8 else [keys, block_d])
 
 
 def _describe(t: torch.Tensor, block: list[int]) -> TensorDescriptor:

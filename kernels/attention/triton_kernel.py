@@ -28,7 +28,7 @@ class Queries(NamedTuple):
 
 
 class Keys(NamedTuple):
-    """A segment of keys and values, as pointers and as descriptors.
+    """A segment of keys and values.
 
     strides: of k over B, N, R; v_strides: of v over B, N, R, D. Scales of e4m3: [B, N, ⌈R/FP8_BLOCK⌉]; its v lies
     [B, N, D, R].
@@ -38,8 +38,6 @@ class Keys(NamedTuple):
     v: Any
     k_scale: Any
     v_scale: Any
-    k_tiles: Any
-    v_tiles: Any
     lengths: Any
     strides: Any
     v_strides: Any
@@ -76,6 +74,8 @@ class Parts(NamedTuple):
 def attention_kernel(
     queries,
     keys,
+    k_tiles,
+    v_tiles,
     bias,
     lists,
     causal,
@@ -104,22 +104,23 @@ def attention_kernel(
 ):
     """y = softmax(q·kᵀ·scale + bias)·v + residual. `tiles` of ROWS queries to a head; the keys in `splits` parts.
 
-    queries, keys: one Queries, two if JOINT, and SEGMENTS Keys; Triton 3.6 counts no tuples with None in them. causal: (block, offset) or None. scale: positive, with
-    log2(e) in it; NEGATIVE: the logits have the other sign. lists: a tile of it is STEPS tiles of the kernel, or any
-    keys if STEPS is 0; WHOLE: every query of it sees all of them. Descriptors serve the tiles that need no mask.
+    queries, keys: one Queries, two if JOINT, and SEGMENTS Keys; Triton 3.6 counts no tuples with None in them.
+    k_tiles, v_tiles: descriptors of the first segment's keys and values or None, for the tiles that need no mask.
+    causal: (block, offset) or None. scale: positive, with log2(e) in it; NEGATIVE: the logits have the other sign.
+    lists: a tile of it is STEPS tiles of the kernel, or any keys if STEPS is 0; WHOLE: every query of it sees all.
     """
     if PERSISTENT:
         for work in tl.range(tl.program_id(0), batch * heads * splits * tiles, tl.num_programs(0)):
             _attend(
-                work, queries, keys, bias, lists, causal, residual, residual_strides, parts, scale, batch, heads, tiles,
-                splits, JOINT, SEGMENTS, STEPS, WHOLE, NEGATIVE, BIAS_IS_ROW, PROMOTE, CUDA, HEAD_DIM, BLOCK_D, CHUNK,
-                ROWS, KEYS,
+                work, queries, keys, k_tiles, v_tiles, bias, lists, causal, residual, residual_strides, parts, scale,
+                batch, heads, tiles, splits, JOINT, SEGMENTS, STEPS, WHOLE, NEGATIVE, BIAS_IS_ROW, PROMOTE, CUDA,
+                HEAD_DIM, BLOCK_D, CHUNK, ROWS, KEYS,
             )  # fmt: skip
     else:
         _attend(
-            tl.program_id(0), queries, keys, bias, lists, causal, residual, residual_strides, parts, scale, batch,
-            heads, tiles, splits, JOINT, SEGMENTS, STEPS, WHOLE, NEGATIVE, BIAS_IS_ROW, PROMOTE, CUDA, HEAD_DIM,
-            BLOCK_D, CHUNK, ROWS, KEYS,
+            tl.program_id(0), queries, keys, k_tiles, v_tiles, bias, lists, causal, residual, residual_strides, parts,
+            scale, batch, heads, tiles, splits, JOINT, SEGMENTS, STEPS, WHOLE, NEGATIVE, BIAS_IS_ROW, PROMOTE, CUDA,
+            HEAD_DIM, BLOCK_D, CHUNK, ROWS, KEYS,
         )  # fmt: skip
 
 
@@ -128,6 +129,8 @@ def _attend(
     work,
     queries,
     keys,
+    k_tiles,
+    v_tiles,
     bias,
     lists,
     causal,
@@ -190,12 +193,13 @@ def _attend(
             whole = tl.minimum(by_all // KEYS * KEYS, stop)
             for at in tl.range(start, whole, KEYS, disable_licm=CHUNKED):
                 sums, top, total = _tile(
-                    sums, top, total, q, keys[i], b, n, heads, at, None, None, None, row_scale,
+                    sums, top, total, q, keys[i], k_tiles if i == 0 else None, v_tiles if i == 0 else None,
+                    b, n, heads, at, None, None, None, row_scale,
                     bias, bias_rows, first, PROMOTE, CUDA, HEAD_DIM, BLOCK_D, KEYS,
                 )  # fmt: skip
             for at in tl.range(tl.maximum(start, whole), stop, KEYS, num_stages=1, disable_licm=CHUNKED):
                 sums, top, total = _tile(
-                    sums, top, total, q, keys[i], b, n, heads, at, None, stop, by_row, row_scale,
+                    sums, top, total, q, keys[i], None, None, b, n, heads, at, None, stop, by_row, row_scale,
                     bias, bias_rows, first, PROMOTE, CUDA, HEAD_DIM, BLOCK_D, KEYS,
                 )  # fmt: skip
             first += keys[i].slots
@@ -208,12 +212,12 @@ def _attend(
                 at = tl.load(listed + step // STEPS).to(tl.int32) * lists.k_block + step % STEPS * KEYS
                 if WHOLE:
                     sums, top, total = _tile(
-                        sums, top, total, q, keys[0], b, n, heads, at, None, None, None, row_scale,
+                        sums, top, total, q, keys[0], k_tiles, v_tiles, b, n, heads, at, None, None, None, row_scale,
                         bias, bias_rows, 0, PROMOTE, CUDA, HEAD_DIM, BLOCK_D, KEYS,
                     )  # fmt: skip
                 else:
                     sums, top, total = _tile(
-                        sums, top, total, q, keys[0], b, n, heads, at, None, by_any, by_row, row_scale,
+                        sums, top, total, q, keys[0], None, None, b, n, heads, at, None, by_any, by_row, row_scale,
                         bias, bias_rows, 0, PROMOTE, CUDA, HEAD_DIM, BLOCK_D, KEYS,
                     )  # fmt: skip
         else:
@@ -227,7 +231,7 @@ def _attend(
                     high = tl.minimum((name + 1) * lists.k_block - first, by_any)
                     for at in tl.range(low // KEYS * KEYS, high, KEYS, disable_licm=CHUNKED):
                         sums, top, total = _tile(
-                            sums, top, total, q, keys[i], b, n, heads, at, low, high, by_row, row_scale,
+                            sums, top, total, q, keys[i], None, None, b, n, heads, at, low, high, by_row, row_scale,
                             bias, bias_rows, first, PROMOTE, CUDA, HEAD_DIM, BLOCK_D, KEYS,
                         )  # fmt: skip
                     first += keys[i].slots
@@ -357,6 +361,8 @@ def _tile(
     total,
     q,
     keys,
+    k_tiles,
+    v_tiles,
     b,
     n,
     heads,
@@ -376,7 +382,8 @@ def _tile(
 ):
     """One step of the online softmax: weighted sums, largest logits and sums of weights, with keys from `at` on.
 
-    low, high: of these keys the ones that may be read, None if all; by_row: how many leading ones each query sees.
+    k_tiles, v_tiles: what reads them instead of pointers, or None. low, high: of these keys the ones that may be read,
+    None if all; by_row: how many leading ones each query sees.
     """
     CHUNK: tl.constexpr = q[0].shape[1]
     FP8: tl.constexpr = keys.k_scale is not None
@@ -388,8 +395,8 @@ def _tile(
         readable = readable & (key >= low - at)
     k = ()
     for c in tl.static_range(len(q)):
-        if keys.k_tiles is not None and not MASKED:
-            k = k + (keys.k_tiles.load([b, n, at, 0]).reshape(KEYS, CHUNK).T,)  # type: ignore[assignment]
+        if k_tiles is not None:
+            k = k + (k_tiles.load([b, n, at, 0]).reshape(KEYS, CHUNK).T,)  # type: ignore[assignment]
         else:
             d, exists = tl.arange(0, CHUNK) + c * CHUNK, None
             if (c + 1) * CHUNK > HEAD_DIM:
@@ -426,11 +433,11 @@ def _tile(
     weights = tl.exp2(logits * row_scale[:, None] - (base - PEAK)[:, None])
     fade = tl.exp2(top - base)
 
-    if keys.v_tiles is not None and not MASKED:
+    if v_tiles is not None:
         if FP8:
-            v = keys.v_tiles.load([b, n, 0, at]).reshape(BLOCK_D, KEYS).T
+            v = v_tiles.load([b, n, 0, at]).reshape(BLOCK_D, KEYS).T
         else:
-            v = keys.v_tiles.load([b, n, at, 0]).reshape(KEYS, BLOCK_D)
+            v = v_tiles.load([b, n, at, 0]).reshape(KEYS, BLOCK_D)
     else:
         d, exists = tl.arange(0, BLOCK_D), None
         if BLOCK_D > HEAD_DIM:

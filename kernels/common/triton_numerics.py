@@ -16,6 +16,8 @@ INTERPRETED = tl.constexpr(interpreted())
 LOG2_E = tl.constexpr(1.4426950408889634)
 # adding and taking away 1.5·2^23 leaves a float of at most 2^22 rounded to a whole number, to nearest even
 ROUNDER = tl.constexpr(12582912.0)
+# the fewest channels that a product of fp32 takes: Triton 3.6 refuses less than a tensor core would take
+FEWEST_FP32 = 8 if tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 9) else 16
 
 
 @triton.jit
@@ -33,7 +35,9 @@ def narrow(x, dtype: tl.constexpr):
         if INTERPRETED:
             return _to_e4m3(x)
         else:
-            return tl.minimum(tl.maximum(x, -448.0), 448.0).to(tl.float8e4nv)
+            # a GPU's minimum drops NaN unless it is told to keep it
+            kept = tl.maximum(x, -448.0, propagate_nan=tl.PropagateNan.ALL)
+            return tl.minimum(kept, 448.0, propagate_nan=tl.PropagateNan.ALL).to(tl.float8e4nv)
     elif dtype == tl.bfloat16 and INTERPRETED:
         return _to_bf16(x)
     else:

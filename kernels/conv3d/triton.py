@@ -11,6 +11,7 @@ import triton
 
 from kinema.ops.common import Target, claim
 from kinema.ops.common.launch import Config, Table, configure, launch
+from kinema.ops.common.triton_numerics import FEWEST_FP32
 from kinema.ops.conv3d import Conv3dWeight
 from kinema.ops.conv3d.triton_kernel import conv3d_kernel
 from kinema.ops.conv3d.triton_prepare import prepare_kernel
@@ -170,7 +171,7 @@ def _multiply(
     name = "conv3d" if narrow else "conv3d/fp32"
     taps = math.prod(weight.kernel)
     table = configure(name, TABLES[name], x.device, min(rows, MANY_ROWS), columns, channels, taps)
-    features = _features(channels, 16 if narrow else 8, table.blocks["FEATURES"])
+    features = _features(channels, 16 if narrow else FEWEST_FP32, table.blocks["FEATURES"])
     whole = channels % features == 0
     widths = WIDTHS if whole else WIDTHS[:-1]  # masks take registers
     column, more = min(widths, key=lambda width: triton.cdiv(columns, sum(width)) * (sum(width) + GATHER))

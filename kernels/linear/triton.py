@@ -14,6 +14,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from kinema.ops.common import Quantized, QuantKind, Target, claim, group_strides
 from kinema.ops.common.launch import Config, architecture, configure, launch
 from kinema.ops.common.triton_device import IMPRECISE_FP8, describable, processors
+from kinema.ops.common.triton_numerics import FEWEST_FP32
 from kinema.ops.linear import Activation, LinearWeight, reference
 from kinema.ops.linear.triton_kernel import linear_kernel
 from kinema.ops.linear.triton_tables import TABLES
@@ -107,7 +108,7 @@ def linear(
     table = configure(name, TABLES[name], first.device, *shape)
     blocks = dict(table.blocks)
     per_sm, tma = blocks.pop("PER_SM"), blocks.pop("TMA")
-    blocks["FEATURES"] = blocks.pop("BYTES") // computed.itemsize
+    blocks["FEATURES"] = max(blocks.pop("BYTES") // computed.itemsize, FEWEST_FP32 if kind == "_fp32" else 0)
     blocks["COLUMNS"] //= 2 if weight.gated else 1
     turn = blocks.setdefault("STEPS", 1) * blocks["FEATURES"]
     tiles = triton.cdiv(tokens, blocks["ROWS"]) * triton.cdiv(weight.out_features, blocks["COLUMNS"])

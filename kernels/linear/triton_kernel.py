@@ -161,7 +161,7 @@ def _accumulate(
         n = tl.minimum(left + tl.arange(0, COLUMNS), columns - 1).to(tl.int64)
         x_at = x + b.to(tl.int64) * x_b + (s * x_s)[:, None] + k[None, :]
         w_at = weight + start + (n * width)[None, :] + k[:, None]
-        w2_at = w_at + columns.to(tl.int64) * width
+        w2_at = w_at + tl.cast(columns, tl.int64) * width  # Triton makes a number of an argument that is 1
     for start_of_turn in tl.range(0, features, STEPS * FEATURES):
         for step in tl.static_range(STEPS):
             at = start_of_turn + step * FEATURES

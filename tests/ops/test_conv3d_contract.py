@@ -105,10 +105,10 @@ def summed(h, weight, stride, padding):
     """Σ over taps of weight · shifted h, where h [B, C, T, H, W] begins with its past."""
     top, bottom, left, right = padding
     batch, channels, frames, height, width = h.shape
-    wide = torch.zeros(batch, channels, frames, height + top + bottom, width + left + right, dtype=FP64)
+    wide = h.new_zeros(batch, channels, frames, height + top + bottom, width + left + right)
     wide[..., top : top + height, left : left + width] = h
     sizes = [(n - k) // s + 1 for n, k, s in zip(wide.shape[2:], weight.shape[2:], stride, strict=True)]
-    y = torch.zeros(batch, weight.shape[0], *sizes, dtype=FP64)
+    y = h.new_zeros(batch, weight.shape[0], *sizes)
     for tap in torch.cartesian_prod(*(torch.arange(k) for k in weight.shape[2:])).view(-1, 3).tolist():
         t, i, j = (slice(o, o + (n - 1) * s + 1, s) for o, n, s in zip(tap, sizes, stride, strict=True))
         y += torch.einsum("oc,bcthw->bothw", weight[:, :, tap[0], tap[1], tap[2]], wide[:, :, t, i, j])

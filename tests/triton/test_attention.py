@@ -148,8 +148,8 @@ def launched(arch, call):
 def test_what_the_copy_engine_cannot_address_is_read_by_pointers(arch, k, described):
     q = meta(1, 2, 1024, k.shape[3])
     launch = launched(arch, lambda: op.attention(q, KV(k, k)))[0]
-    (segment,) = launch.arguments["keys"]
-    assert (segment.k_tiles is not None) == (segment.v_tiles is not None) == described
+    given = launch.arguments["k_tiles"], launch.arguments["v_tiles"]
+    assert [tile is not None for tile in given] == [described, described]
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_e4m3_has_the_scales_of_the_contract(block, channels_first):
     real = torch.where((torch.arange(150, device=DEVICE) < lengths[:, None])[:, None, :, None], x, 0.0)
     tops = real.nan_to_num(0.0).abs().amax(-1)
     tops = torch.stack([t.amax(-1) for t in tops.split(block, dim=-1)], dim=-1) if block > 1 else tops
-    assert torch.equal(got.scale, tops.clamp(min=1e-12) / 448.0)
+    assert torch.equal(got.scale.cpu(), tops.cpu().clamp(min=1e-12) / 448.0)  # a GPU would multiply by 1/448
     step = got.scale.repeat_interleave(block, dim=-1)[..., :150, None] if block > 1 else got.scale[..., None]
     data = got.data[:, :, :150].double()
     assert bool(data[0, 0, 7].isnan().all())
