@@ -131,7 +131,7 @@ def _noise_levels(
     levels = torch.sigmoid(train.noise_mean + train.noise_spread * torch.randn(count, frames, generator=generator))
     counts = torch.ones(count, frames)
     if not causal:
-        return levels[:, :1].expand(-1, frames), counts
+        return levels[:, :1].repeat(1, frames), counts
     current = torch.randint(0, frames, (count, 1), generator=generator)
     clean = (torch.arange(frames) < current) & (torch.rand(count, 1, generator=generator) < train.clean_context)
     nearly = 0.05 * torch.rand(count, frames, generator=generator)

@@ -79,8 +79,8 @@ class DitRecipe:
     schedule: Schedule = field(
         default_factory=lambda: Schedule(steps=24000, learning_rate=1.5e-3, warmup=200, decay=0.3)
     )
-    batch: int = 48
-    image_batch: int = 64
+    batch: int = 64
+    image_batch: int = 96
     images_first: float = 0.3
     image_share: float = 0.15
     causal_share: float = 0.4
