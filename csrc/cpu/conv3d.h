@@ -152,6 +152,7 @@ inline Product conv_product(const kinema_conv3d_args &a, ConvSource &source) {
     p.threads = a.threads > 1 ? a.threads : 1;
     p.pack = pack_taps;
     p.prepare = given_scales;
+    p.fetch = fetch_results;
     p.finish = finish<float>;
     p.source = &source;
     return p;

@@ -15,6 +15,7 @@ namespace KINEMA_ISA {
 constexpr int64_t F32_DEPTH = 256;  // 16 KB of a panel on AVX2
 constexpr int64_t I8_DEPTH = 768;   // the same in bytes
 constexpr int64_t BLOCK_ROWS = 144; // with F32_DEPTH 147 KB of the left matrix
+constexpr int64_t I8_BLOCK_ROWS = 96;
 constexpr int64_t BLOCK_COLUMNS = 768;
 
 // One product. rows: of the left matrix; columns: of the result (a gated weight has twice as many).
@@ -32,6 +33,9 @@ struct Product {
     void (*pack)(const void *source, int64_t m, int count, int64_t k, int64_t depth, const float *row_scale, void *to);
     // Once per block of rows, before any pack(); may be null.
     void (*prepare)(const void *source, int64_t m, int64_t count, float *row_scale);
+    // What finish() will read and write of the same tile is fetched: its rows lie far apart, and without this the
+    // writes wait for memory. May be null.
+    void (*fetch)(const void *source, int64_t m, int count, int64_t n);
     // tile, gate: [count, NR] sums in fp32 or int32 (gate: null unless gated), of rows m.. and columns n.. of the
     // result.
     void (*finish)(
@@ -44,11 +48,11 @@ struct F32Kernel {
     using A = float;
     using C = float;
     static constexpr int ROWS = MR;
+    static constexpr int64_t BLOCK = BLOCK_ROWS;
     static constexpr int64_t DEPTH = F32_DEPTH;
     static constexpr int64_t A_BYTES = MR * 4; // of a tile, for one of its depth
     static constexpr int64_t A_EXTRA = 0;      // and once
     static constexpr int64_t GROUP = KB;
-    static constexpr bool KEEPS = false; // packs a block again for the next columns: a copy is cheap
     static const void *panel(const Product &p, int64_t panel, int64_t k, int64_t count, float *buffer) {
         return panel_f32(p.weight, p.dtype, panel, stored_depth(p.depth, p.dtype), k, count, buffer);
     }
@@ -61,11 +65,11 @@ struct I8Kernel {
     using A = int8_t;
     using C = int32_t;
     static constexpr int ROWS = I8_ROWS;
+    static constexpr int64_t BLOCK = I8_BLOCK_ROWS;
     static constexpr int64_t DEPTH = I8_DEPTH;
     static constexpr int64_t A_BYTES = I8_ROWS * 2;
     static constexpr int64_t A_EXTRA = I8_ROWS * 4;
     static constexpr int64_t GROUP = 4;
-    static constexpr bool KEEPS = true; // quantising is not
     static const void *panel(const Product &p, int64_t panel, int64_t k, int64_t, float *) {
         return panel_at<int8_t>(p.weight, panel, stored_depth(p.depth, KINEMA_I8), k);
     }
@@ -81,14 +85,14 @@ template <class Kernel> struct Cut {
     int64_t tiles, panels, halves;     // of the whole product
     int64_t row_blocks, column_blocks; // its tasks
     int64_t block_tiles, chunk_panels; // of one task
+    bool keeps;                        // all slices of a block's depth, packed once, for the next columns
     int64_t tile_size, slice_bytes, a_bytes, b_bytes, c_bytes, scale_bytes, bytes;
 
     explicit Cut(const Product &p) {
         tiles = ceil_div(p.rows, Kernel::ROWS);
         panels = ceil_div(p.columns, NR);
         halves = p.gated ? 2 : 1;
-        const int64_t most_tiles = (Kernel::KEEPS ? BLOCK_ROWS * 2 / 3 : BLOCK_ROWS) / Kernel::ROWS;
-        row_blocks = ceil_div(tiles, most_tiles);
+        row_blocks = ceil_div(tiles, Kernel::BLOCK / Kernel::ROWS);
         column_blocks = 1;
         if (p.threads > 1) {
             if (tiles >= 4 * p.threads)
@@ -101,7 +105,8 @@ template <class Kernel> struct Cut {
         tile_size = Kernel::ROWS * NR;
         const int64_t depth = least(ceil_div(p.depth, Kernel::GROUP) * Kernel::GROUP, Kernel::DEPTH);
         slice_bytes = aligned(block_tiles * (depth * Kernel::A_BYTES + Kernel::A_EXTRA));
-        a_bytes = slice_bytes * (Kernel::KEEPS ? ceil_div(p.depth, Kernel::DEPTH) : 1);
+        keeps = ceil_div(panels, column_blocks) > chunk_panels;
+        a_bytes = slice_bytes * (keeps ? ceil_div(p.depth, Kernel::DEPTH) : 1);
         b_bytes = aligned(depth * NR * 4);
         c_bytes = aligned(chunk_panels * halves * block_tiles * tile_size * 4);
         scale_bytes = aligned(block_tiles * Kernel::ROWS * 4);
@@ -112,6 +117,29 @@ template <class Kernel> struct Cut {
 template <class Kernel> struct Running {
     const Product &p;
     Cut<Kernel> cut;
+};
+
+// The slice of the next panel comes from memory while this one multiplies, a piece with every tile; and a tile's sums
+// from the second-level cache while the one before multiplies. The processor's own prefetching sees neither coming.
+struct Ahead {
+    const char *from;
+    int64_t bytes, piece;
+
+    Ahead(const Product &p, int64_t panel, int64_t k, int64_t depth, int64_t tiles)
+        : from(
+              static_cast<const char *>(p.weight) +
+              (panel * stored_depth(p.depth, p.dtype) + k) * NR * item_size(p.dtype)),
+          bytes(depth * NR * item_size(p.dtype)), piece(ceil_div(ceil_div(bytes, tiles), 64) * 64) {}
+
+    void fetch(int64_t tile) const {
+        const int64_t end = least(bytes, (tile + 1) * piece);
+        for (int64_t at = tile * piece; at < end; at += 64)
+            __builtin_prefetch(from + at, 0, 2);
+    }
+    static void fetch_tile(const void *sums, int64_t bytes) {
+        for (int64_t at = 0; at < bytes; at += 64)
+            __builtin_prefetch(static_cast<const char *>(sums) + at, 1, 3);
+    }
 };
 
 template <class Kernel> void product_task(const Product &p, const Cut<Kernel> &cut, int64_t task, int thread) {
@@ -138,8 +166,8 @@ template <class Kernel> void product_task(const Product &p, const Cut<Kernel> &c
             const int64_t depth = least(p.depth - k, Kernel::DEPTH);
             const int64_t groups = ceil_div(depth, Kernel::GROUP);
             const int64_t tile_bytes = groups * Kernel::GROUP * Kernel::A_BYTES + Kernel::A_EXTRA;
-            char *a = scratch + (Kernel::KEEPS ? k / Kernel::DEPTH * cut.slice_bytes : 0);
-            if (chunk == from || (p.depth > Kernel::DEPTH && !Kernel::KEEPS)) // else it is still there
+            char *a = scratch + (cut.keeps ? k / Kernel::DEPTH * cut.slice_bytes : 0);
+            if (chunk == from) // else it is still there
                 for (int64_t i = 0; i < tiles; ++i) {
                     const int64_t m = begin + i * Kernel::ROWS;
                     const int count = static_cast<int>(least(p.rows - m, Kernel::ROWS));
@@ -151,11 +179,17 @@ template <class Kernel> void product_task(const Product &p, const Cut<Kernel> &c
                     const void *b = Kernel::panel(p, panel * cut.halves + half, k, depth, b_buffer);
                     C *column = sums + ((panel - chunk) * cut.halves + half) * tiles * cut.tile_size;
                     const int width = static_cast<int>(least(p.columns - panel * NR, NR));
+                    const Ahead ahead(p, panel * cut.halves + half + 1, k, depth, tiles);
                     for (int64_t i = 0; i < tiles; ++i) {
                         const int64_t m = begin + i * Kernel::ROWS;
                         const int count = static_cast<int>(least(p.rows - m, Kernel::ROWS));
                         // sums that end here need not wait for the next slice of the depth
                         C *tile = once ? sums : column + i * cut.tile_size;
+                        ahead.fetch(i);
+                        if (ends && half + 1 == cut.halves && p.fetch != nullptr)
+                            p.fetch(p.source, m, count, panel * NR);
+                        if (k > 0)
+                            Ahead::fetch_tile(tile + cut.tile_size, cut.tile_size * 4);
                         Kernel::multiply(
                             count, reinterpret_cast<const A *>(a + i * tile_bytes), b,
                             Kernel::GROUP == KB ? depth : groups * Kernel::GROUP, tile, k > 0);

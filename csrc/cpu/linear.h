@@ -179,14 +179,40 @@ inline V projected(const kinema_linear_args &args, const C *sums, V row_scale, i
     return y;
 }
 
+// Brings a tile's part of the results, and of what is added to them, into the cache.
+inline void fetch_results(const void *source, int64_t m, int count, int64_t n) {
+    const kinema_linear_args &args = *static_cast<const kinema_linear_args *>(source);
+    int64_t b = m / args.tokens, s = m % args.tokens;
+    for (int r = 0; r < count; ++r, ++s) {
+        if (s == args.tokens) {
+            s = 0;
+            ++b;
+        }
+        const float *out = args.out + b * args.out_stride_b + s * args.out_stride_s + n;
+        __builtin_prefetch(out, 1, 3);
+        if (NR > 16)
+            __builtin_prefetch(out + 16, 1, 3);
+        if (args.residual != nullptr) {
+            const float *residual = args.residual + b * args.residual_stride_b + s * args.residual_stride_s + n;
+            __builtin_prefetch(residual, 0, 3);
+            if (NR > 16)
+                __builtin_prefetch(residual + 16, 0, 3);
+        }
+    }
+}
+
 template <class C>
 void finish(
     const void *source, const void *tile, const void *gate_tile, int64_t m, int count, int64_t n, int columns,
     const float *row_scale) {
     const kinema_linear_args &args = *static_cast<const kinema_linear_args *>(source);
     const int64_t value = gate_tile != nullptr ? args.out_features : 0; // a value's row of scale and bias
-    for (int r = 0; r < count; ++r) {
-        const int64_t b = (m + r) / args.tokens, s = (m + r) % args.tokens;
+    int64_t b = m / args.tokens, s = m % args.tokens;
+    for (int r = 0; r < count; ++r, ++s) {
+        if (s == args.tokens) { // the next sample; a division for every row would be felt
+            s = 0;
+            ++b;
+        }
         float *out = args.out + b * args.out_stride_b + s * args.out_stride_s + n;
         const float *gate = nullptr, *residual = nullptr;
         if (args.gate != nullptr)
@@ -233,6 +259,7 @@ inline Product linear_product(const kinema_linear_args &args) {
              : p.in_int8                  ? pack_i8
              : args.x_dtype == KINEMA_F32 ? pack_f32
                                           : pack_wide;
+    p.fetch = fetch_results;
     p.finish = p.in_int8 ? finish<int32_t> : finish<float>;
     p.source = &args;
     return p;

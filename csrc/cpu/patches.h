@@ -60,6 +60,7 @@ inline Product patch_product(const kinema_patch_embed_args &a, PatchSource &sour
     p.threads = a.threads > 1 ? a.threads : 1;
     p.pack = pack_patches;
     p.prepare = given_scales;
+    p.fetch = fetch_results;
     p.finish = finish<float>;
     p.source = &source;
     return p;
