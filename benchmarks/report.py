@@ -21,6 +21,7 @@ import torch
 import kinema
 from kinema.bench.intervals import median_of
 from kinema.checkpoints import save_json
+from kinema.checkpoints.model_folder import SAMPLE, SAMPLE_FOLDER
 from kinema.commands import doctor
 from kinema.errors import OutputError, RequestError
 from kinema.ops import Plan
@@ -72,13 +73,14 @@ def provenance(
 
 
 def model_of(folder: Path) -> Report:
-    """Which model a report is of: where it lies, and a digest of its parts' configurations, the same anywhere."""
+    """Which model a report is of: where it lies, or "sample", and a digest of its parts' configurations."""
     configs = {}
     for path in sorted(folder.glob("*/config.json")):
         read = json.loads(path.read_text(encoding="utf-8"))
         configs[path.parent.name] = {key: value for key, value in read.items() if not key.startswith("_")}
     digest = hashlib.sha256(json.dumps(configs, sort_keys=True).encode()).hexdigest()
-    return {"model": str(folder), "configuration": digest[:16]}
+    name = SAMPLE if folder == SAMPLE_FOLDER else str(folder)
+    return {"model": name, "configuration": digest[:16]}
 
 
 def commit() -> str | None:

@@ -2,11 +2,13 @@
 
 import copy
 import json
+import shutil
 
 import pytest
 import torch
 
-from kinema.bench.report import FIELDS, SCHEMA, provenance, read_report, timing, write_report
+from kinema.bench.report import FIELDS, SCHEMA, model_of, provenance, read_report, timing, write_report
+from kinema.checkpoints import ModelFolder
 from kinema.errors import RequestError
 from kinema.ops import plan_ops, target_for
 
@@ -70,3 +72,15 @@ def test_other_files_are_refused(tmp_path):
     file.write_text("[1]")
     with pytest.raises(RequestError, match="it holds a list, wanted an object"):
         read_report(str(file))
+
+
+def test_a_model_is_known_by_its_configurations_wherever_it_lies(tiny, tmp_path):
+    moved = shutil.copytree(tiny, tmp_path / "moved")
+    here, there = model_of(tiny), model_of(moved)
+    assert here["configuration"] == there["configuration"] and here["model"] == str(tiny)
+    config = json.loads((moved / "vae" / "config.json").read_text())
+    (moved / "vae" / "config.json").write_text(json.dumps({**config, "_diffusers_version": "9"}))
+    assert model_of(moved) == there, "who wrote a folder does not matter"
+    (moved / "vae" / "config.json").write_text(json.dumps({**config, "z_dim": 3}))
+    assert model_of(moved)["configuration"] != there["configuration"]
+    assert model_of(ModelFolder("sample").path)["model"] == "sample"
