@@ -5,7 +5,8 @@ PROMPT ?= a red circle moving left
 OUT ?= out.mp4
 SEED ?= 0
 MODEL ?= sample
-BENCH ?= generate
+BENCH ?=
+MICRO := -q --benchmark-only --benchmark-max-time=0.3 --benchmark-columns=median,iqr,ops,rounds --benchmark-sort=name
 # the package index that pytorch.org/get-started names for your CUDA version or for CPU-only builds (README, "Install")
 TORCH_INDEX ?=
 export PROMPT OUT
@@ -61,8 +62,9 @@ sanitize: $(VENV)/test-tools
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYTHONMALLOC=malloc \
 	$(BIN)/pytest -q -p no:cacheprovider tests/ops tests/native -k "cpu-cpu or native"
 
-bench: $(INSTALLED)
-	$(BIN)/kinema bench $(BENCH)
+# micro-benchmarks of the ops; make bench BENCH="peers --rounds 5" is one of kinema bench's verbs instead
+bench: $(VENV)/test-tools
+	$(if $(BENCH),$(BIN)/kinema bench $(BENCH),$(BIN)/pytest tests/bench/test_micro.py $(MICRO))
 
 lint: $(VENV)/lint-tools
 	$(BIN)/ruff check .

@@ -114,7 +114,7 @@ def measure(case: Case, target: Target, implementations: Sequence[Implementation
     rows = {i.backend: _row(case, target, i.backend) for i in implementations}
     with torch.inference_mode():
         try:
-            calls, work = _gated(case, target, implementations, rows)
+            calls, work = gated(case, target, implementations, rows)
         except Exception as error:  # the case itself: without inputs or a truth, nobody can be judged
             return [row | {"failed": failure(error)} for row in rows.values()]
         samples = _samples(calls, rounds, target, rows)
@@ -164,7 +164,7 @@ def _row(case: Case, target: Target, backend: str) -> Report:
     return {"name": name, "op": case.op, "case": case.name, "precision": precision, "implementation": backend}
 
 
-def _gated(
+def gated(
     case: Case, target: Target, implementations: Sequence[Implementation], rows: dict[str, Report]
 ) -> tuple[dict[str, Callable[[], Any]], Count]:
     """The calls that may be timed and the work of each; `rows` learns of errors and refusals."""
