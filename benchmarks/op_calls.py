@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from kinema.ops.attention import KV, BlockCausal, BlockList
-from kinema.ops.common import Quantized, Rope, Target
+from kinema.ops.common import Quantized, QuantKind, Rope, Target
 from kinema.ops.qk_norm_rope import HeadNorm
 
 Call = partial[Any]
@@ -134,6 +134,7 @@ def attention(
     causal: int = 0,
     sparse: int = 0,
     cache: int = 0,
+    quantize: QuantKind | None = None,
 ) -> Call:
     """fused: v is a slice of the projection. sparse: one tile of keys in so many is read. cache: keys before these."""
     dtype = target.precision.activations
@@ -158,6 +159,7 @@ def attention(
         bias=new(*bias) if bias is not None else None,
         causal=BlockCausal(causal) if causal else None,
         blocks=blocks,
+        quantize=quantize,
     )
 
 

@@ -137,6 +137,8 @@ def _other_attention() -> Iterator[Case]:
         ("chunk and cache", 4680, 4680, {"cache": 28080}),
     ):
         yield Case("attention", f"1.3B {what}", ("bf16",), partial(calls.attention, 12, 128, queries, keys, **given))
+    eight = partial(calls.attention, 12, 128, 32760, 32760, fused=True, quantize="fp8")
+    yield Case("attention", "1.3B in e4m3", ("fp8",), eight)
     umt5 = partial(calls.attention, 64, 64, TEXT, TEXT, bias=(1, 64, TEXT, TEXT), scale=1.0)
     yield Case("attention", "UMT5", FLOWING, umt5)
     yield Case("attention", "VAE 384 of 6240", ("fp32",), partial(calls.attention, 1, 384, 6240, 6240))

@@ -54,6 +54,7 @@ def _attention(
     *,
     causal: BlockCausal | None = None,
     blocks: BlockList | None = None,
+    quantize: str | None = None,
     **_: Any,
 ) -> Work:
     """4·D for every pair of a query and a key that it sees, and one exponential."""
@@ -69,7 +70,7 @@ def _attention(
     elif blocks is not None:
         pairs = rows * min(blocks.indices.shape[-1] * blocks.k_block, keys)
     pairs *= batch * heads
-    return unit_of(queries[0].dtype), 4 * head_dim * pairs, pairs, 0
+    return "fp8" if quantize == "fp8" else unit_of(queries[0].dtype), 4 * head_dim * pairs, pairs, 0
 
 
 def _conv3d(result: torch.Tensor, x: torch.Tensor, weight: Conv3dWeight, **given: Any) -> Work:

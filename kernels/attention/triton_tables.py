@@ -72,9 +72,12 @@ TABLES: dict[str, Table] = {
     "attention/128_fp8": {
         0: _SMALL,
         80: _config(128, 64, 8, 2),
-        90: _config(128, 128, 8, 2, tma=1),
+        90: (
+            _config(128, 128, 8, 2, tma=1),
+            _FP8,  # ahead
+        ),
         100: _FP8,
-        120: _config(128, 64, 8, 2),
+        120: _config(128, 32, 8, 3, tma=1),
     },
     "attention/128_fp8_lean": {
         0: _SMALL,

@@ -100,6 +100,13 @@ def _with_past(h: torch.Tensor, history: int, cache: torch.Tensor | None) -> tor
 def _convolve(h: torch.Tensor, weight: ReferenceWeight, padding: tuple[int, int]) -> torch.Tensor:
     """F.conv3d without padding in time; where torch would be naive, its time taps become channels of images."""
     batch, channels, frames, height, _ = h.shape
+    if h.device.type == "cuda":
+        known = torch.backends.cudnn
+        # fp32 means fp32: by itself cuDNN rounds its factors to ten bits
+        with known.flags(
+            enabled=known.enabled, benchmark=known.benchmark, deterministic=known.deterministic, allow_tf32=False
+        ):
+            return F.conv3d(h, weight.weight, weight.bias, stride=weight.stride, padding=(0, *padding))
     if h.device.type != "cpu" or batch > 1 or channels * frames * height > NAIVE_LIMIT:
         return F.conv3d(h, weight.weight, weight.bias, stride=weight.stride, padding=(0, *padding))
     taps, step = weight.kernel[0], weight.stride[0]
