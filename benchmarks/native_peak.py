@@ -6,6 +6,7 @@ import ctypes
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -28,16 +29,15 @@ class NativePeak:
         function.argtypes = [
             ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_int32, ctypes.c_void_p,
         ]  # fmt: skip
-        steps, seconds = 500, 0.0
-        while seconds < SECONDS / 2:
+        steps = 1000
+
+        def call(threads: int = self.threads) -> None:
+            self.cpu.check(function(self.cpu.handle, DTYPES[unit], steps, threads, ctypes.byref(done)))
+
+        # on one thread, the quickest of three: making threads, waiting for one or a disturbance would pass for work
+        while min(_seconds(partial(call, 1)) for _ in range(3)) < SECONDS / 2:
             steps *= 2
-            started = time.perf_counter()
-            self.cpu.check(function(self.cpu.handle, DTYPES[unit], steps, self.threads, ctypes.byref(done)))
-            seconds = time.perf_counter() - started
-
-        def call() -> None:
-            function(self.cpu.handle, DTYPES[unit], steps, self.threads, ctypes.byref(done))
-
+        call()
         return call, done.value
 
     def copy(self, source: torch.Tensor, target: torch.Tensor) -> Callable[[], None]:
@@ -51,6 +51,12 @@ class NativePeak:
             function(self.cpu.handle, source.data_ptr(), target.data_ptr(), source.nbytes, self.threads)
 
         return call
+
+
+def _seconds(call: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
 
 
 def native_peak(threads: int) -> NativePeak | None:
