@@ -102,15 +102,22 @@ def _rate(probes: Sequence[_Probe], rounds: int, device: torch.device) -> Rate:
 
 
 def _products(device: torch.device, unit: Unit) -> Iterator[_Probe]:
-    own = native_peak(torch.get_num_threads()) if device.type == "cpu" and unit in DTYPES else None
-    if own is not None:
-        call, operations = own.arithmetic(unit)
-        yield _Probe(call, operations, f"multiply-adds in registers, {own.cpu.isa}, {own.threads} threads")
+    if device.type == "cpu" and unit in DTYPES and native_peak(1) is not None:
+        # one alone too: on a machine whose other cores are taken, all of them wait for the slowest
+        for threads in sorted({1, torch.get_num_threads()}):
+            own = native_peak(threads)
+            assert own is not None
+            call, operations = own.arithmetic(unit)
+            yield _Probe(call, operations, f"multiply-adds in registers, {own.cpu.isa}, {_threads(threads)}")
         return
     for n in SIZES[device.type]:
         product = _product(device, unit, n)
         if product is not None:
             yield _Probe(product[0], 2 * n**3, f"{product[1]} of {n} squared")
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
 
 
 def _product(device: torch.device, unit: Unit, n: int) -> tuple[Callable[[], object], str] | None:
