@@ -37,9 +37,11 @@ def _linear(x: Any, weight: Any, *, activation: str, gate: Any, residual: Any) -
 
 
 def _attention(
-    q: Any, kv: Any, *, scale: float | None, bias: torch.Tensor | None, causal: Any, blocks: Any
+    q: Any, kv: Any, *, scale: float | None, bias: torch.Tensor | None, causal: Any, blocks: Any, quantize: Any
 ) -> Nearest | None:
-    if not isinstance(kv, KV) or kv.lengths is not None or kv.rope is not None or causal is not None or blocks:
+    if not isinstance(kv, KV) or kv.lengths is not None or kv.rope is not None:
+        return None
+    if causal is not None or blocks is not None or quantize is not None:
         return None
     mask = bias.to(q.dtype) if bias is not None else None
 

@@ -14,7 +14,7 @@
 namespace kinema {
 namespace KINEMA_ISA {
 
-constexpr int64_t QUERY_BLOCK = 96;       // rows; with KEY_BLOCK 98 KB of logits
+constexpr int64_t QUERY_BLOCK = 96;       // rows at most; with KEY_BLOCK 98 KB of logits
 constexpr int64_t KEY_BLOCK = 256;        // keys; of 128 channels 131 KB each of keys and values
 constexpr int64_t PACK_BLOCK = 512;       // keys that a thread packs at once
 constexpr int64_t PACKED_LIMIT = 1 << 24; // bytes of keys and values that are packed at once, if a head has no more
@@ -56,6 +56,7 @@ struct AttentionCut {
     int64_t key_panels, value_panels; // of NR keys, of NR channels
     int64_t keys, head_floats;        // packed, of one head
     int64_t group;                    // heads at once
+    int64_t query_block;              // rows of a task
     int64_t tiles, blocks[2], rows_of[2], parts[2];
     int64_t q_floats, logit_floats, out_floats, row_floats, thread_floats;
 
@@ -66,14 +67,18 @@ struct AttentionCut {
         head_floats = keys * a.head_dim + keys * value_panels * NR;
         const int64_t heads = a.batch * a.heads;
         group = least(heads, most(1, PACKED_LIMIT / 4 / most(1, head_floats)));
+        // few short heads are cut finer, so that no thread waits long for the last one
+        const int64_t queries = a.q_tokens[0] + (a.query_segments > 1 ? a.q_tokens[1] : 0);
+        const int64_t threads = most(1, a.threads), wanted = ceil_div(heads * queries, 4 * threads);
+        query_block = threads == 1 ? QUERY_BLOCK : least(QUERY_BLOCK, ceil_div(most(wanted, 4 * MR), MR) * MR);
         int64_t rows = 1;
         for (int64_t s = 0; s < 2; ++s) {
             const int64_t tokens = s < a.query_segments ? a.q_tokens[s] : 0;
             // a block of queries reads one list of tiles
             rows_of[s] = a.indices != nullptr ? a.query_tile : most(1, tokens);
-            parts[s] = ceil_div(least(rows_of[s], tokens), QUERY_BLOCK);
+            parts[s] = ceil_div(least(rows_of[s], tokens), query_block);
             blocks[s] = tokens > 0 ? ceil_div(tokens, rows_of[s]) * parts[s] : 0;
-            rows = most(rows, least(QUERY_BLOCK, least(rows_of[s], tokens)));
+            rows = most(rows, least(query_block, least(rows_of[s], tokens)));
         }
         tiles = ceil_div(rows, MR);
         q_floats = tiles * MR * ceil_div(a.head_dim, KB) * KB;
@@ -335,7 +340,7 @@ inline void query_task(void *data, int64_t task, int thread) {
     const int64_t segment = block < cut.blocks[0] ? 0 : 1;
     block -= segment == 1 ? cut.blocks[0] : 0;
     const int64_t tile = block / cut.parts[segment], part = block % cut.parts[segment];
-    const int64_t first = tile * cut.rows_of[segment] + part * QUERY_BLOCK;
+    const int64_t first = tile * cut.rows_of[segment] + part * cut.query_block;
     const int64_t end = least((tile + 1) * cut.rows_of[segment], run.a.q_tokens[segment]);
     if (first >= end)
         return;
@@ -350,7 +355,7 @@ inline void query_task(void *data, int64_t task, int thread) {
         head % run.a.heads,
         segment,
         first,
-        least(end - first, QUERY_BLOCK),
+        least(end - first, cut.query_block),
         packed,
         packed + cut.keys * run.a.head_dim,
         scratch,

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "kinema.h"
 #include "pool.h"
@@ -179,6 +180,12 @@ inline V projected(const kinema_linear_args &args, const C *sums, V row_scale, i
     return y;
 }
 
+// The most common end of a product, and the one that is felt where the depth is small: patches, a fused projection.
+inline bool only_biased(const kinema_linear_args &args) {
+    return args.x_scale == nullptr && args.weight_scale == nullptr && args.activation == KINEMA_NONE &&
+           args.gate == nullptr && args.residual == nullptr && args.gated == 0 && args.quantize == 0;
+}
+
 // Brings a tile's part of the results, and of what is added to them, into the cache.
 inline void fetch_results(const void *source, int64_t m, int count, int64_t n) {
     const kinema_linear_args &args = *static_cast<const kinema_linear_args *>(source);
@@ -208,6 +215,21 @@ void finish(
     const kinema_linear_args &args = *static_cast<const kinema_linear_args *>(source);
     const int64_t value = gate_tile != nullptr ? args.out_features : 0; // a value's row of scale and bias
     int64_t b = m / args.tokens, s = m % args.tokens;
+    if (std::is_same<C, float>::value && only_biased(args) && columns == NR) {
+        const V left = args.bias != nullptr ? load(args.bias + n) : set1(0.0f);
+        const V right = args.bias != nullptr ? load(args.bias + n + W) : set1(0.0f);
+        const float *sums = static_cast<const float *>(tile);
+        for (int r = 0; r < count; ++r, ++s, sums += NR) {
+            if (s == args.tokens) {
+                s = 0;
+                ++b;
+            }
+            float *out = args.out + b * args.out_stride_b + s * args.out_stride_s + n;
+            store(out, add(load(sums), left));
+            store(out + W, add(load(sums + W), right));
+        }
+        return;
+    }
     for (int r = 0; r < count; ++r, ++s) {
         if (s == args.tokens) { // the next sample; a division for every row would be felt
             s = 0;

@@ -30,6 +30,8 @@ COMBINE = {
 # What tells kinds of calls apart that may want other tiles: rows of all heads, until there are tiles for every GPU, and
 # keys, from where a loop begins to where it is long.
 MANY_ROWS, FEW_KEYS, MANY_KEYS = 1 << 18, 512, 1 << 14
+# Its tensor cores take the weights from registers. Those of e4m3 came out wrong there, seen with Triton 3.6 on an H200.
+HOPPER = 90
 # Products of fp32 run on no tensor core, and take a head's channels so many at a time: a thread keeps both factors.
 FP32_CHUNK = 32
 _KINDS = {torch.float32: "_fp32", torch.bfloat16: "", torch.float16: "", torch.float8_e4m3fn: "_fp8"}
@@ -71,7 +73,7 @@ def attention(
     words = ("bias" if full_bias else "", "causal" if causal is not None else "", "lists" if blocks is not None else "")
     table = configure(name, TABLES[name], device, *shape, *words)
     longest = max(part.shape[2] for part in queries) if blocks is None else blocks.q_block
-    rows, keys, warps = _tile_sizes(table, longest, full_bias, blocks)
+    rows, keys, warps = _tile_sizes(table, longest, full_bias, blocks, least=32 if fp8 else 16)
     steps, whole = 0, True
     if blocks is not None:
         steps = blocks.k_block // keys if len(segments) == 1 and blocks.k_block % keys == 0 else 0
@@ -127,6 +129,7 @@ def attention(
         NEGATIVE=scale < 0,
         BIAS_IS_ROW=bias_is_row,
         PROMOTE=architecture(device) in IMPRECISE_FP8,
+        WIDEN=architecture(device) == HOPPER,
         CUDA=not is_hip(),
         HEAD_DIM=head_dim,
         BLOCK_D=block_d,
@@ -158,14 +161,17 @@ def attention(
     return results
 
 
-def _tile_sizes(table: Config, longest: int, full_bias: bool, blocks: BlockList | None) -> tuple[int, int, int]:
+def _tile_sizes(
+    table: Config, longest: int, full_bias: bool, blocks: BlockList | None, least: int
+) -> tuple[int, int, int]:
     """Rows, keys and warps of a tile: the table's, or smaller where these do not fit.
 
     longest: the most queries that may share a tile. full_bias: a bias for each query, whose tile is held as well.
+    least: the fewest keys that an instruction multiplies.
     """
     rows, keys, warps = table.blocks["ROWS"], table.blocks["KEYS"], table.warps
     if full_bias:
-        rows, keys = max(16, rows // 2), max(32, keys // 2)  # 32 are what e4m3's instructions multiply at a time
+        rows, keys = max(16, rows // 2), max(least, keys // 2)
     fitting = max(16, triton.next_power_of_2(longest))
     if fitting < rows:
         rows, keys = fitting, min(keys, 64)

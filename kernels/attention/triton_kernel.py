@@ -95,6 +95,7 @@ def attention_kernel(
     NEGATIVE: tl.constexpr,
     BIAS_IS_ROW: tl.constexpr,
     PROMOTE: tl.constexpr,
+    WIDEN: tl.constexpr,
     CUDA: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -108,19 +109,20 @@ def attention_kernel(
     k_tiles, v_tiles: descriptors of the first segment's keys and values or None, for the tiles that need no mask.
     causal: (block, offset) or None. scale: positive, with log2(e) in it; NEGATIVE: the logits have the other sign.
     lists: a tile of it is STEPS tiles of the kernel, or any keys if STEPS is 0; WHOLE: every query of it sees all.
+    WIDEN: weights and values of e4m3 are multiplied as bf16, which holds them exactly.
     """
     if PERSISTENT:
         for work in tl.range(tl.program_id(0), batch * heads * splits * tiles, tl.num_programs(0)):
             _attend(
                 work, queries, keys, k_tiles, v_tiles, bias, lists, causal, residual, residual_strides, parts, scale,
-                batch, heads, tiles, splits, JOINT, SEGMENTS, STEPS, WHOLE, NEGATIVE, BIAS_IS_ROW, PROMOTE, CUDA,
+                batch, heads, tiles, splits, JOINT, SEGMENTS, STEPS, WHOLE, NEGATIVE, BIAS_IS_ROW, PROMOTE, WIDEN, CUDA,
                 HEAD_DIM, BLOCK_D, CHUNK, ROWS, KEYS,
             )  # fmt: skip
     else:
         _attend(
             tl.program_id(0), queries, keys, k_tiles, v_tiles, bias, lists, causal, residual, residual_strides, parts,
-            scale, batch, heads, tiles, splits, JOINT, SEGMENTS, STEPS, WHOLE, NEGATIVE, BIAS_IS_ROW, PROMOTE, CUDA,
-            HEAD_DIM, BLOCK_D, CHUNK, ROWS, KEYS,
+            scale, batch, heads, tiles, splits, JOINT, SEGMENTS, STEPS, WHOLE, NEGATIVE, BIAS_IS_ROW, PROMOTE, WIDEN,
+            CUDA, HEAD_DIM, BLOCK_D, CHUNK, ROWS, KEYS,
         )  # fmt: skip
 
 
@@ -149,6 +151,7 @@ def _attend(
     NEGATIVE: tl.constexpr,
     BIAS_IS_ROW: tl.constexpr,
     PROMOTE: tl.constexpr,
+    WIDEN: tl.constexpr,
     CUDA: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -195,12 +198,12 @@ def _attend(
                 sums, top, total = _tile(
                     sums, top, total, q, keys[i], k_tiles if i == 0 else None, v_tiles if i == 0 else None,
                     b, n, heads, at, None, None, None, row_scale,
-                    bias, bias_rows, first, PROMOTE, CUDA, HEAD_DIM, BLOCK_D, KEYS,
+                    bias, bias_rows, first, PROMOTE, WIDEN, CUDA, HEAD_DIM, BLOCK_D, KEYS,
                 )  # fmt: skip
             for at in tl.range(tl.maximum(start, whole), stop, KEYS, num_stages=1, disable_licm=CHUNKED):
                 sums, top, total = _tile(
                     sums, top, total, q, keys[i], None, None, b, n, heads, at, None, stop, by_row, row_scale,
-                    bias, bias_rows, first, PROMOTE, CUDA, HEAD_DIM, BLOCK_D, KEYS,
+                    bias, bias_rows, first, PROMOTE, WIDEN, CUDA, HEAD_DIM, BLOCK_D, KEYS,
                 )  # fmt: skip
             first += keys[i].slots
     else:
@@ -213,12 +216,12 @@ def _attend(
                 if WHOLE:
                     sums, top, total = _tile(
                         sums, top, total, q, keys[0], k_tiles, v_tiles, b, n, heads, at, None, None, None, row_scale,
-                        bias, bias_rows, 0, PROMOTE, CUDA, HEAD_DIM, BLOCK_D, KEYS,
+                        bias, bias_rows, 0, PROMOTE, WIDEN, CUDA, HEAD_DIM, BLOCK_D, KEYS,
                     )  # fmt: skip
                 else:
                     sums, top, total = _tile(
                         sums, top, total, q, keys[0], None, None, b, n, heads, at, None, by_any, by_row, row_scale,
-                        bias, bias_rows, 0, PROMOTE, CUDA, HEAD_DIM, BLOCK_D, KEYS,
+                        bias, bias_rows, 0, PROMOTE, WIDEN, CUDA, HEAD_DIM, BLOCK_D, KEYS,
                     )  # fmt: skip
         else:
             for j in tl.range(start, stop):
@@ -232,7 +235,7 @@ def _attend(
                     for at in tl.range(low // KEYS * KEYS, high, KEYS, disable_licm=CHUNKED):
                         sums, top, total = _tile(
                             sums, top, total, q, keys[i], None, None, b, n, heads, at, low, high, by_row, row_scale,
-                            bias, bias_rows, first, PROMOTE, CUDA, HEAD_DIM, BLOCK_D, KEYS,
+                            bias, bias_rows, first, PROMOTE, WIDEN, CUDA, HEAD_DIM, BLOCK_D, KEYS,
                         )  # fmt: skip
                     first += keys[i].slots
 
@@ -375,6 +378,7 @@ def _tile(
     bias_rows,
     first,
     PROMOTE: tl.constexpr,
+    WIDEN: tl.constexpr,
     CUDA: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -449,7 +453,10 @@ def _tile(
     total = total * fade + tl.sum(counted, axis=1)
     sums *= fade[:, None]
     if FP8:
-        product = dot_fp8(weights, v, tl.zeros_like(sums), PROMOTE)
+        if WIDEN:
+            product = dot(narrow(wide(weights), tl.bfloat16), narrow(wide(v), tl.bfloat16), tl.zeros_like(sums))
+        else:
+            product = dot_fp8(weights, v, tl.zeros_like(sums), PROMOTE)
         sums += product * tl.load(keys.v_scale + block)
     else:
         sums = dot(weights, v, sums)

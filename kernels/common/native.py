@@ -129,7 +129,7 @@ def torch_parallel() -> int | None:
 
     They spin for milliseconds after each of torch's operators; a second set of threads would wait for them.
     """
-    if not torch.backends.openmp.is_available():
+    if not torch.backends.openmp.is_available():  # type: ignore[no-untyped-call]
         return None
     try:
         found = ctypes.CDLL(torch._C.__file__).GOMP_parallel
@@ -171,13 +171,9 @@ def cpu_unsupported(target: Target) -> list[str]:
     return []
 
 
-def cpu_reluctant(target: Target) -> list[str]:
-    return ["not measured yet; backend='cpu' takes it"]
-
-
 def cpu_implementation(op: str, unsupported: Callable[[Target], list[str]] = cpu_unsupported) -> Implementation:
-    """The record of `kernels/<op>/cpu.py`."""
-    return Implementation("cpu", f"kinema.ops.{op}.cpu", unsupported, cpu_reluctant)
+    """The record of `kernels/<op>/cpu.py`: preferred on a CPU, where each is faster (`kinema bench ops`)."""
+    return Implementation("cpu", f"kinema.ops.{op}.cpu", unsupported)
 
 
 # ---- memory

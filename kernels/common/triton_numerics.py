@@ -49,8 +49,6 @@ def rounded(x, dtype: tl.constexpr, CUDA: tl.constexpr):
     """(x in dtype, the same widened again). x: fp32. CUDA: not a GPU of AMD.
 
     bf16 that is narrowed and widened value by value costs as much as an exponential: so it is narrowed in pairs.
-    e4m3 is widened within one piece of assembly: where Triton (3.6) sees that a factor of Hopper's tensor cores is
-    widened again, it moves that into the factor's layout, and sums over rows of it are wrong.
     """
     if dtype == tl.bfloat16 and CUDA and not INTERPRETED:
         return tl.inline_asm_elementwise(
@@ -60,29 +58,6 @@ def rounded(x, dtype: tl.constexpr, CUDA: tl.constexpr):
             dtype=(tl.bfloat16, tl.float32),
             is_pure=True,
             pack=2,
-        )
-    elif dtype == tl.float8e4nv and CUDA and not INTERPRETED:
-        return tl.inline_asm_elementwise(
-            """{
-            .reg .b16 low, high, h0, h1, h2, h3;
-            .reg .b32 first, last;
-            cvt.rn.satfinite.e4m3x2.f32 low, $6, $5;
-            cvt.rn.satfinite.e4m3x2.f32 high, $8, $7;
-            cvt.rn.f16x2.e4m3x2 first, low;
-            cvt.rn.f16x2.e4m3x2 last, high;
-            mov.b32 $0, {low, high};
-            mov.b32 {h0, h1}, first;
-            mov.b32 {h2, h3}, last;
-            cvt.f32.f16 $1, h0;
-            cvt.f32.f16 $2, h1;
-            cvt.f32.f16 $3, h2;
-            cvt.f32.f16 $4, h3;
-            }""",
-            "=&r,=&f,=&f,=&f,=&f,f,f,f,f",
-            [x],
-            dtype=(tl.float8e4nv, tl.float32),
-            is_pure=True,
-            pack=4,
         )
     else:
         narrowed = narrow(x, dtype)

@@ -129,6 +129,18 @@ def test_descriptors_read_what_pointers_read(quantize, layout):
     assert all(torch.equal(a, b) for a, b in zip(pointers, descriptors, strict=True))
 
 
+def test_weights_of_e4m3_can_be_multiplied_as_bf16(monkeypatch):
+    """As on Hopper: the weights are rounded the same, so all values of 1 give 1."""
+    q, kv, options = arguments("lengths")
+    with tiles(keys=EIGHT_BIT_KEYS):
+        wanted = op.attention(q, kv, quantize="fp8", **options)
+        monkeypatch.setattr(op, "HOPPER", op.architecture(torch.device(DEVICE)))
+        got = op.attention(q, kv, quantize="fp8", **options)
+        ones = op.attention(q, KV(kv.k, torch.ones_like(kv.v), kv.lengths), quantize="fp8")
+    assert_close(got, wanted, 1e-2)
+    assert float((ones[0] - 1).abs().max()) <= 2 * torch.finfo(torch.float32).eps
+
+
 def meta(*shape, dtype=BF16):
     return torch.empty(*shape, dtype=dtype, device=META)
 
