@@ -226,8 +226,15 @@ def rope_table(
     return cosines, sines, cosines.stride(0) if cosines.ndim == 3 and cosines.shape[0] > 1 else 0, rope.start, length
 
 
+def refuse_gradients(weight: torch.Tensor) -> None:
+    """What is packed is cut off from its graph: a backward pass would pass it by without a word."""
+    if torch.is_grad_enabled() and weight.requires_grad:
+        raise ValueError("the native kernels have no gradients, and a weight wants one: use backend='reference'")
+
+
 def pack_panels(native: Cpu, rows: torch.Tensor) -> torch.Tensor:
     """A weight [out, in] packed in fp32."""
+    refuse_gradients(rows)
     rows = rows.detach().float().contiguous()
     shape = (rows.shape[1], rows.shape[0], F32, 0)
     panels = aligned_bytes(native.library.kinema_linear_packed_bytes(native.handle, *shape))

@@ -17,6 +17,7 @@ from kinema.ops.common.native import (
     aligned_bytes,
     cpu,
     readable,
+    refuse_gradients,
     workspace,
 )
 from kinema.ops.linear import Activation, LinearWeight, reference
@@ -83,6 +84,7 @@ def pack_linear(
 ) -> CpuWeight:
     # the numbers are the reference's, bit for bit
     packed = reference.pack_linear(weight, bias, gate_weight=gate_weight, gate_bias=gate_bias, target=target)
+    refuse_gradients(packed.weight)
     native = cpu()
     if packed.weight.dtype not in DTYPES:
         raise ValueError(f"the weight is {packed.weight.dtype}, wanted a float dtype of at most 32 bits")

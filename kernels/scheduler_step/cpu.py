@@ -48,8 +48,8 @@ def scheduler_step(
             f"{[tuple(term.shape) for term in terms]}"
         )
     wide = [term.float() for term in terms]
-    if any(not term[:1].is_contiguous() for term in wide):
-        raise ValueError("wanted every sample of every term dense")
+    # a window of a longer clip has gaps between its channels
+    wide = [term if term[:1].is_contiguous() else term.contiguous() for term in wide]
     given = out if out is not None else [None] * outputs
     dense = len(shape) - 1
     results = tuple(

@@ -16,7 +16,7 @@ from kinema.image import clip
 from kinema.image.clip import CLIPVisionConfig, CLIPVisionEncoder, tensor_shapes
 from kinema.ops import build_ops, plan_ops, target_for
 
-OPS = build_ops(plan_ops(target_for("cpu")))
+OPS = build_ops(plan_ops(target_for("cpu"), "reference"))  # weights that can be changed, and gradients
 TOLERANCE = 1e-5
 
 WAN = {

@@ -15,7 +15,7 @@ from kinema.ops.common import Precision, Target
 from kinema.text import umt5
 from kinema.text.umt5 import UMT5Config, UMT5Encoder, offset_buckets
 
-OPS = build_ops(plan_ops(target_for("cpu")))
+OPS = build_ops(plan_ops(target_for("cpu"), "reference"))  # weights that can be changed, and gradients
 TOLERANCE = 1e-5  # the contract is 1e-4; a tighter bound notices smaller mistakes
 
 ODD = {
@@ -187,7 +187,7 @@ def plant(ours: UMT5Encoder, mistake: str, monkeypatch: pytest.MonkeyPatch) -> N
             block.ops = ours.ops
 
     def rebucket(change):
-        monkeypatch.setattr(umt5, "offset_buckets", lambda n, b, d: change(offset_buckets(n, b, d), n, b, d))
+        monkeypatch.setattr(umt5, "offset_buckets", lambda n, b, d, _: change(offset_buckets(n, b, d), n, b, d))
 
     if mistake == "scaled_attention":
         replace(attention=lambda q, kv, scale=None, **kw: OPS.attention(q, kv, **kw))

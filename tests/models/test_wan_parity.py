@@ -11,7 +11,7 @@ from kinema.models import wan
 from kinema.models.wan import WanConfig, WanTransformer, tensor_shapes
 from kinema.ops import build_ops, plan_ops, target_for
 
-OPS = build_ops(plan_ops(target_for("cpu")))
+OPS = build_ops(plan_ops(target_for("cpu"), "reference"))  # weights that can be changed, and gradients
 TOLERANCE = 1e-5  # the contract is 1e-4; a tighter bound notices smaller mistakes
 
 TINY = {

@@ -317,6 +317,26 @@ def test_a_forked_process_has_threads_of_its_own(threads):
     assert os.waitstatus_to_exitcode(status) == 0
 
 
+@needs_library
+def test_weights_that_want_gradients_are_refused():
+    weight = random(8, 6).requires_grad_()
+    with pytest.raises(ValueError, match="no gradients"):
+        linear_cpu.pack_linear(weight, target=target("fp32"))
+    with pytest.raises(ValueError, match="no gradients"):
+        conv3d_cpu.pack_conv3d(random(8, 6, 1, 1, 1).requires_grad_(), target=target("fp32"))
+    with torch.no_grad():
+        linear_cpu.pack_linear(weight, target=target("fp32"))
+
+
+@needs_library
+def test_a_step_takes_a_window_of_a_longer_clip():
+    clip, noise, factors = random(2, 4, 9, 5), random(2, 4, 3, 5, seed=1), random(2, 1, 2, seed=2)
+    window = clip[:, :, 2:5]
+    (got,) = scheduler_step_cpu.scheduler_step([window, noise], factors)
+    wanted = factors[:, :, 0].view(2, 1, 1, 1) * window + factors[:, :, 1].view(2, 1, 1, 1) * noise
+    assert torch.allclose(got, wanted, rtol=1e-6, atol=1e-6)
+
+
 def test_torchs_threads_do_the_work():
     """A second set of threads would wait while torch's spin: no call of ours starts one."""
     if native.torch_parallel() is None:

