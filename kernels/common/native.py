@@ -176,8 +176,8 @@ def cpu_implementation(op: str, unsupported: Callable[[Target], list[str]] = cpu
 
     On two AVX2 cores whole models are faster with all of them: the sample model's forward and decode 1.5 times
     (`kinema bench peers`), Wan 1.3B's forward of 1280 tokens 1.1 to 1.25. Single calls may lose some tens of
-    microseconds (`kinema bench ops`): attention of 80 tokens runs at 0.7 to 0.9 of the reference's speed, LayerNorm with
-    no modulation at 0.7 to 0.95.
+    microseconds (`kinema bench ops`): attention of 80 tokens runs at 0.7 to 0.9 of the reference's speed, LayerNorm
+    with no modulation at 0.7 to 0.95.
     """
     return Implementation("cpu", f"kinema.ops.{op}.cpu", unsupported)
 
