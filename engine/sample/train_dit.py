@@ -136,13 +136,11 @@ def train_dit(
         with arithmetic:
             return flow_loss(Models(recipe, dict(run.parameters), ops), batch)
 
-    gradients: Callable[[Batch], torch.Tensor] = lambda batch: run.backward(loss_of(batch))  # noqa: E731
-    if on_gpu:
-        gradients = CapturedLoss(loss_of, list(run.parameters.values()), ops.device)
+    captured = CapturedLoss(loss_of, list(run.parameters.values()), ops.device) if on_gpu else None
 
     def learn(step: int) -> tuple[torch.Tensor, int]:
         batch = next(made)
-        return gradients(batch), len(batch.latents)
+        return captured(batch) if captured is not None else run.backward(loss_of(batch)), len(batch.latents)
 
     def frames_at(step: int) -> int:
         return 1 if step <= recipe.train_dit.images_until else recipe.num_frames
