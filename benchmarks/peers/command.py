@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinema.bench.model import add_size_arguments, open_pipeline, request_of
-from kinema.commands.load import MODEL_HELP, add_load_arguments
+from kinema.commands.load import MODEL_HELP, add_load_arguments, load_words
 from kinema.commands.output import emit
 from kinema.errors import KinemaError, RequestError
 
@@ -19,8 +19,12 @@ if TYPE_CHECKING:
     from kinema.bench.report import Report
     from kinema.pipeline import VideoPipeline
 
-TIMED = "a forward of a part, or a whole generation without writing it, loaded and warm, all in this process"
+TIMED = (
+    "a forward of a part, or a whole generation without writing it, loaded and warm, all in this process; "
+    "process: one of its own each time, from its start to its end, which leaves an mp4"
+)
 PARTS = ("transformer", "vae", "generation")
+PROCESS = "process"  # only where it is asked for: it loads the model in every round
 KINEMA, REFERENCE = "kinema", "kinema, reference ops"
 
 
@@ -31,7 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--external", metavar="COMMAND", help="another program's generation, with {prompt}, {steps}, {seed}, … in it"
     )
-    parser.add_argument("--part", action="append", choices=PARTS, help="only this; may be given several times")
+    parser.add_argument(
+        "--part",
+        action="append",
+        choices=(*PARTS, PROCESS),
+        help=f"only this; may be given several times (left out: all but {PROCESS})",
+    )
     parser.add_argument("--steps", type=int, default=4, metavar="N", help="steps of the generation (%(default)s)")
     parser.add_argument("--rounds", type=int, default=10, metavar="N", help="measured rounds (%(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write the report to this file")
@@ -41,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from kinema.bench.model_parts import sizes_for
     from kinema.bench.peaks import probe
-    from kinema.bench.peers import PEERS, missing, peer
+    from kinema.bench.peers import PEERS, missing, peer, processes
     from kinema.bench.peers.external import External
     from kinema.bench.report import check_report, model_of, provenance, write_report
 
@@ -66,6 +75,10 @@ def run(arguments: argparse.Namespace) -> int:
     rows: list[Report] = []
     peaks = probe(pipe.ops.device)
     for part in arguments.part or PARTS:
+        if part == PROCESS:
+            request = request_of(pipe, sizes, arguments.steps)
+            rows += processes.measure(pipe, present, request, load_words(arguments), arguments.rounds)
+            continue
         rows += measure(part, pipe, plain, present, sizes, arguments)
         rows += [{"name": f"{part}, {name}", "failed": reason} for name, reason in absent.items()]
         peaks = peaks.better(probe(pipe.ops.device, rounds=3))
@@ -169,6 +182,8 @@ def _table(report: Report) -> str:
         errors = row.get("error")
         cells = [f"{errors[key]:.1e}" if errors else "" for key in ("relative", "largest")]
         ratio = said(Estimate(**row["kinema_is_faster"])) if "kinema_is_faster" in row else ""
-        line = f"  {row['name']:36} {row['seconds']['median']:10.4f} {row['of_peak']:8.1%} {cells[0]:>8} {cells[1]:>8}"
+        of_peak = f"{row['of_peak']:.1%}" if "of_peak" in row else ""
+        line = f"  {row['name']:36} {row['seconds']['median']:10.4f} {of_peak:>8} {cells[0]:>8} {cells[1]:>8}"
         lines.append(f"{line}  {ratio}".rstrip())
+        lines += [f"    {stage:34} {seconds:10.4f}" for stage, seconds in row.get("stages", {}).items()]
     return "\n".join(lines)

@@ -49,3 +49,11 @@ def load_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "keep_loaded": not arguments.low_memory,
         "cuda_graphs": not arguments.no_cuda_graphs,
     }
+
+
+def load_words(arguments: argparse.Namespace) -> list[str]:
+    """The same options on the command line of another process."""
+    given = {name: getattr(arguments, name) for name in ("device", "backend", "precision", "variant", "threads")}
+    words = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+    switches = {"--no-cuda-graphs": arguments.no_cuda_graphs, "--low-memory": arguments.low_memory}
+    return words + [switch for switch, on in switches.items() if on]

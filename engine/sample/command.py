@@ -28,7 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="decides everything (%(default)s)")
     parser.add_argument("--vae-steps", type=int, help="steps of the first phase")
     parser.add_argument("--steps", type=int, help="steps of the second phase")
-    parser.add_argument("--images-first", type=float, metavar="SHARE", help="of its steps that see images alone (0.3)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=NUMBER",
+        help="any other number of recipe.py, such as train_dit.noise_mean=2; may be given several times",
+    )
     parser.add_argument("--minutes", type=float, help="stop each phase after this long; the next call goes on")
     parser.add_argument("--threads", type=int, help="CPU threads")
 
@@ -111,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _recipe_and_source(arguments: argparse.Namespace, device: str) -> Any:
     from kinema.sample.clip_folder import ClipFolder
-    from kinema.sample.recipe import Recipe
+    from kinema.sample.recipe import Recipe, changed
     from kinema.sample.source import World
     from kinema.sample.tokenizer import SPECIAL_TOKENS
 
@@ -123,10 +129,8 @@ def _recipe_and_source(arguments: argparse.Namespace, device: str) -> Any:
     if arguments.steps is not None:
         schedule = replace(recipe.train_dit.schedule, steps=arguments.steps)
         recipe = replace(recipe, train_dit=replace(recipe.train_dit, schedule=schedule))
-    if arguments.images_first is not None:
-        if not 0 <= arguments.images_first < 1:
-            raise RequestError(f"images_first is {arguments.images_first}: wanted a share from 0 to less than 1")
-        recipe = replace(recipe, train_dit=replace(recipe.train_dit, images_first=arguments.images_first))
+    for change in arguments.set:
+        recipe = changed(recipe, change)
     _check_sizes(recipe)
     if arguments.data is None:
         return recipe, World(recipe.seed, recipe.size, device)

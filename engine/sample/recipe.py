@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass, replace
+from typing import Any
 
+from kinema.errors import RequestError
 from kinema.models.wan import WanConfig
 from kinema.sample.tokenizer import VOCABULARY_SIZE
 from kinema.text.umt5 import UMT5Config
@@ -141,3 +143,18 @@ class Recipe:
     )
     train_vae: VaeRecipe = field(default_factory=VaeRecipe)
     train_dit: DitRecipe = field(default_factory=DitRecipe)
+
+
+def changed(recipe: Any, change: str) -> Any:
+    """The recipe with another number, as in "train_dit.noise_mean=2"; RequestError where it has no such number."""
+    path, given, value = change.partition("=")
+    name, nested, rest = path.partition(".")
+    numbers = {key: now for key, now in vars(recipe).items() if is_dataclass(now) or type(now) in (int, float)}
+    if not given or name not in numbers or bool(nested) != is_dataclass(numbers[name]):
+        raise RequestError(f"got {change!r}, wanted NAME=NUMBER or NAME.NAME=NUMBER with one of {', '.join(numbers)}")
+    if nested:
+        return replace(recipe, **{name: changed(numbers[name], f"{rest}={value}")})
+    try:
+        return replace(recipe, **{name: type(numbers[name])(value)})
+    except ValueError:
+        raise RequestError(f"got {change!r}, wanted a number like {numbers[name]}") from None

@@ -7,9 +7,10 @@ import sys
 import pytest
 
 from kinema.bench import peers
+from kinema.bench.peers import processes
 from kinema.bench.peers.external import FIELDS, External
 from kinema.cli import main
-from kinema.errors import RequestError
+from kinema.errors import KinemaError, RequestError
 
 
 @pytest.fixture
@@ -64,6 +65,25 @@ def test_who_is_not_installed_or_fails_says_so(bench, monkeypatch):
     assert rows["transformer, broken"]["failed"] == "ZeroDivisionError: of its own"
     assert rows["transformer, openvino"]["failed"] == "not installed: openvino"
     assert "samples" in rows["transformer, kinema"] and "not installed: openvino" in printed
+
+
+def test_a_process_of_its_own_is_timed_by_stage(bench):
+    rows, printed = bench("--part", "process", "--peer", "torch-int8")
+    row = rows["process, kinema"]
+    assert list(row["stages"])[-1] in printed and min(row["stages"].values()) > 0
+    assert sum(row["stages"].values()) == pytest.approx(row["seconds"]["median"], rel=0.5)
+
+
+@pytest.mark.slow
+def test_diffusers_in_a_process_of_its_own(bench):
+    rows, _ = bench("--part", "process", "--peer", "diffusers")
+    ours, theirs = rows["process, kinema"], rows["process, diffusers"]
+    assert list(ours["stages"]) == list(theirs["stages"]) and min(theirs["stages"].values()) > 0
+
+
+def test_a_process_that_fails_says_why():
+    with pytest.raises(KinemaError, match="ended with code 3: it said nothing"):
+        processes._stages([sys.executable, "-c", "raise SystemExit(3)"])
 
 
 def test_an_external_command_is_timed(bench, tmp_path):

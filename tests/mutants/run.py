@@ -14,6 +14,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,19 @@ def jobs(ops: list[str], each: int, seed: int, only_by_hand: bool) -> Iterator[J
                     yield Job(op, file, mutant)
 
 
+class Spread:
+    """Runs the first case of every test, then the second of each and so on: a mistake shows in many cases of a test."""
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Function]) -> None:
+        seen: Counter[str] = Counter()
+        turns = {}
+        for item in items:
+            turns[item] = seen[item.originalname]
+            seen[item.originalname] += 1
+        items.sort(key=turns.__getitem__)
+
+
 def survives(job: Job) -> bool:
     """Whether the op's tests stay green in a process of their own."""
     child = os.fork()
@@ -93,7 +107,7 @@ def _test(job: Job) -> int:
         own = sorted(Path("tests/triton").glob(f"*{job.op}*.py"))
         tests = map(str, own + sorted(Path("tests/ops").glob(f"test_{job.op}*contract.py"), reverse=True))
         options = ["-x", "-q", "-p", "no:cacheprovider", "-k", "(triton or small_ops) and not planted and not noticed"]
-        return int(pytest.main([*tests, *options]))
+        return int(pytest.main([*tests, *options], plugins=[Spread()]))
 
 
 def _load(name: str, path: Path) -> None:

@@ -1,5 +1,7 @@
 """Training on a user's own clips: what is read, what is refused, and the whole command on a small folder."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -84,8 +86,10 @@ def test_a_model_is_trained_on_a_folder_and_generates(folder, tmp_path, capsys):
     model, runs = tmp_path / "model", tmp_path / "runs"
     command = ["train-sample", "--data", str(folder), "--runs", str(runs), "-o", str(model), "--size", "32"]
     command += ["--num-frames", "9", "--fps", "8", "--vae-steps", "2", "--steps", "2", "--threads", "1"]
+    command += ["--set", "train_dit.noise_mean=2"]
     assert main(command) == 0
     assert "written after 2 steps" in capsys.readouterr().out
+    assert json.loads((model / "training.json").read_text())["recipe"]["train_dit"]["noise_mean"] == 2.0
     pipe = VideoPipeline.from_pretrained(model)
     assert (pipe.defaults.num_frames, pipe.defaults.height, pipe.defaults.fps) == (9, 32, 8.0)
     out = pipe("a grey thing", seed=0, num_inference_steps=2)

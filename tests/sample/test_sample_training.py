@@ -7,14 +7,14 @@ import torch
 
 from kinema import VideoPipeline
 from kinema.checkpoints import Weights
-from kinema.errors import CheckpointError
+from kinema.errors import CheckpointError, RequestError
 from kinema.models.wan import WanConfig
 from kinema.ops import build_ops, plan_ops, target_for
 from kinema.sample.batches import Pools, _noise_levels, batches, tokenize, training_batch
 from kinema.sample.evaluate import Quiz, adherence
 from kinema.sample.export import export_model
 from kinema.sample.pool import ClipPool
-from kinema.sample.recipe import DitRecipe, PoolRecipe, Recipe, Schedule, VaeRecipe
+from kinema.sample.recipe import DitRecipe, PoolRecipe, Recipe, Schedule, VaeRecipe, changed
 from kinema.sample.source import World
 from kinema.sample.start import read_dit, read_vae
 from kinema.sample.tokenizer import VOCABULARY_SIZE, make_tokenizer
@@ -252,3 +252,24 @@ def test_what_is_written_loads_in_kinema_and_diffusers(tmp_path, vae):
     assert more.progress.curve[0]["loss"] < run.progress.curve[0]["loss"]
     with pytest.raises(CheckpointError, match="mis-shaped"):
         read_dit(model, replace(recipe, transformer=replace(recipe.transformer, ffn_dim=48)))
+
+
+def test_any_number_of_the_recipe_can_be_set():
+    recipe = changed(changed(Recipe(), "train_dit.schedule.decay=0.5"), "train_dit.batch=48")
+    assert (recipe.train_dit.schedule.decay, recipe.train_dit.batch) == (0.5, 48)
+    assert recipe.train_vae == Recipe().train_vae
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("train_dit.noise=2", "wanted NAME=NUMBER or NAME.NAME=NUMBER with one of schedule, batch"),
+        ("train_dit=2", "wanted NAME=NUMBER"),
+        ("seed", "wanted NAME=NUMBER"),
+        ("seed.x=2", "wanted NAME=NUMBER"),
+        ("train_dit.batch=1.5", "wanted a number like 64"),
+    ],
+)
+def test_a_number_that_the_recipe_lacks_is_refused(change, message):
+    with pytest.raises(RequestError, match=message):
+        changed(Recipe(), change)
