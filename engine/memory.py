@@ -137,7 +137,8 @@ def component_shapes(folder: ModelFolder) -> dict[str, Shapes]:
 def weight_bytes(folder: ModelFolder, precision: Precision) -> dict[str, int]:
     """Resident bytes of each component's weights: matrices as `precision` stores them, the rest in fp32.
 
-    The time embedder and the VAE are always fp32, and a text encoder's embedding table stays in its file.
+    The time embedder and the VAE are always fp32, what is around a transformer's blocks is never in 8 bits, and a text
+    encoder's embedding table stays in its file.
     """
     width = precision.weights.itemsize
     found = {}
@@ -145,11 +146,18 @@ def weight_bytes(folder: ModelFolder, precision: Precision) -> dict[str, int]:
         found[name] = 0
         for tensor, shape in shapes.items():
             if name != "vae" and len(shape) == 2 and not _is_exact(tensor):
-                scales = 4 * shape[0] if width == 1 else 0
-                found[name] += width * math.prod(shape) + scales
+                if width > 1:
+                    found[name] += width * math.prod(shape)
+                elif tensor.startswith(WIDE):
+                    found[name] += precision.activations.itemsize * math.prod(shape)
+                else:
+                    found[name] += math.prod(shape) + 4 * shape[0]  # and a scale per row
             elif not _stays_mapped(tensor):
                 found[name] += 4 * math.prod(shape)
     return found
+
+
+WIDE = ("condition_embedder.text_embedder", "condition_embedder.image_embedder", "proj_out")
 
 
 def _is_exact(tensor: str) -> bool:

@@ -7,13 +7,13 @@ import math
 import torch
 
 from kinema.checkpoints.weights import Weights
-from kinema.ops import Ops
+from kinema.ops import Ops, Storage
 from kinema.ops.linear import Activation, LinearWeight
 
 
-def pack_linear(weights: Weights, name: str, ops: Ops, *, exact: bool = False) -> LinearWeight:
+def pack_linear(weights: Weights, name: str, ops: Ops, storage: Storage = "planned") -> LinearWeight:
     """Pack `name.weight` and, if it is there, `name.bias`."""
-    return ops.pack_linear(weights[f"{name}.weight"], weights.get(f"{name}.bias"), exact=exact)
+    return ops.pack_linear(weights[f"{name}.weight"], weights.get(f"{name}.bias"), storage=storage)
 
 
 def sinusoid(timesteps: torch.Tensor, channels: int) -> torch.Tensor:
@@ -31,12 +31,12 @@ class Mlp:
     """Two linears with an activation between them."""
 
     def __init__(
-        self, weights: Weights, names: tuple[str, str], activation: Activation, ops: Ops, *, exact: bool = False
+        self, weights: Weights, names: tuple[str, str], activation: Activation, ops: Ops, storage: Storage = "planned"
     ) -> None:
         self.ops = ops
         self.activation = activation
-        self.up = pack_linear(weights, names[0], ops, exact=exact)
-        self.down = pack_linear(weights, names[1], ops, exact=exact)
+        self.up = pack_linear(weights, names[0], ops, storage)
+        self.down = pack_linear(weights, names[1], ops, storage)
 
     def __call__(
         self, x: torch.Tensor, *, gate: torch.Tensor | None = None, residual: torch.Tensor | None = None

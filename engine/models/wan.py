@@ -295,13 +295,14 @@ class WanTransformer:
         self.ops = ops
         self.patch = ops.pack_patch_embed(weights["patch_embedding.weight"], weights["patch_embedding.bias"])
         embed = weights.sub("condition_embedder")
-        self.time_embed = Mlp(embed, ("time_embedder.linear_1", "time_embedder.linear_2"), "silu", ops, exact=True)
-        self.time_proj = pack_linear(embed, "time_proj", ops, exact=True)
-        self.text_embed = Mlp(embed, ("text_embedder.linear_1", "text_embedder.linear_2"), "gelu_tanh", ops)
+        self.time_embed = Mlp(embed, ("time_embedder.linear_1", "time_embedder.linear_2"), "silu", ops, "exact")
+        self.time_proj = pack_linear(embed, "time_proj", ops, "exact")
+        # what enters the blocks and what leaves them are small products, and their errors no block makes up for
+        self.text_embed = Mlp(embed, ("text_embedder.linear_1", "text_embedder.linear_2"), "gelu_tanh", ops, "wide")
         self.image_embed = ImageEmbedding(embed.sub("image_embedder"), ops) if config.image_dim is not None else None
         self.blocks = [WanBlock(config, weights.sub(f"blocks.{i}"), ops) for i in range(config.num_layers)]
         self.table = weights["scale_shift_table"].to(ops.device).float()
-        self.proj_out = pack_linear(weights, "proj_out", ops)
+        self.proj_out = pack_linear(weights, "proj_out", ops, "wide")
 
     def encode_context(
         self, text: torch.Tensor, image: torch.Tensor | None = None, *, folded: int | None = None
@@ -368,7 +369,7 @@ class ImageEmbedding:
     def __init__(self, weights: Weights, ops: Ops) -> None:
         self.ops = ops
         self.norm1 = (weights["norm1.weight"].to(ops.device).float(), weights["norm1.bias"].to(ops.device).float())
-        self.ff = Mlp(weights, ("ff.net.0.proj", "ff.net.2"), "gelu", ops)
+        self.ff = Mlp(weights, ("ff.net.0.proj", "ff.net.2"), "gelu", ops, "wide")
         self.norm2 = (weights["norm2.weight"].to(ops.device).float(), weights["norm2.bias"].to(ops.device).float())
         position = weights.get("pos_embed")
         self.position = position.to(ops.device, ops.dtype) if position is not None else None

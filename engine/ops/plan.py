@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -46,6 +46,9 @@ OPS: tuple[Op, ...] = (
     scheduler_step.OP,
     conv3d.OP,
 )
+
+
+Storage = Literal["planned", "wide", "exact"]  # of a weight: see `Ops.pack_linear`
 
 
 @dataclass(frozen=True)
@@ -99,15 +102,18 @@ class Ops:
         *,
         gate_weight: torch.Tensor | None = None,
         gate_bias: torch.Tensor | None = None,
-        exact: bool = False,
+        storage: Storage = "planned",
     ) -> LinearWeight:
-        """`linear`'s pack for this plan's target; `exact` keeps fp32 whatever the precision."""
+        """`linear`'s pack for this plan's target.
+
+        storage: "planned" as the precision says, "wide" in more than 8 bits, "exact" in fp32.
+        """
         packed: LinearWeight = self._pack["pack_linear"](
             weight,
             bias,
             gate_weight=gate_weight,
             gate_bias=gate_bias,
-            target=self._exact_target() if exact else self.plan.target,
+            target=self._stored(storage),
         )
         return packed
 
@@ -127,8 +133,13 @@ class Ops:
         packed: Conv3dWeight = pack(weight, bias)
         return packed
 
-    def _exact_target(self) -> Target:
-        return Target(self.device, PRECISIONS[self.device.type]["fp32"])
+    def _stored(self, storage: Storage) -> Target:
+        precision, known = self.plan.target.precision, PRECISIONS[self.device.type]
+        if storage == "exact":
+            precision = known["fp32"]
+        elif storage == "wide" and precision.weights.itemsize == 1:
+            precision = next(p for p in known.values() if p.weights == precision.activations)
+        return Target(self.device, precision)
 
 
 def target_for(device: str | torch.device = "auto", precision: str = "auto") -> Target:

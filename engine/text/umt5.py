@@ -179,7 +179,7 @@ class UMT5Block:
         else:
             self.up = ops.pack_linear(ffn["wi.weight"])
         # its output outgrows fp16; bf16 has the range (transformers makes the same distinction)
-        self.down = ops.pack_linear(ffn["wo.weight"], exact=ops.dtype == torch.float16)
+        self.down = ops.pack_linear(ffn["wo.weight"], storage="exact" if ops.dtype == torch.float16 else "planned")
 
     def __call__(self, x: torch.Tensor, attention: AttentionMap) -> torch.Tensor:
         """x: [B, S, C] → the same. x may be wider than what flows between ops."""

@@ -90,7 +90,9 @@ class AttentionBlock:
         self.ops = ops
         self.gain = norm_gain(weights, f"{name}.norm", ops)
         self.to_qkv, self.proj = (
-            ops.pack_linear(weights[f"{name}.{part}.weight"].flatten(1), weights[f"{name}.{part}.bias"], exact=True)
+            ops.pack_linear(
+                weights[f"{name}.{part}.weight"].flatten(1), weights[f"{name}.{part}.bias"], storage="exact"
+            )
             for part in ("to_qkv", "proj")
         )
 

@@ -13,7 +13,7 @@ from kinema.ops.common.quantized import QuantKind
 class Precision:
     """Numbers of one model on one kind of device.
 
-    `weights` is the storage of the large linear weights, `activations` the dtype between ops, and
+    `weights` is the storage of the blocks' linear weights, `activations` the dtype between ops, and
     `quantize_activations` the per-token format of a linear's input (None: not quantised). Norms, modulation
     tables, position tables and the time embedder are always fp32, as the published models keep them.
     """

@@ -220,6 +220,14 @@ def test_a_gpu_that_is_not_there_is_an_error():
 def test_exact_weights_keep_fp32_in_any_precision():
     ops = build_ops(plan_ops(INT8, "reference"))
     weight = torch.full((4, 4), 1.0 + 2.0**-20)
-    exact, stored = ops.pack_linear(weight, exact=True), ops.pack_linear(weight)
+    exact, stored = ops.pack_linear(weight, storage="exact"), ops.pack_linear(weight)
     assert exact.nbytes == 64 and stored.nbytes < 64
     assert float(ops.linear(torch.ones(1, 1, 4), exact)[0, 0, 0]) == float(weight.sum(1)[0])
+
+
+@pytest.mark.parametrize("precision", ["fp8", "int8", "bf16"])
+def test_wide_weights_are_not_in_8_bits(precision):
+    ops = build_ops(plan_ops(target_for("cpu", precision), "reference"))
+    weight = torch.randn(4, 4)
+    wide, stored = ops.pack_linear(weight, storage="wide"), ops.pack_linear(weight)
+    assert wide.nbytes == (32 if precision == "bf16" else 64) and stored.nbytes <= 32
