@@ -85,6 +85,16 @@ def arguments(name):
         "bias": (q, KV(k, v), {"bias": normal(1, 2, queries, 50, seed=7)}),
         "list": (q, KV(k, v, lengths), {"blocks": BlockList(32, 16, indices, counts)}),
         "list_of_whole_tiles": (q, KV(k[:, :, :48], v[:, :, :48]), {"blocks": every}),
+        "list_and_bias": (
+            q,
+            KV(k, v, lengths),
+            {"blocks": BlockList(32, 16, indices, counts), "bias": normal(1, 2, queries, 50, seed=7)},
+        ),
+        "list_of_whole_tiles_and_bias": (
+            q,
+            KV(k[:, :, :48], v[:, :, :48]),
+            {"blocks": every, "bias": normal(1, 2, queries, 48, seed=7)},
+        ),
         "list_over_segments": (
             q,
             (cache, KV(k, v)),
@@ -98,7 +108,7 @@ NAMES = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "list_and_bias", "list_of_whole_tiles_and_bias"])
 def test_every_loop_is_right(name):
     q, kv, options = arguments(name)
     with tiles():
