@@ -60,7 +60,7 @@ sanitize: $(VENV)/test-tools
 	KINEMA_CPU_LIBRARY=$(CURDIR)/build/sanitize/libkinema_cpu.so \
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYTHONMALLOC=malloc \
-	$(BIN)/pytest -q -p no:cacheprovider tests/ops tests/native -k "cpu-cpu or native"
+	$(BIN)/pytest -q -p no:cacheprovider tests/ops tests/native -k "cpu-cpu or direct-cpu or native"
 
 # micro-benchmarks of the ops; make bench BENCH="peers --rounds 5" is one of kinema bench's verbs instead
 bench: $(VENV)/test-tools

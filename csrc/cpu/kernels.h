@@ -10,6 +10,8 @@
 #include "rows.h"
 #include "attention.h"
 #include "patches.h"
+#include "conv3d_copy.h"
+#include "winograd.h"
 #include "conv3d.h"
 #include "probe.h"
 #include "table.h"
@@ -32,6 +34,8 @@
         isa::patch_embed_workspace,                                                                                    \
         isa::patch_embed,                                                                                              \
         isa::unpatchify,                                                                                               \
+        isa::winograd_packed_bytes,                                                                                    \
+        isa::winograd_pack,                                                                                            \
         isa::conv3d_workspace,                                                                                         \
         isa::conv3d,                                                                                                   \
         isa::probe}

@@ -24,7 +24,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a struct or a function below changes. */
-#define KINEMA_ABI_VERSION 2
+#define KINEMA_ABI_VERSION 3
 
 enum kinema_status {
     KINEMA_OK = 0,
@@ -257,7 +257,8 @@ typedef struct kinema_unpatchify_args {
 KINEMA_API int32_t kinema_unpatchify(const kinema_cpu *cpu, const kinema_unpatchify_args *args);
 
 /* conv(past frames ++ upsample(act(norm(x)))) + bias + residual, channels last; the weight is packed by
-   kinema_linear_pack from [out_channels, kernel_t * kernel_h * kernel_w * in_channels] */
+   kinema_linear_pack from [out_channels, kernel_t * kernel_h * kernel_w * in_channels], or, where kernel_h = kernel_w =
+   3 and all strides are 1, by kinema_winograd_pack, and `winograd` says so */
 typedef struct kinema_conv3d_args {
     int64_t batch, in_channels, out_channels, frames, height, width;
     const float *x;
@@ -274,8 +275,18 @@ typedef struct kinema_conv3d_args {
     float *out;
     void *workspace;    /* kinema_conv3d_workspace() bytes, 64-byte aligned */
     int32_t activation; /* of x, behind the norm */
+    int32_t winograd;   /* the weight is one of kinema_winograd_pack */
     int32_t threads;
 } kinema_conv3d_args;
+
+/* Bytes of a kernel [out_channels, kernel_t, 3, 3, in_channels] in the form of Winograd's F(2x2, 3x3), 2.25 times fewer
+ * multiplications and a larger rounding error. 16/9 of the size, and more where the channels are no whole vectors. */
+KINEMA_API int64_t
+kinema_winograd_packed_bytes(const kinema_cpu *cpu, int64_t in_channels, int64_t out_channels, int64_t kernel_t);
+/* packed: 64-byte aligned */
+KINEMA_API int32_t kinema_winograd_pack(
+    const kinema_cpu *cpu, int64_t in_channels, int64_t out_channels, int64_t kernel_t, const float *weight,
+    void *packed);
 
 KINEMA_API int64_t kinema_conv3d_workspace(const kinema_cpu *cpu, const kinema_conv3d_args *args);
 KINEMA_API int32_t kinema_conv3d(const kinema_cpu *cpu, const kinema_conv3d_args *args);

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 import torch
 
 from kinema.ops.common import Implementation, Op, Target
-from kinema.ops.common.native import cpu_implementation
+from kinema.ops.common.native import cpu_implementation, cpu_unsupported
 from kinema.ops.common.triton_target import triton_implementation
 
 
@@ -76,6 +76,7 @@ OP = Op(
     (
         triton_implementation("conv3d"),
         cpu_implementation("conv3d"),
+        Implementation("cpu-direct", "kinema.ops.conv3d.cpu_direct", cpu_unsupported),
         Implementation("reference", "kinema.ops.conv3d.reference"),
     ),
 )

@@ -1,4 +1,5 @@
-"""`conv3d` on the native CPU kernels: a product that gathers its taps, channels last (csrc/cpu/conv3d.h)."""
+"""`conv3d` on the native CPU kernels, channels last: Winograd's F(2×2, 3×3) where that is faster (csrc/cpu/winograd.h),
+else a product that gathers its taps (csrc/cpu/conv3d.h)."""
 
 from __future__ import annotations
 
@@ -9,7 +10,17 @@ from typing import Literal
 import torch
 
 from kinema.ops.common import Target
-from kinema.ops.common.native import ACTIVATIONS, Cpu, address, cpu, fp32, pack_panels, workspace
+from kinema.ops.common.native import (
+    ACTIVATIONS,
+    Cpu,
+    address,
+    aligned_bytes,
+    cpu,
+    fp32,
+    pack_panels,
+    refuse_gradients,
+    workspace,
+)
 from kinema.ops.conv3d import Conv3dWeight
 
 
@@ -53,15 +64,24 @@ class Conv3dArguments(ctypes.Structure):
         ("out", ctypes.c_void_p),
         ("workspace", ctypes.c_void_p),
         ("activation", ctypes.c_int32),
+        ("winograd", ctypes.c_int32),
         ("threads", ctypes.c_int32),
     )
 
 
+# With fewer channels to sum over, the transforms cost more than they save.
+WINOGRAD_CHANNELS = 8
+
+
 @dataclass(frozen=True)
 class CpuWeight(Conv3dWeight):
-    """panels: uint8, laid out by the instruction set of `cpu`, taps before channels; bias: [Cout] fp32."""
+    """panels: uint8, laid out by the instruction set of `cpu`, taps before channels; bias: [Cout] fp32.
+
+    winograd: whether they are transformed.
+    """
 
     cpu: Cpu
+    winograd: bool
     panels: torch.Tensor
     bias: torch.Tensor | None
 
@@ -74,14 +94,48 @@ def pack_conv3d(
     padding: tuple[int, int, int, int] | None = None,
     target: Target,
 ) -> CpuWeight:
+    plain = weight.shape[-2:] == (3, 3) and stride == (1, 1, 1)
+    return _pack(weight, bias, stride, padding, winograd=plain and weight.shape[1] >= WINOGRAD_CHANNELS)
+
+
+def pack_direct(
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    stride: tuple[int, int, int] = (1, 1, 1),
+    padding: tuple[int, int, int, int] | None = None,
+    target: Target,
+) -> CpuWeight:
+    """`pack_conv3d` without Winograd's transforms."""
+    return _pack(weight, bias, stride, padding, winograd=False)
+
+
+def _pack(
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: tuple[int, int, int],
+    padding: tuple[int, int, int, int] | None,
+    *,
+    winograd: bool,
+) -> CpuWeight:
     if weight.ndim == 4:
         weight = weight.unsqueeze(2)
     cout, cin, kt, kh, kw = weight.shape
     if padding is None:
         padding = ((kh - 1) // 2, (kh - 1) // 2, (kw - 1) // 2, (kw - 1) // 2)
-    native = cpu()
-    panels = pack_panels(native, weight.movedim(1, -1).flatten(1))
-    return CpuWeight(cin, cout, (kt, kh, kw), stride, padding, native, panels, fp32(bias))
+    native, rows = cpu(), weight.movedim(1, -1)  # [Cout, kt, kh, kw, Cin]
+    panels = _pack_winograd(native, rows) if winograd else pack_panels(native, rows.flatten(1))
+    return CpuWeight(cin, cout, (kt, kh, kw), stride, padding, native, winograd, panels, fp32(bias))
+
+
+def _pack_winograd(native: Cpu, rows: torch.Tensor) -> torch.Tensor:
+    """A kernel [Cout, kt, 3, 3, Cin], transformed and packed in fp32."""
+    refuse_gradients(rows)
+    rows = rows.detach().float().contiguous()
+    shape = (rows.shape[-1], rows.shape[0], rows.shape[1])
+    panels = aligned_bytes(native.library.kinema_winograd_packed_bytes(native.handle, *shape))
+    native.check(native.library.kinema_winograd_pack(native.handle, *shape, rows.data_ptr(), panels.data_ptr()))
+    return panels
 
 
 def conv3d(
@@ -144,6 +198,7 @@ def conv3d(
         y.data_ptr(),
         None,
         ACTIVATIONS[activation],
+        weight.winograd,
         torch.get_num_threads(),
     )
     arguments.workspace = workspace(weight.cpu.ask("kinema_conv3d_workspace", arguments))

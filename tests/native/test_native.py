@@ -20,6 +20,7 @@ from kinema.ops.attention import KV
 from kinema.ops.attention import cpu as attention_cpu
 from kinema.ops.common import PRECISIONS, Quantized, Target, native
 from kinema.ops.conv3d import cpu as conv3d_cpu
+from kinema.ops.conv3d import cpu_direct as conv3d_cpu_direct
 from kinema.ops.linear import cpu as linear_cpu
 from kinema.ops.norm_modulate import cpu as norm_modulate_cpu
 from kinema.ops.patch_embed import cpu as patch_embed_cpu
@@ -253,6 +254,76 @@ def test_wide_convolutions(isa, outputs, width, stride):
     seen = torch.nn.functional.pad(torch.nn.functional.silu(x.double()), (1, 1, 1, 1, 1, 0))
     truth = torch.nn.functional.conv3d(seen, w.double(), bias.double(), stride=(1, stride, stride))
     assert float((y - truth).abs().max() / truth.abs().max()) < 1e-6
+
+
+def convolved(x, weight, bias, norm, past, residual, upsample):
+    """conv3d in float64 by torch, and what it leaves as the past."""
+    root = x.shape[1] ** 0.5
+    h = torch.nn.functional.normalize(x.double(), dim=1) * root * norm.double()[:, None, None, None]
+    h = torch.nn.functional.silu(h)
+    h = h.repeat_interleave(upsample, 3).repeat_interleave(upsample, 4)
+    h = torch.cat((past.double(), h), dim=2)
+    y = torch.nn.functional.conv3d(h, weight.double(), bias.double(), padding=(0, 1, 1))
+    return y + residual.double(), h[:, :, h.shape[2] - past.shape[2] :]
+
+
+# (Cin, Cout, kt, frames, height, width, upsample): all that a band, a block and a group of tiles can leave over
+TRANSFORMED = [
+    (24, 17, 3, 6, 131, 83, 1),  # two bands in two parts of the frames
+    (10, 33, 2, 5, 37, 26, 1),
+    (20, 70, 1, 5, 33, 47, 2),  # doubled
+    (10, 5, 3, 2, 9, 7, 2),  # doubled with a past, which is of the doubled frame
+    (130, 18, 3, 1, 12, 11, 1),  # two slices of the depth
+    (8, 400, 1, 1, 3, 3, 1),  # more columns than wait together
+]
+
+
+@pytest.mark.parametrize(("into", "out", "taps", "frames", "height", "width", "upsample"), TRANSFORMED)
+@pytest.mark.parametrize("past", ["random", "silent above", "silent"])
+def test_transformed_convolutions(isa, threads, into, out, taps, frames, height, width, upsample, past):
+    """Winograd's transforms where pictures are cut; results and caches are the same on any number of threads."""
+    x, norm = random(2, into, frames, height, width), 0.5 + random(into, seed=3).abs()
+    weight, bias = random(out, into, taps, 3, 3, seed=1, std=(9 * taps * into) ** -0.5), random(out, seed=2)
+    before = random(2, into, taps - 1, height * upsample, width * upsample, seed=4)
+    if past != "random":
+        before[:, :, :1, : before.shape[3] if past == "silent" else before.shape[3] // 2] = 0
+    residual = random(2, out, frames, height * upsample, width * upsample, seed=5)
+    truth, after = convolved(x, weight, bias, norm, before, residual, upsample)
+    packed = conv3d_cpu.pack_conv3d(weight, bias, target=target("fp32"))
+    assert packed.winograd
+    results = []
+    for count in (1, 3):
+        threads(count)
+        cache, y = before.clone(), torch.full_like(residual, float("nan"))
+        given = {"norm": norm, "activation": "silu", "upsample": upsample, "residual": residual, "cache": cache}
+        conv3d_cpu.conv3d(x, packed, out=y, **given)
+        assert float((y - truth).abs().max() / truth.abs().max()) < 2e-6
+        assert taps == 1 or float((cache - after).abs().max() / after.abs().max()) < 1e-6
+        results.append((y, cache))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_what_is_summed_directly(isa):
+    """Winograd is for 3×3 kernels without strides, of channels enough; `cpu-direct` is for whoever wants none of it."""
+
+    def transformed(pack, *shape, **options):
+        return pack(random(*shape), target=target("fp32"), **options).winograd
+
+    assert transformed(conv3d_cpu.pack_conv3d, 3, 8, 3, 3, 3)
+    assert not transformed(conv3d_cpu.pack_conv3d, 8, 3, 3, 3, 3)
+    assert not transformed(conv3d_cpu.pack_conv3d, 8, 8, 3, 1, 1)
+    assert not transformed(conv3d_cpu.pack_conv3d, 8, 8, 1, 3, 3, stride=(1, 2, 2))
+    assert not transformed(conv3d_cpu_direct.pack_conv3d, 8, 8, 3, 3, 3)
+    arguments = conv3d_cpu.Conv3dArguments()
+    for name, _ in conv3d_cpu.Conv3dArguments._fields_[:6]:
+        setattr(arguments, name, 8)
+    for name in ("kernel_t", "kernel_h", "kernel_w", "stride_t", "stride_h", "stride_w", "upsample", "winograd"):
+        setattr(arguments, name, 1)
+    some = torch.zeros(4)
+    for name in ("x", "weight", "out", "workspace"):
+        setattr(arguments, name, some.data_ptr())
+    with pytest.raises(ValueError, match="a size is negative or does not fit"):
+        native.cpu().call("kinema_conv3d", arguments)
 
 
 # ---- threads

@@ -19,6 +19,7 @@ from kinema.ops.common.native import forced, instruction_sets
 from kinema.ops.plan import OPS
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+NATIVE = ("cpu", "cpu-direct")
 
 # A narrow dtype between ops is a GPU's precision; a backend that can run one elsewhere says so for this target.
 FLOWING = {
@@ -184,7 +185,7 @@ def _candidates(op):
             # skipped only where no precision can run: the capability record says why, and that is the skip's reason
             marks = [pytest.mark.skip(reason="; ".join(reasons[0]))] if all(reasons) else []  # no GPU, no triton, …
             # native kernels exist once per instruction set
-            tables = instruction_sets() if implementation.backend == "cpu" and name == "cpu" else []
+            tables = instruction_sets() if implementation.backend in NATIVE and name == "cpu" else []
             for isa in tables or [None]:
                 label = f"{implementation.backend}-{name}" + (f"-{isa}" if isa else "")
                 yield pytest.param((op, implementation, device, isa), id=label, marks=marks)
@@ -217,7 +218,7 @@ def impl(request) -> Iterator[Candidate]:
             implementation.unsupported,
             functions(implementation),
             functions(plain),
-            refuses_float64=implementation.backend == "cpu",
+            refuses_float64=implementation.backend in NATIVE,
         )
 
 

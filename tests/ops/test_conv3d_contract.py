@@ -7,6 +7,7 @@ import torch
 
 from kinema.ops import conv3d
 from kinema.ops.common import PRECISIONS, Target
+from kinema.ops.conv3d import cpu as native_conv3d
 
 OP = conv3d.OP
 FP32, BF16, FP16, FP64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
@@ -84,6 +85,12 @@ CASES = {
     "chunks_of_a_large_clip": Case(REACHES_ONEDNN, chunks=(1, 1, 14), residual=True),
     "halving_a_large_clip": replace(HALVING, size=REACHES_ONEDNN),
 }
+
+
+@pytest.fixture(autouse=True)
+def transforms_at_every_size(monkeypatch):
+    """The native kernels transform every 3×3 kernel, however few its channels: `cpu-direct` sums the same cases."""
+    monkeypatch.setattr(native_conv3d, "WINOGRAD_CHANNELS", 1)
 
 
 def prepared(x, norm, activation, upsample):

@@ -1,0 +1,105 @@
+// What a convolution sees, channels last: past frames, then x normed, activated and upsampled, with its border.
+//
+// It is laid out line by line, and read from there many times. Its last frames are the past of the next chunk.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "kinema.h"
+
+namespace kinema {
+namespace KINEMA_ISA {
+
+struct ConvShape {
+    int64_t history, seen, height, width;          // of the padded copy
+    int64_t inner_h, inner_w;                      // without its border
+    int64_t out_t, out_h, out_w, line, frame, all; // line, frame and sample of the copy, in floats
+
+    explicit ConvShape(const kinema_conv3d_args &a) {
+        history = most(a.kernel_t - a.stride_t, 0);
+        seen = history + a.frames;
+        inner_h = a.height * a.upsample;
+        inner_w = a.width * a.upsample;
+        height = inner_h + a.pad_top + a.pad_bottom;
+        width = inner_w + a.pad_left + a.pad_right;
+        out_t = (seen - a.kernel_t) / a.stride_t + 1;
+        out_h = (height - a.kernel_h) / a.stride_h + 1;
+        out_w = (width - a.kernel_w) / a.stride_w + 1;
+        line = width * a.in_channels;
+        frame = height * line;
+        all = seen * frame;
+    }
+};
+
+// A pixel of x [channels] in fp32 at `to`, normed and activated.
+inline void see(const kinema_conv3d_args &a, const float *x, float *to) {
+    const int64_t channels = a.in_channels;
+    if (a.x_stride_c == 1)
+        std::memcpy(to, x, channels * sizeof(float));
+    else
+        for (int64_t c = 0; c < channels; ++c)
+            to[c] = x[c * a.x_stride_c];
+    if (a.norm != nullptr) {
+        const float length = std::sqrt(row_sum(to, channels, 0.0f, [](V v) { return mul(v, v); }));
+        const float root = std::sqrt(static_cast<float>(channels)), gain = root / (length > 1e-12f ? length : 1e-12f);
+        for (int64_t c = 0; c < channels; c += W) {
+            const int lanes = static_cast<int>(least(channels - c, W));
+            store_some(to + c, mul(mul(load_some(to + c, lanes), set1(gain)), load_some(a.norm + c, lanes)), lanes);
+        }
+    }
+    if (a.activation != KINEMA_NONE)
+        activate(a.activation, channels, to, to);
+}
+
+// f(pixel, channel, offset in the cache) over a line of the cache, in the order in which it lies there.
+template <class F> inline void each_cached(const kinema_conv3d_args &a, const ConvShape &shape, F f) {
+    if (a.cache_stride_c <= a.cache_stride_w)
+        for (int64_t i = 0; i < shape.inner_w; ++i)
+            for (int64_t c = 0; c < a.in_channels; ++c)
+                f(i, c, i * a.cache_stride_w + c * a.cache_stride_c);
+    else
+        for (int64_t c = 0; c < a.in_channels; ++c)
+            for (int64_t i = 0; i < shape.inner_w; ++i)
+                f(i, c, i * a.cache_stride_w + c * a.cache_stride_c);
+}
+
+// Line y of a frame of the copy: a border is zero, a past frame comes from the cache, the rest from x.
+inline void
+copy_line(const kinema_conv3d_args &a, const ConvShape &shape, int64_t b, int64_t t, int64_t y, float *line) {
+    const int64_t channels = a.in_channels, inside = y - a.pad_top;
+    if (inside < 0 || inside >= shape.inner_h || (t < shape.history && a.cache == nullptr)) {
+        std::memset(line, 0, shape.line * sizeof(float));
+        return;
+    }
+    std::memset(line, 0, a.pad_left * channels * sizeof(float));
+    float *pixel = line + a.pad_left * channels;
+    if (t < shape.history) {
+        const float *past = a.cache + b * a.cache_stride_b + t * a.cache_stride_t + inside * a.cache_stride_h;
+        each_cached(a, shape, [&](int64_t i, int64_t c, int64_t at) { pixel[i * channels + c] = past[at]; });
+        pixel += shape.inner_w * channels;
+    } else {
+        const float *x =
+            a.x + b * a.x_stride_b + (t - shape.history) * a.x_stride_t + inside / a.upsample * a.x_stride_h;
+        for (int64_t i = 0; i < a.width; ++i) {
+            see(a, x + i * a.x_stride_w, pixel);
+            pixel += channels;
+            for (int64_t again = 1; again < a.upsample; ++again, pixel += channels)
+                std::memcpy(pixel, pixel - channels, channels * sizeof(float));
+        }
+    }
+    std::memset(pixel, 0, a.pad_right * channels * sizeof(float));
+}
+
+// Line y of the picture in frame t of the renewed cache, from where it lies in the copy.
+inline void
+renew_line(const kinema_conv3d_args &a, const ConvShape &shape, int64_t b, int64_t t, int64_t y, const float *line) {
+    const int64_t channels = a.in_channels;
+    const float *pixel = line + a.pad_left * channels;
+    float *past = a.cache + b * a.cache_stride_b + t * a.cache_stride_t + y * a.cache_stride_h;
+    each_cached(a, shape, [&](int64_t i, int64_t c, int64_t at) { past[at] = pixel[i * channels + c]; });
+}
+
+} // namespace KINEMA_ISA
+} // namespace kinema

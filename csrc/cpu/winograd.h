@@ -1,0 +1,411 @@
+// A convolution with 3×3 taps over a frame as 16 products instead of 36 a square of 2×2 outputs.
+//
+// Winograd's F(2×2, 3×3) (Lavin and Gray 2016, arXiv 1509.09308): y = Aᵀ[(G g Gᵀ) ∘ (Bᵀ d B)]A of a patch d of 4×4
+// inputs. G g Gᵀ is made when the weight is packed; ∘ is a product over channels and taps of time, one for each of the
+// 16 places, of [tiles, taps · channels] with [taps · channels, outputs]. Frames stay whole beside each other in the
+// left matrix, so a frame is transformed once for all the taps that see it.
+//
+// A picture goes through in bands of lines, so that nothing the size of the video is ever written but the result.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "kinema.h"
+#include "pool.h"
+
+namespace kinema {
+namespace KINEMA_ISA {
+
+constexpr int64_t PLACES = 16;               // of a transformed patch
+constexpr int64_t WINOGRAD_ROWS = 96;        // of the left matrices at a time: what a weight is read for
+constexpr int64_t WINOGRAD_DEPTH = 320;      // of a panel in the first-level cache
+constexpr int64_t WINOGRAD_COLUMNS = 384;    // whose sums wait for their transform
+constexpr int64_t WINOGRAD_FRAMES = 4;       // of the result at a time
+constexpr int64_t WINOGRAD_BAND = 8ll << 20; // bytes of lines at a time: of the last cache
+
+inline int64_t whole_groups(int64_t channels) { return ceil_div(channels, KB) * KB; }
+
+// ---- the weight: [16 places][panels][taps of time · channels, whole groups of them][NR]
+
+inline int64_t winograd_packed_bytes(int64_t in_channels, int64_t out_channels, int64_t kernel_t) {
+    return PLACES * packed_bytes(kernel_t * whole_groups(in_channels), out_channels, KINEMA_F32, 0);
+}
+
+// weight: [out_channels, kernel_t, 3, 3, in_channels]. Transformed in float64 and rounded once.
+inline void
+winograd_pack(int64_t in_channels, int64_t out_channels, int64_t kernel_t, const float *weight, void *packed) {
+    static const double G[4][3] = {{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}};
+    const int64_t panels = ceil_div(out_channels, NR), depth = kernel_t * whole_groups(in_channels);
+    float *to = static_cast<float *>(packed);
+    std::memset(to, 0, winograd_packed_bytes(in_channels, out_channels, kernel_t));
+    for (int64_t n = 0; n < out_channels; ++n)
+        for (int64_t tap = 0; tap < kernel_t; ++tap)
+            for (int64_t c = 0; c < in_channels; ++c) {
+                const float *taps = weight + (n * kernel_t + tap) * 9 * in_channels + c;
+                for (int64_t place = 0; place < PLACES; ++place) {
+                    double sum = 0;
+                    for (int i = 0; i < 3; ++i)
+                        for (int j = 0; j < 3; ++j)
+                            sum += G[place / 4][i] * G[place % 4][j] * taps[(i * 3 + j) * in_channels];
+                    const int64_t k = tap * whole_groups(in_channels) + c;
+                    to[((place * panels + n / NR) * depth + k) * NR + n % NR] = static_cast<float>(sum);
+                }
+            }
+}
+
+// ---- the transforms
+
+// Bᵀ of four numbers in a row. Of three, each but the last two of which was doubled (a, b, b, c): the third is zero.
+inline void patch_row(const V *d, V *to) {
+    to[0] = sub(d[0], d[2]);
+    to[1] = add(d[1], d[2]);
+    to[2] = sub(d[2], d[1]);
+    to[3] = sub(d[1], d[3]);
+}
+inline void patch_row_doubled(const V *d, V *to) {
+    to[0] = sub(d[0], d[1]);
+    to[1] = add(d[1], d[1]);
+    to[2] = sub(d[1], d[2]);
+}
+
+// Bᵀ d B of `lanes` channels of a patch of SIZE×SIZE pixels whose lines begin at `lines`.
+template <int SIZE>
+inline __attribute__((always_inline)) void
+transform_patch(const float *const *lines, int64_t offset, int64_t pixel, int lanes, V (*to)[SIZE]) {
+    V half[SIZE][SIZE]; // [column][row]
+#pragma GCC unroll 4
+    for (int j = 0; j < SIZE; ++j) {
+        V column[SIZE];
+#pragma GCC unroll 4
+        for (int i = 0; i < SIZE; ++i)
+            column[i] = load_some(lines[i] + offset + j * pixel, lanes);
+        SIZE == 4 ? patch_row(column, half[j]) : patch_row_doubled(column, half[j]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < SIZE; ++i) {
+        V row[SIZE];
+#pragma GCC unroll 4
+        for (int j = 0; j < SIZE; ++j)
+            row[j] = half[j][i];
+        SIZE == 4 ? patch_row(row, to[i]) : patch_row_doubled(row, to[i]);
+    }
+}
+
+// Aᵀ m A: the four outputs of a tile, from sums that lie `stride` apart.
+template <int SIZE>
+inline __attribute__((always_inline)) void transform_sums(const float *sums, int64_t stride, V (*to)[2]) {
+    V half[2][SIZE];
+#pragma GCC unroll 4
+    for (int j = 0; j < SIZE; ++j) {
+        const V first = load(sums + j * stride), second = load(sums + (SIZE + j) * stride);
+        const V third = load(sums + (2 * SIZE + j) * stride);
+        if (SIZE == 4) {
+            half[0][j] = add(add(first, second), third);
+            half[1][j] = sub(sub(second, third), load(sums + (3 * SIZE + j) * stride));
+        } else {
+            half[0][j] = add(first, second);
+            half[1][j] = sub(second, third);
+        }
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+        to[i][0] = add(half[i][0], half[i][1]);
+        to[i][1] = sub(half[i][1], half[i][2]);
+        if (SIZE == 4) {
+            to[i][0] = add(to[i][0], half[i][2]);
+            to[i][1] = sub(to[i][1], half[i][SIZE - 1]);
+        }
+    }
+}
+
+// W channels from channel c on, of a row of a packed tile; what lies behind the last group of channels is dropped.
+inline void place_channels(float *row, int64_t c, int64_t channels, V v) {
+    if constexpr (W == KB)
+        store(row + c * MR, v);
+    else if constexpr (W < KB)
+        store(row + c / KB * (MR * KB) + c % KB, v);
+    else {
+        float lanes[W];
+        store(lanes, v);
+        for (int64_t i = 0; i < W && c + i < channels; i += KB)
+            std::memcpy(row + (c + i) * MR, lanes + i, KB * sizeof(float));
+    }
+}
+
+// ---- how a call is cut
+
+struct Winograd {
+    kinema_conv3d_args a; // of what is laid out
+    ConvShape shape;      // of that, with a border that makes whole tiles of it
+    const kinema_conv3d_args &given;
+    bool doubled;                           // of a frame that is to be doubled only its own pixels are laid out
+    int64_t step, size, places;             // pixels from tile to tile and of a patch; places whose products are not 0
+    int64_t out_h, out_w, tiles_h, tiles_w; // of the result
+    int64_t channels, depth, panels, chunk; // channels in whole groups; panels whose sums wait together
+    int64_t band, kept;                     // rows of tiles of a band, and lines that it reads
+    int64_t groups, frames;                 // MR tiles each, and frames of the result, at a time
+    int64_t left_place, left_group;         // floats from place to place and from group to group of the left matrices
+    int64_t sums_place;
+    int64_t lines_bytes, marks_bytes, left_bytes, thread_bytes;
+
+    static bool doubles(const kinema_conv3d_args &a) {
+        return a.upsample == 2 && a.kernel_t == 1 && a.pad_top == 1 && a.pad_bottom == 1 && a.pad_left == 1 &&
+               a.pad_right == 1;
+    }
+    static kinema_conv3d_args laid_out(kinema_conv3d_args a) {
+        if (doubles(a)) {
+            a.upsample = 1;
+            return a;
+        }
+        a.pad_bottom += (a.height * a.upsample + a.pad_top + a.pad_bottom) % 2;
+        a.pad_right += (a.width * a.upsample + a.pad_left + a.pad_right) % 2;
+        return a;
+    }
+
+    explicit Winograd(const kinema_conv3d_args &args)
+        : a(laid_out(args)), shape(a), given(args), doubled(doubles(args)), step(doubled ? 1 : 2),
+          size(doubled ? 3 : 4), places(size * size) {
+        out_h = args.height * args.upsample + args.pad_top + args.pad_bottom - 2;
+        out_w = args.width * args.upsample + args.pad_left + args.pad_right - 2;
+        tiles_h = ceil_div(out_h, 2);
+        tiles_w = ceil_div(out_w, 2);
+        channels = whole_groups(a.in_channels);
+        depth = a.kernel_t * channels;
+        panels = ceil_div(a.out_channels, NR);
+        chunk = least(panels, most(1, WINOGRAD_COLUMNS / NR));
+        frames = least(shape.out_t, WINOGRAD_FRAMES);
+        groups = most(1, WINOGRAD_ROWS / (MR * frames));
+        const int64_t line = shape.seen * shape.line * 4;
+        const int64_t enough = ceil_div(4 * groups * MR * most(1, args.threads), tiles_w); // for all threads
+        band = most(enough, (WINOGRAD_BAND / line - (size - step)) / step);
+        band = least(tiles_h, ceil_div(tiles_h, ceil_div(tiles_h, band)));
+        kept = (band - 1) * step + size;
+        groups = least(groups, ceil_div(band * tiles_w, MR));
+        left_group = (frames + shape.history) * channels * MR;
+        left_place = groups * left_group + NR; // a little more, or all 16 fall into the same lines of a cache
+        sums_place = chunk * groups * frames * MR * NR + NR;
+        lines_bytes = aligned(kept * line);
+        marks_bytes = aligned(shape.history * kept);
+        left_bytes = aligned(places * left_place * 4);
+        thread_bytes = left_bytes + aligned(places * sums_place * 4);
+    }
+    int64_t bytes() const { return lines_bytes + marks_bytes + most(1, a.threads) * thread_bytes; }
+};
+
+// A band of the picture: its lines lie in a ring, so that the next one finds those that both read.
+struct Band {
+    const Winograd &w;
+    int64_t b, first, rows; // sample, and rows of tiles
+    int64_t silent;         // frames of the past that are zero
+    float *lines;
+    uint8_t *marks; // of the lines of the past: is there anything but zeros?
+    char *scratch;
+
+    float *line(int64_t t, int64_t y) const { return lines + (t * w.kept + y % w.kept) * w.shape.line; }
+    int64_t groups() const { return ceil_div(rows * w.tiles_w, MR); }
+};
+
+inline bool any_sound(const float *x, int64_t count) {
+    int found = 0;
+    for (int64_t i = 0; i < count; ++i)
+        found |= x[i] != 0.0f; // without a branch, so that compilers make vectors of it
+    return found != 0;
+}
+
+// Line y of all frames of the copy; its last frames renew the cache, whose line y nobody else reads.
+inline void lay_out_line(const Band &band, int64_t y) {
+    const Winograd &w = band.w;
+    const kinema_conv3d_args &a = w.a;
+    const ConvShape &shape = w.shape;
+    for (int64_t t = 0; t < shape.seen; ++t) {
+        copy_line(a, shape, band.b, t, y, band.line(t, y));
+        if (t < shape.history)
+            band.marks[t * w.kept + y % w.kept] = a.cache != nullptr && any_sound(band.line(t, y), shape.line);
+    }
+    const int64_t inside = y - a.pad_top;
+    if (a.cache != nullptr && inside >= 0 && inside < shape.inner_h)
+        for (int64_t t = 0; t < shape.history; ++t)
+            renew_line(a, shape, band.b, t, inside, band.line(shape.seen - shape.history + t, y));
+}
+
+// ---- a block: some groups of tiles in some frames of the result
+
+struct Block {
+    int64_t group, groups; // of the band
+    int64_t frame, frames; // of the result
+    float *left, *sums;
+};
+
+// Patches of MR tiles of frame t, transformed, to where the 16 products read them.
+template <int SIZE> void transform_group(const Band &band, int64_t tile, int count, int64_t t, float *to) {
+    const Winograd &w = band.w;
+    const float *lines[MR][SIZE];
+    for (int r = 0; r < count; ++r) {
+        const int64_t y = (band.first + (tile + r) / w.tiles_w) * w.step, x = (tile + r) % w.tiles_w * w.step;
+        for (int i = 0; i < SIZE; ++i)
+            lines[r][i] = band.line(t, y + i) + x * w.a.in_channels;
+    }
+    for (int64_t c = 0; c < w.channels; c += W)
+        for (int r = 0; r < count; ++r) {
+            V made[SIZE][SIZE];
+            const int lanes = static_cast<int>(most(0, least(w.a.in_channels - c, W)));
+            if (lanes == W)
+                transform_patch<SIZE>(lines[r], c, w.a.in_channels, W, made);
+            else
+                transform_patch<SIZE>(lines[r], c, w.a.in_channels, lanes, made);
+            for (int i = 0; i < SIZE; ++i)
+                for (int j = 0; j < SIZE; ++j)
+                    place_channels(to + (i * SIZE + j) * w.left_place + r * KB, c, w.channels, made[i][j]);
+        }
+}
+
+inline void transform_block(const Band &band, const Block &block) {
+    const Winograd &w = band.w;
+    const int64_t tiles = band.rows * w.tiles_w;
+    for (int64_t g = 0; g < block.groups; ++g) {
+        const int64_t tile = (block.group + g) * MR;
+        const int count = static_cast<int>(least(tiles - tile, MR));
+        for (int64_t t = most(0, band.silent - block.frame); t < block.frames + w.shape.history; ++t) {
+            float *to = block.left + g * w.left_group + t * w.channels * MR;
+            if (w.doubled)
+                transform_group<3>(band, tile, count, block.frame + t, to);
+            else
+                transform_group<4>(band, tile, count, block.frame + t, to);
+        }
+    }
+}
+
+// The products of one place with one panel, into `sums` [groups][frames][MR][NR]. The next panel is fetched meanwhile.
+inline void multiply_place(
+    const Band &band, const Block &block, const float *left, const float *panel, const float *next, float *sums) {
+    const Winograd &w = band.w;
+    const int64_t tiles = band.rows * w.tiles_w, slices = ceil_div(w.depth, WINOGRAD_DEPTH);
+    const int64_t piece = ceil_div(w.depth * NR, 16 * slices * block.groups * block.frames) * 16;
+    int64_t ahead = 0;
+    for (int64_t slice = 0; slice < slices; ++slice) {
+        const int64_t from = w.depth / KB * slice / slices * KB, to = w.depth / KB * (slice + 1) / slices * KB;
+        for (int64_t g = 0; g < block.groups; ++g) {
+            const int count = static_cast<int>(least(tiles - (block.group + g) * MR, MR));
+            for (int64_t t = 0; t < block.frames; ++t) {
+                for (const int64_t end = least(ahead + piece, w.depth * NR); ahead < end; ahead += 16)
+                    __builtin_prefetch(next + ahead, 0, 2);
+                // what only a silent past would add is left out
+                const int64_t start = most(0, band.silent - block.frame - t) * w.channels, k = most(from, start);
+                if (k < to)
+                    multiply_f32(
+                        count, left + g * w.left_group + (t * w.channels + k) * MR, Packed{}, panel + k * NR, to - k,
+                        sums + (g * block.frames + t) * MR * NR, NR, k > start);
+            }
+        }
+    }
+}
+
+// Outputs of a tile, `lanes` of its channels, with bias and residual, to where they belong; no further than the
+// picture.
+inline void
+finish_tile(const Winograd &w, const V (*made)[2], int64_t frame, int64_t y, int64_t x, int64_t n, int lanes) {
+    const V bias = w.a.bias != nullptr ? load_some(w.a.bias + n, lanes) : set1(0.0f);
+    for (int64_t i = 0; i < 2 && y + i < w.out_h; ++i)
+        for (int64_t j = 0; j < 2 && x + j < w.out_w; ++j) {
+            const int64_t at = ((frame * w.out_h + y + i) * w.out_w + x + j) * w.a.out_channels + n;
+            V v = add(made[i][j], bias);
+            if (w.a.residual != nullptr)
+                v = add(load_some(w.a.residual + at, lanes), v);
+            store_some(w.a.out + at, v, lanes);
+        }
+}
+
+// The sums of panels `first` to `end` become outputs.
+template <int SIZE> void finish_block(const Band &band, const Block &block, int64_t first, int64_t end) {
+    const Winograd &w = band.w;
+    const int64_t tiles = band.rows * w.tiles_w;
+    for (int64_t g = 0; g < block.groups; ++g)
+        for (int64_t t = 0; t < block.frames; ++t)
+            for (int64_t r = 0, tile = (block.group + g) * MR; r < MR && tile < tiles; ++r, ++tile) {
+                const int64_t frame = band.b * w.shape.out_t + block.frame + t;
+                const int64_t y = (band.first + tile / w.tiles_w) * 2, x = tile % w.tiles_w * 2;
+                for (int64_t panel = first; panel < end; ++panel)
+                    for (int64_t n = panel * NR; n < least(panel * NR + NR, w.a.out_channels); n += W) {
+                        const int64_t at = ((panel - first) * block.groups + g) * block.frames + t;
+                        V made[2][2];
+                        transform_sums<SIZE>(block.sums + at * MR * NR + r * NR + n % NR, w.sums_place, made);
+                        finish_tile(w, made, frame, y, x, n, static_cast<int>(least(w.a.out_channels - n, W)));
+                    }
+            }
+}
+
+inline void convolve_block(const Band &band, const Block &block) {
+    const Winograd &w = band.w;
+    const float *weight = static_cast<const float *>(w.a.weight);
+    transform_block(band, block);
+    for (int64_t first = 0; first < w.panels; first += w.chunk) {
+        const int64_t end = least(first + w.chunk, w.panels);
+        for (int64_t place = 0; place < w.places; ++place) {
+            // of a doubled frame rows and columns 0, 1 and 3
+            const int64_t row = place / w.size, column = place % w.size;
+            const int64_t stored = w.doubled ? (row + row / 2) * 4 + column + column / 2 : place;
+            for (int64_t panel = first; panel < end; ++panel) {
+                const float *right = weight + (stored * w.panels + panel) * w.depth * NR;
+                multiply_place(
+                    band, block, block.left + place * w.left_place, right, right + w.depth * NR,
+                    block.sums + place * w.sums_place + (panel - first) * block.groups * block.frames * MR * NR);
+            }
+        }
+        w.doubled ? finish_block<3>(band, block, first, end) : finish_block<4>(band, block, first, end);
+    }
+}
+
+inline void convolve_band(const Band &band, Pool &pool) {
+    const Winograd &w = band.w;
+    const int64_t blocks = ceil_div(band.groups(), w.groups), times = ceil_div(w.shape.out_t, w.frames);
+    struct Work {
+        const Band &band;
+        int64_t blocks, times;
+    } work{band, blocks, times};
+    pool.run(
+        static_cast<int>(most(1, w.a.threads)), blocks * times,
+        [](void *data, int64_t task, int thread) {
+            const Work &all = *static_cast<const Work *>(data);
+            const Winograd &cut = all.band.w;
+            char *scratch = all.band.scratch + thread * cut.thread_bytes;
+            const int64_t block = task / all.times, time = task % all.times, groups = all.band.groups();
+            const int64_t from = groups * block / all.blocks, frame = time * cut.frames;
+            convolve_block(
+                all.band,
+                {from, groups * (block + 1) / all.blocks - from, frame, least(cut.shape.out_t - frame, cut.frames),
+                 reinterpret_cast<float *>(scratch), reinterpret_cast<float *>(scratch + cut.left_bytes)});
+        },
+        &work);
+}
+
+inline int64_t winograd_workspace(const kinema_conv3d_args &a) { return Winograd(a).bytes(); }
+
+inline void winograd(const kinema_conv3d_args &args, Pool &pool) {
+    const Winograd w(args);
+    char *memory = static_cast<char *>(args.workspace);
+    for (int64_t b = 0; b < args.batch; ++b)
+        for (int64_t first = 0, laid = 0; first < w.tiles_h; first += w.band) {
+            const int64_t rows = least(w.band, w.tiles_h - first), end = (first + rows - 1) * w.step + w.size;
+            Band band{
+                w,
+                b,
+                first,
+                rows,
+                0,
+                reinterpret_cast<float *>(memory),
+                reinterpret_cast<uint8_t *>(memory + w.lines_bytes),
+                memory + w.lines_bytes + w.marks_bytes};
+            each_row(pool, args.threads, end - laid, w.shape.seen * w.shape.line, [&](int64_t row, int) {
+                lay_out_line(band, laid + row);
+            });
+            laid = end;
+            for (bool silent = true; silent && band.silent < w.shape.history; band.silent += silent)
+                for (int64_t y = first * w.step; y < end && silent; ++y)
+                    silent = band.marks[band.silent * w.kept + y % w.kept] == 0;
+            convolve_band(band, pool);
+        }
+}
+
+} // namespace KINEMA_ISA
+} // namespace kinema
