@@ -12,6 +12,11 @@ REASONS: dict[tuple[str, str], str] = {
         "attention",
         "_load:5: 0.0 becomes 0.125",
     ): "where a head has no channel, queries and keys are 0: one is enough",
+    ("attention", "combine_kernel:30: 0.0 becomes 0.125"): "of rows that are not stored, or 2^-inf, which is 0 still",
+    (
+        "attention",
+        "_seen:8: tl.minimum(row + ROWS, end) - 1 with Add",
+    ): "a bound that is too high: the keys beyond it are masked row by row",
     ("qk_norm_rope", "_store:11: d < CUT with LtE"): "the value that it writes is written again by the second halves",
     ("conv3d", "real[:, None] & exists[None, :] without its left side"): REPEATED,
 }
