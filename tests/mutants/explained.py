@@ -12,7 +12,7 @@ REASONS: dict[tuple[str, str], str] = {
         "attention",
         "_load:5: 0.0 becomes 0.125",
     ): "where a head has no channel, queries and keys are 0: one is enough",
-    ("attention", "combine_kernel:30: 0.0 becomes 0.125"): "of rows that are not stored, or 2^-inf, which is 0 still",
+    ("attention", "combine_kernel:30: 0.0 becomes 0.125"): "of rows that are not stored",
     (
         "attention",
         "_seen:8: tl.minimum(row + ROWS, end) - 1 with Add",
