@@ -11,6 +11,7 @@
 #include "attention.h"
 #include "patches.h"
 #include "conv3d_copy.h"
+#include "winograd_transforms.h"
 #include "winograd.h"
 #include "conv3d.h"
 #include "probe.h"
