@@ -17,6 +17,7 @@ REASONS: dict[tuple[str, str], str] = {
         "attention",
         "_seen:8: tl.minimum(row + ROWS, end) - 1 with Add",
     ): "a bound that is too high: the keys beyond it are masked row by row",
+    ("attention", "_tile:45: (c + 1) * CHUNK > HEAD_DIM with GtE"): "a mask more, which every channel passes",
     ("qk_norm_rope", "_store:11: d < CUT with LtE"): "the value that it writes is written again by the second halves",
     ("conv3d", "real[:, None] & exists[None, :] without its left side"): REPEATED,
 }
