@@ -82,6 +82,19 @@ def test_a_vae_encodes_and_decodes(name):
     assert distance(ours.decode(wanted, chunk=1, clamp=False), decoded) < 1e-5
 
 
+@pytest.mark.parametrize("backend", ["cpu", "cpu-direct"])
+@torch.no_grad()
+def test_a_decode_is_no_further_from_float64_than_twice_what_torch_is(backend):
+    """Over all layers of Wan 2.1's decoder, where Winograd's roundings would add up."""
+    config = WanVAEConfig(base_dim=24)
+    shapes = tensor_shapes(config)
+    single, z = weights_of(shapes), drawn(1, config.z_dim, 2, 5, 4)
+    double = Weights({name: single[name].double() for name in shapes})
+    truth = WanVAE(config, double, ops("reference")).decode(z.double(), clamp=False)
+    plain, ours = (WanVAE(config, single, ops(b)).decode(z, clamp=False) for b in ("reference", backend))
+    assert distance(ours, truth) < 2 * distance(plain, truth)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "fp8", "int8"])
 @torch.no_grad()
 def test_a_transformer_forwards(precision):
