@@ -16,7 +16,7 @@ import numpy as np
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 FEWEST = 5  # samples that an interval can be made of
-WIDEST = 0.10  # of a ratio's interval, whatever it claims
+WIDEST = 0.10  # of a median's interval; and of a ratio's, whatever it claims
 SHARE_OF_CLAIM = 0.5  # a larger claim may be vaguer: "20 to 30 times" is worth saying, "0.9 to 1.3 times" is not
 
 Better = Literal["faster", "slower", "same", "unclear"]
@@ -45,6 +45,11 @@ def median_of(samples: Sequence[float]) -> Estimate:
     """The median of independent samples."""
     values = np.asarray(samples, dtype=np.float64)
     return _estimate(float(np.median(values)), [values], lambda resampled: np.median(resampled[0], axis=-1))
+
+
+def vague(samples: Sequence[float]) -> bool:
+    """Whether their median's interval is wider than a tenth of it."""
+    return median_of(samples).width > WIDEST
 
 
 def paired_ratio(base: Sequence[float], new: Sequence[float]) -> Estimate:

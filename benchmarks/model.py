@@ -24,6 +24,7 @@ TIMED = (
     "cold start: from the start of a process of its own to its first frame"
 )
 PARTS = ("transformer", "vae", "text", "generation", "cold")
+PATIENCE = 4
 # a process that generates as `kinema generate` does, and says when the first frames are there
 COLD = """
 import sys, json
@@ -44,7 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_size_arguments(parser)
     parser.add_argument("--part", action="append", choices=PARTS, help="only this; may be given several times")
     parser.add_argument("--steps", type=int, default=4, metavar="N", help="steps of the generation (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=10, metavar="N", help="measured rounds (%(default)s)")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=10,
+        metavar="N",
+        help=f"measured rounds; of a forward up to {PATIENCE} times as many where they scatter (%(default)s)",
+    )
     parser.add_argument("--json", metavar="FILE", help="write the report to this file")
     add_load_arguments(parser)
 
@@ -112,6 +119,7 @@ def open_pipeline(arguments: argparse.Namespace, **changes: Any) -> VideoPipelin
 
 def forward(pipe: VideoPipeline, sizes: Sizes, part: str, rounds: int) -> Report:
     """A row of one part: its time when warm, what its first call took, loading included, its FLOPs and memory."""
+    from kinema.bench.intervals import FEWEST, vague
     from kinema.bench.model_counts import counted
     from kinema.bench.model_parts import calls_of, inputs_for
     from kinema.bench.report import timing
@@ -126,7 +134,10 @@ def forward(pipe: VideoPipeline, sizes: Sizes, part: str, rounds: int) -> Report
     with counted(pipe.ops) as tally:
         call()
     held = held_bytes(pipe.ops.device)
-    samples = interleaved({part: call}, rounds, device=pipe.ops.device, warmup=1, shortest=0)[part]
+    samples: list[float] = []
+    while len(samples) < rounds or (rounds >= FEWEST and len(samples) < PATIENCE * rounds and vague(samples)):
+        warmup = 0 if samples else 1
+        samples += interleaved({part: call}, rounds, device=pipe.ops.device, warmup=warmup, shortest=0)[part]
     row = timing(f"{part}, {sizes.text if part == 'text' else sizes.tokens} tokens", samples)
     memory = {"peak_bytes": peak_bytes(pipe.ops.device), "held_bytes": held, "peak_is_of_this": reset}
     return {

@@ -5,7 +5,16 @@ import math
 import numpy as np
 import pytest
 
-from kinema.bench.intervals import Estimate, median_of, paired_ratio, said, unpaired_ratio, verdict, worth_saying
+from kinema.bench.intervals import (
+    Estimate,
+    median_of,
+    paired_ratio,
+    said,
+    unpaired_ratio,
+    vague,
+    verdict,
+    worth_saying,
+)
 
 
 def noisy(seed, count, median=1.0, spread=0.1):
@@ -21,6 +30,11 @@ def test_the_median_and_an_interval_around_it():
     estimate = median_of([1.0, 2.0, 3.0, 4.0, 100.0])
     assert estimate.median == 3.0, "an outlier does not move it"
     assert 1.0 <= estimate.low < 3.0 < estimate.high <= 100.0
+
+
+def test_a_median_is_vague_until_there_are_enough_samples_for_its_noise():
+    samples = noisy(3, 200)
+    assert vague(samples[:3]) and vague(samples[:8]) and not vague(samples)
 
 
 def test_the_same_samples_give_the_same_interval():

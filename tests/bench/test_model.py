@@ -61,6 +61,16 @@ def test_flops_are_those_of_diffusers(pipe, tiny):
         assert tally.flops == pytest.approx(flops_by_torch(call), rel=0.01), part
 
 
+def test_a_forward_that_scatters_is_measured_for_longer(tiny, monkeypatch):
+    rounds = iter([[1.0, 2.0, 1.0, 2.0, 3.0], [1.0, 1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0, 1.0], [9.0]])
+    monkeypatch.setattr(
+        "kinema.bench.rounds.interleaved", lambda calls, *_, **__: {name: next(rounds) for name in calls}
+    )
+    pipe = VideoPipeline.from_pretrained(tiny)
+    row = model.forward(pipe, model_parts.sizes_for(pipe, 20, 8), "transformer", 5)
+    assert len(row["samples"]) == 15 and next(rounds) == [9.0], "until the interval is narrow, and no longer"
+
+
 def test_bench_model(tiny, tmp_path, capsys):
     file = tmp_path / "report.json"
     command = ["bench", "model", "-m", str(tiny), "--tokens", "20", "--text-tokens", "8", "--steps", "2"]
