@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def generator_for(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(mixed)
 
 
+@lru_cache(maxsize=1)
 def bf16_products_are_faster() -> bool:
     """Whether this processor multiplies bf16 matrices at least half again as fast as fp32 ones (best of several)."""
     seconds = {}
