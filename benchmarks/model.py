@@ -24,7 +24,7 @@ TIMED = (
     "cold start: from the start of a process of its own to its first frame"
 )
 PARTS = ("transformer", "vae", "text", "generation", "cold")
-PATIENCE = 4
+PATIENCE = 4  # times the rounds that a forward may take
 # a process that generates as `kinema generate` does, and says when the first frames are there
 COLD = """
 import sys, json

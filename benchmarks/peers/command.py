@@ -78,8 +78,8 @@ def run(arguments: argparse.Namespace) -> int:
         if part == PROCESS:
             request = request_of(pipe, sizes, arguments.steps)
             rows += processes.measure(pipe, present, request, load_words(arguments), arguments.rounds)
-            continue
-        rows += measure(part, pipe, plain, present, sizes, arguments)
+        else:
+            rows += measure(part, pipe, plain, present, sizes, arguments)
         rows += [{"name": f"{part}, {name}", "failed": reason} for name, reason in absent.items()]
         peaks = peaks.better(probe(pipe.ops.device, rounds=3))
     for row in rows:
