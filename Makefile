@@ -25,7 +25,7 @@ video: $(INSTALLED)
 	@$(BIN)/kinema generate "$$PROMPT" --model "$(MODEL)" --output "$$OUT" --seed $(SEED)
 
 test: $(VENV)/test-tools
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow"
 
 test-slow: $(VENV)/test-tools
 	$(BIN)/pytest -m slow

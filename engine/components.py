@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, cast
 
 import torch
 
@@ -112,8 +113,12 @@ class Components:
     def transformer(self, expert: str = "transformer") -> WanTransformer:
         return cast("WanTransformer", self._model(expert, _transformer))
 
-    def vae(self) -> WanVAE:
-        return cast("WanVAE", self._model("vae", _vae))
+    def vae(self, half: Literal["encoder", "decoder"]) -> WanVAE:
+        """The VAE, with the half that the caller is about to use packed."""
+        vae = cast("WanVAE", self._model("vae", _vae))
+        with self._clock():
+            getattr(vae, half)
+        return vae
 
     def text_encoder(self) -> UMT5Encoder:
         return cast("UMT5Encoder", self._model("text_encoder", _text_encoder))
@@ -136,7 +141,12 @@ class Components:
         if name not in self._loaded:
             if not self._options.keep_loaded:
                 return_freed_bytes()  # of the parts of the stage before, which nothing refers to by now
-            start = time.perf_counter()
-            self._loaded[name] = load(self.folder.component(name))
-            self._loading += time.perf_counter() - start
+            with self._clock():
+                self._loaded[name] = load(self.folder.component(name))
         return self._loaded[name]
+
+    @contextmanager
+    def _clock(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._loading += time.perf_counter() - start

@@ -91,13 +91,13 @@ def condition(components: Components, request: GenerationRequest, transformer: W
     num_frames, height, width = request.clip
     image = _one(preprocess_image(request.image, height, width), "image")
     if transformer.in_channels == transformer.latent_channels:
-        first_frame = first_frame_latents(components.vae(), image)
+        first_frame = first_frame_latents(components.vae("encoder"), image)
         components.release("vae")
         return Conditioning(first_frame=first_frame)
     last = None
     if request.last_image is not None:
         last = _one(preprocess_image(request.last_image, height, width), "last_image")
-    channels = frame_channels(components.vae(), image, last, num_frames).repeat(request.samples, 1, 1, 1, 1)
+    channels = frame_channels(components.vae("encoder"), image, last, num_frames).repeat(request.samples, 1, 1, 1, 1)
     components.release("vae")
     return Conditioning(channels=channels, image=_clip_tokens(components, request, transformer))
 
@@ -140,7 +140,7 @@ def encode_video(components: Components, request: GenerationRequest) -> torch.Te
         return None
     _, height, width = request.clip
     frames = _one(preprocess_video(request.video, height, width), "video")
-    vae = components.vae()
+    vae = components.vae("encoder")
     latents = vae.normalize(vae.encode(frames).mode())
     components.release("vae")
     return latents

@@ -44,7 +44,7 @@ KEPT_FREE_BYTES = 160 * 2**20
 
 @dataclass(frozen=True)
 class Prediction:
-    """Bytes per stage, weights included. `parts` are the weights alone, per component."""
+    """Bytes per stage, weights included. `parts` are the weights alone, of what the request needs."""
 
     parts: dict[str, int]
     stages: dict[str, int]
@@ -62,13 +62,16 @@ def predict(folder: ModelFolder, request: GenerationRequest, precision: Precisio
     """Peak bytes of a completed request (every size known), stage by stage."""
     parts = weight_bytes(folder, precision)
     resident = {
-        "image": ("vae", "image_encoder"),
+        "image": ("vae.encoder", "image_encoder"),
         "text": ("text_encoder",),
         "denoise": experts(folder),
-        "decode": ("vae",),
+        "decode": ("vae.decoder",),
     }
     stages = {}
-    for stage, work in _work_bytes(folder, request, precision).items():
+    work_bytes = _work_bytes(folder, request, precision)
+    if "image" not in work_bytes:
+        del parts["vae.encoder"]  # it is packed when it is first used
+    for stage, work in work_bytes.items():
         held = [parts[name] for name in (parts if options.keep_loaded else resident[stage]) if name in parts]
         # without keep_loaded the parts of a stage come one after the other
         weights = sum(held) if options.keep_loaded else max(held, default=0)
@@ -135,26 +138,32 @@ def component_shapes(folder: ModelFolder) -> dict[str, Shapes]:
 
 
 def weight_bytes(folder: ModelFolder, precision: Precision) -> dict[str, int]:
-    """Resident bytes of each component's weights: matrices as `precision` stores them, the rest in fp32.
+    """Resident bytes of each component's weights, and of each half of the VAE.
 
-    The time embedder and the VAE are always fp32, what is around a transformer's blocks is never in 8 bits, and a text
-    encoder's embedding table stays in its file.
+    Matrices as `precision` stores them, the rest in fp32. The time embedder and the VAE are always fp32, what is around
+    a transformer's blocks is never in 8 bits, and a text encoder's embedding table stays in its file.
     """
     width = precision.weights.itemsize
-    found = {}
+    found: dict[str, int] = {}
     for name, shapes in component_shapes(folder).items():
-        found[name] = 0
         for tensor, shape in shapes.items():
+            part = name if name != "vae" else f"vae.{_half(tensor)}"
+            size = 4 * math.prod(shape)
             if name != "vae" and len(shape) == 2 and not _is_exact(tensor):
                 if width > 1:
-                    found[name] += width * math.prod(shape)
+                    size = width * math.prod(shape)
                 elif tensor.startswith(WIDE):
-                    found[name] += precision.activations.itemsize * math.prod(shape)
+                    size = precision.activations.itemsize * math.prod(shape)
                 else:
-                    found[name] += math.prod(shape) + 4 * shape[0]  # and a scale per row
-            elif not _stays_mapped(tensor):
-                found[name] += 4 * math.prod(shape)
+                    size = math.prod(shape) + 4 * shape[0]  # and a scale per row
+            elif _stays_mapped(tensor):
+                size = 0
+            found[part] = found.get(part, 0) + size
     return found
+
+
+def _half(tensor: str) -> str:
+    return "encoder" if tensor.startswith(("encoder.", "quant_conv.")) else "decoder"
 
 
 WIDE = ("condition_embedder.text_embedder", "condition_embedder.image_embedder", "proj_out")

@@ -154,7 +154,7 @@ class VideoPipeline:
         """The clip as it is decoded: [B, 3, t, H, W] in [−1, 1], chunk after chunk, in bounded memory."""
         state.forget_context()
         self.components.release(*self.experts)
-        vae = self.components.vae()
+        vae = self.components.vae("decoder")
         latents = vae.denormalize(state.conditioning.hold_first_frame(state.latents))
         try:
             yield from vae.decode_chunks(latents, tiling=state.request.tiling)

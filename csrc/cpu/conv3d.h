@@ -1,4 +1,4 @@
-// A causal convolution as a product that gathers its left matrix from the copy of conv3d_copy.h: runs of
+// A causal convolution as a product that gathers its left matrix from the lines of conv3d_copy.h: runs of
 // kernel_w · channels numbers. Weights that are packed for it go through winograd.h.
 #pragma once
 
@@ -14,24 +14,28 @@ struct ConvSource {
     kinema_linear_args epilogue;
     const kinema_conv3d_args *a;
     ConvShape shape;
-    const float *copy;
+    const Lines *lines;
+};
+
+// Where a row of the result is.
+struct Place {
+    int64_t b, t, h, w;
+    Place(const ConvShape &shape, int64_t row)
+        : b(row / (shape.out_w * shape.out_h * shape.out_t)), t(row / (shape.out_w * shape.out_h) % shape.out_t),
+          h(row / shape.out_w % shape.out_h), w(row % shape.out_w) {}
 };
 
 inline void pack_taps(const void *source, int64_t m, int count, int64_t k, int64_t depth, const float *, void *to) {
     const ConvSource &conv = *static_cast<const ConvSource *>(source);
     const kinema_conv3d_args &a = *conv.a;
-    const ConvShape &shape = conv.shape;
     const int64_t run = a.kernel_w * a.in_channels; // lies side by side in a line
     for (int r = 0; r < count; ++r) {
-        const int64_t w = (m + r) % shape.out_w, h = (m + r) / shape.out_w % shape.out_h;
-        const int64_t t = (m + r) / (shape.out_w * shape.out_h) % shape.out_t;
-        const int64_t b = (m + r) / (shape.out_w * shape.out_h * shape.out_t);
-        const float *corner = conv.copy + b * shape.all + t * a.stride_t * shape.frame + h * a.stride_h * shape.line +
-                              w * a.stride_w * a.in_channels;
+        const Place at(conv.shape, m + r);
         for (int64_t i = k; i < k + depth;) {
             const int64_t taps = i / run, inside = i % run, here = least(run - inside, k + depth - i);
-            const float *from = corner + taps / a.kernel_h * shape.frame + taps % a.kernel_h * shape.line + inside;
-            place(static_cast<float *>(to), r, i - k, from, here);
+            const float *line =
+                conv.lines->line(at.t * a.stride_t + taps / a.kernel_h, at.h * a.stride_h + taps % a.kernel_h);
+            place(static_cast<float *>(to), r, i - k, line + at.w * a.stride_w * a.in_channels + inside, here);
             i += here;
         }
     }
@@ -49,7 +53,6 @@ inline Product conv_product(const kinema_conv3d_args &a, ConvSource &source) {
     e.residual_stride_s = e.out_stride_s = a.out_channels;
     e.residual_stride_b = e.out_stride_b = e.tokens * a.out_channels;
     Product p{};
-    p.rows = e.batch * e.tokens;
     p.columns = a.out_channels;
     p.depth = a.kernel_t * a.kernel_h * a.kernel_w * a.in_channels;
     p.weight = a.weight;
@@ -71,12 +74,12 @@ inline bool reads_in_place(const kinema_conv3d_args &a, const ConvShape &shape) 
     return a.out_channels <= 2 * NR && depth <= 1024 && shape.out_w >= 4 * MR;
 }
 
-inline void convolve_line(const ConvSource &conv, const Product &p, int64_t row) {
+// The line of the result that begins with `row`; the first `skip` taps of time see nothing.
+inline void convolve_line(const ConvSource &conv, const Product &p, int64_t row, int64_t skip) {
     const kinema_conv3d_args &a = *conv.a;
     const ConvShape &shape = conv.shape;
-    const int64_t h = row % shape.out_h, t = row / shape.out_h % shape.out_t, b = row / (shape.out_h * shape.out_t);
-    const int64_t run = a.kernel_w * a.in_channels, step = a.stride_w * a.in_channels;
-    const float *line = conv.copy + b * shape.all + t * a.stride_t * shape.frame + h * a.stride_h * shape.line;
+    const Place at(shape, row);
+    const int64_t run = a.kernel_w * a.in_channels, step = a.stride_w * a.in_channels, first = skip * a.kernel_h;
     const float *panels = static_cast<const float *>(a.weight);
     float tile[MR * NR], ones[MR];
     for (float &one : ones)
@@ -84,50 +87,86 @@ inline void convolve_line(const ConvSource &conv, const Product &p, int64_t row)
     for (int64_t n = 0; n < a.out_channels; n += NR, panels += p.depth * NR)
         for (int64_t w = 0; w < shape.out_w; w += MR) {
             const int count = static_cast<int>(least(shape.out_w - w, MR));
-            for (int64_t taps = 0; taps < a.kernel_t * a.kernel_h; ++taps)
+            for (int64_t taps = first; taps < a.kernel_t * a.kernel_h; ++taps) {
+                const float *line =
+                    conv.lines->line(at.t * a.stride_t + taps / a.kernel_h, at.h * a.stride_h + taps % a.kernel_h);
                 multiply_f32(
-                    count, line + taps / a.kernel_h * shape.frame + taps % a.kernel_h * shape.line + w * step,
-                    Rowwise{step}, panels + taps * run * NR, run, tile, NR, taps > 0);
-            p.finish(
-                p.source, tile, nullptr, row * shape.out_w + w, count, n,
-                static_cast<int>(least(a.out_channels - n, NR)), ones);
+                    count, line + w * step, Rowwise{step}, panels + taps * run * NR, run, tile, NR, taps > first);
+            }
+            p.finish(p.source, tile, nullptr, row + w, count, n, static_cast<int>(least(a.out_channels - n, NR)), ones);
         }
 }
+
+// How a call is cut: lines of the result at a time, lines that they read.
+struct ConvBands {
+    int64_t band, kept;
+
+    ConvBands(const kinema_conv3d_args &a, const ConvShape &shape) {
+        const int64_t fits = (BAND_BYTES / (shape.seen * shape.line * 4) - a.kernel_h) / a.stride_h + 1;
+        const int64_t enough = ceil_div(2 * BLOCK_ROWS * most(1, a.threads), shape.out_w); // for all threads
+        band = least(shape.out_h, most(enough, fits));
+        band = ceil_div(shape.out_h, ceil_div(shape.out_h, band));
+        kept = (band - 1) * a.stride_h + a.kernel_h;
+    }
+    // Frames that may go together: whole ones lie side by side.
+    int64_t frames(const ConvShape &shape) const { return band == shape.out_h ? shape.out_t : 1; }
+    int64_t rows(const ConvShape &shape, int64_t first, int64_t count) const {
+        return ((count - 1) * shape.out_h + least(band, shape.out_h - first)) * shape.out_w;
+    }
+};
 
 inline int64_t conv3d_workspace(const kinema_conv3d_args &a) {
     if (a.winograd != 0)
         return winograd_workspace(a);
-    ConvSource source{{}, &a, ConvShape(a), nullptr};
-    return aligned(a.batch * source.shape.all * 4) + product_workspace(conv_product(a, source));
+    const ConvShape shape(a);
+    const ConvBands bands(a, shape);
+    ConvSource source{{}, &a, shape, nullptr};
+    Product p = conv_product(a, source);
+    int64_t scratch = 0;
+    for (int64_t first = 0; first < shape.out_h; first += bands.band)
+        for (int64_t count = bands.frames(shape); count > 0; --count) {
+            p.rows = bands.rows(shape, first, count);
+            scratch = most(scratch, product_workspace(p)); // fewer rows may want more
+        }
+    return Lines::bytes(shape, bands.kept) + scratch;
 }
 
 inline void conv3d(const kinema_conv3d_args &a, Pool &pool) {
     if (a.winograd != 0)
         return winograd(a, pool);
-    float *copy = static_cast<float *>(a.workspace);
-    ConvSource source{{}, &a, ConvShape(a), copy};
-    const ConvShape &shape = source.shape;
-    each_row(pool, a.threads, a.batch * shape.seen * shape.height, shape.line, [&](int64_t row, int) {
-        const int64_t frame = row / shape.height;
-        copy_line(a, shape, frame / shape.seen, frame % shape.seen, row % shape.height, copy + row * shape.line);
-    });
-    if (a.cache != nullptr && shape.history > 0)
-        each_row(pool, a.threads, a.batch * shape.history * shape.inner_h, shape.line, [&](int64_t row, int) {
-            const int64_t y = row % shape.inner_h, frame = row / shape.inner_h;
-            const int64_t b = frame / shape.history, t = frame % shape.history;
-            const float *last = copy + b * shape.all + (shape.seen - shape.history + t) * shape.frame;
-            renew_line(a, shape, b, t, y, last + (y + a.pad_top) * shape.line);
-        });
+    const ConvShape shape(a);
+    const ConvBands bands(a, shape);
+    char *memory = static_cast<char *>(a.workspace);
+    const Lines lines(a, shape, bands.kept, memory);
+    ConvSource source{{}, &a, shape, &lines};
     Product p = conv_product(a, source);
-    if (reads_in_place(a, shape)) {
-        const int64_t lines = a.batch * shape.out_t * shape.out_h;
-        each_row(pool, a.threads, lines, shape.out_w * a.out_channels, [&](int64_t row, int) {
-            convolve_line(source, p, row);
-        });
-        return;
+    p.workspace = memory + Lines::bytes(shape, bands.kept);
+    for (int64_t b = 0; b < a.batch; ++b) {
+        int64_t laid = 0;
+        for (int64_t first = 0; first < shape.out_h; first += bands.band) {
+            const int64_t top = first * a.stride_h;
+            const int64_t bottom = (least(first + bands.band, shape.out_h) - 1) * a.stride_h + a.kernel_h;
+            lines.lay_out(b, laid, bottom, pool);
+            laid = bottom;
+            const int64_t silent = lines.silent(top, bottom);
+            const auto skip = [&](int64_t t) { return least(most(0, silent - t * a.stride_t), a.kernel_t - 1); };
+            for (int64_t t = 0, count; t < shape.out_t; t += count) {
+                for (count = 1; count < bands.frames(shape) - t && skip(t + count) == skip(t);)
+                    ++count;
+                p.first = ((b * shape.out_t + t) * shape.out_h + first) * shape.out_w;
+                p.rows = bands.rows(shape, first, count);
+                p.skip = skip(t) * a.kernel_h * a.kernel_w * a.in_channels;
+                if (!reads_in_place(a, shape))
+                    multiply(p, pool);
+                else
+                    each_row(
+                        pool, a.threads, p.rows / shape.out_w, shape.out_w * a.out_channels,
+                        [&](int64_t row, int) { convolve_line(source, p, p.first + row * shape.out_w, skip(t)); });
+            }
+        }
+        if (a.cache != nullptr && laid < shape.height)
+            lines.lay_out(b, laid, shape.height, pool); // no output sees them, but they are part of the past
     }
-    p.workspace = static_cast<char *>(a.workspace) + aligned(a.batch * shape.all * 4);
-    multiply(p, pool);
 }
 
 } // namespace KINEMA_ISA

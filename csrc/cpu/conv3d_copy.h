@@ -1,6 +1,7 @@
 // What a convolution sees, channels last: past frames, then x normed, activated and upsampled, with its border.
 //
 // It is laid out line by line, and read from there many times. Its last frames are the past of the next chunk.
+// A picture goes through in bands of lines, so that nothing the size of the video is ever written but the result.
 #pragma once
 
 #include <cmath>
@@ -8,6 +9,7 @@
 #include <cstring>
 
 #include "kinema.h"
+#include "pool.h"
 
 namespace kinema {
 namespace KINEMA_ISA {
@@ -100,6 +102,61 @@ renew_line(const kinema_conv3d_args &a, const ConvShape &shape, int64_t b, int64
     float *past = a.cache + b * a.cache_stride_b + t * a.cache_stride_t + y * a.cache_stride_h;
     each_cached(a, shape, [&](int64_t i, int64_t c, int64_t at) { past[at] = pixel[i * channels + c]; });
 }
+
+inline bool any_sound(const float *x, int64_t count) {
+    int found = 0;
+    for (int64_t i = 0; i < count; ++i)
+        found |= x[i] != 0.0f; // without a branch, so that compilers make vectors of it
+    return found != 0;
+}
+
+constexpr int64_t BAND_BYTES = 8ll << 20; // of lines at a time: of the last cache
+
+// Lines of a sample, in a ring of `kept`: the next band finds those that both read.
+struct Lines {
+    const kinema_conv3d_args &a;
+    const ConvShape &shape;
+    int64_t kept;
+    float *lines;
+    uint8_t *marks; // of the lines of the past: is there anything but zeros?
+
+    Lines(const kinema_conv3d_args &args, const ConvShape &of, int64_t count, char *memory)
+        : a(args), shape(of), kept(count), lines(reinterpret_cast<float *>(memory)),
+          marks(reinterpret_cast<uint8_t *>(memory + lines_bytes(of, count))) {}
+
+    static int64_t lines_bytes(const ConvShape &shape, int64_t count) {
+        return aligned(count * shape.seen * shape.line * 4);
+    }
+    static int64_t bytes(const ConvShape &shape, int64_t count) {
+        return lines_bytes(shape, count) + aligned(shape.history * count);
+    }
+
+    float *line(int64_t t, int64_t y) const { return lines + (t * kept + y % kept) * shape.line; }
+
+    // Lines `from` to `end` of all frames; the last frames renew the cache, whose line y nobody else reads.
+    void lay_out(int64_t b, int64_t from, int64_t end, Pool &pool) const {
+        each_row(pool, a.threads, end - from, shape.seen * shape.line, [&](int64_t row, int) {
+            const int64_t y = from + row, inside = y - a.pad_top;
+            for (int64_t t = 0; t < shape.seen; ++t) {
+                copy_line(a, shape, b, t, y, line(t, y));
+                if (t < shape.history)
+                    marks[t * kept + y % kept] = a.cache != nullptr && any_sound(line(t, y), shape.line);
+            }
+            if (a.cache != nullptr && inside >= 0 && inside < shape.inner_h)
+                for (int64_t t = 0; t < shape.history; ++t)
+                    renew_line(a, shape, b, t, inside, line(shape.seen - shape.history + t, y));
+        });
+    }
+
+    // How many of the first frames are zero in lines `from` to `end`: what they would add is left out.
+    int64_t silent(int64_t from, int64_t end) const {
+        for (int64_t t = 0; t < shape.history; ++t)
+            for (int64_t y = from; y < end; ++y)
+                if (marks[t * kept + y % kept] != 0)
+                    return t;
+        return shape.history;
+    }
+};
 
 } // namespace KINEMA_ISA
 } // namespace kinema

@@ -21,6 +21,7 @@ constexpr int64_t BLOCK_COLUMNS = 768;
 // One product. rows: of the left matrix; columns: of the result (a gated weight has twice as many).
 struct Product {
     int64_t rows, columns, depth;
+    int64_t first, skip; // row that begins it; leading depth whose left matrix is zero
     const void *weight;
     int32_t dtype;
     bool gated;
@@ -149,28 +150,28 @@ template <class Kernel> void product_task(const Product &p, const Cut<Kernel> &c
     const int64_t first = cut.tiles * row_block / cut.row_blocks, last = cut.tiles * (row_block + 1) / cut.row_blocks;
     const int64_t from = cut.panels * column_block / cut.column_blocks;
     const int64_t to = cut.panels * (column_block + 1) / cut.column_blocks;
-    const int64_t tiles = last - first, begin = first * Kernel::ROWS;
+    const int64_t tiles = last - first, begin = p.first + first * Kernel::ROWS, stop = p.first + p.rows;
     char *scratch = p.workspace + thread * cut.bytes;
     float *b_buffer = reinterpret_cast<float *>(scratch + cut.a_bytes);
     C *sums = reinterpret_cast<C *>(scratch + cut.a_bytes + cut.b_bytes);
     float *row_scale = reinterpret_cast<float *>(scratch + cut.a_bytes + cut.b_bytes + cut.c_bytes);
     if (tiles == 0)
         return;
-    const bool once = p.depth <= Kernel::DEPTH && !p.gated;
+    const bool once = p.depth - p.skip <= Kernel::DEPTH && !p.gated;
     if (p.prepare != nullptr)
-        p.prepare(p.source, begin, least(p.rows - begin, tiles * Kernel::ROWS), row_scale);
+        p.prepare(p.source, begin, least(stop - begin, tiles * Kernel::ROWS), row_scale);
 
     for (int64_t chunk = from; chunk < to; chunk += cut.chunk_panels) {
         const int64_t chunk_end = least(chunk + cut.chunk_panels, to);
-        for (int64_t k = 0; k < p.depth; k += Kernel::DEPTH) {
+        for (int64_t k = p.skip; k < p.depth; k += Kernel::DEPTH) {
             const int64_t depth = least(p.depth - k, Kernel::DEPTH);
             const int64_t groups = ceil_div(depth, Kernel::GROUP);
             const int64_t tile_bytes = groups * Kernel::GROUP * Kernel::A_BYTES + Kernel::A_EXTRA;
-            char *a = scratch + (cut.keeps ? k / Kernel::DEPTH * cut.slice_bytes : 0);
+            char *a = scratch + (cut.keeps ? (k - p.skip) / Kernel::DEPTH * cut.slice_bytes : 0);
             if (chunk == from) // else it is still there
                 for (int64_t i = 0; i < tiles; ++i) {
                     const int64_t m = begin + i * Kernel::ROWS;
-                    const int count = static_cast<int>(least(p.rows - m, Kernel::ROWS));
+                    const int count = static_cast<int>(least(stop - m, Kernel::ROWS));
                     p.pack(p.source, m, count, k, depth, row_scale + i * Kernel::ROWS, a + i * tile_bytes);
                 }
             const bool ends = k + depth == p.depth;
@@ -182,17 +183,17 @@ template <class Kernel> void product_task(const Product &p, const Cut<Kernel> &c
                     const Ahead ahead(p, panel * cut.halves + half + 1, k, depth, tiles);
                     for (int64_t i = 0; i < tiles; ++i) {
                         const int64_t m = begin + i * Kernel::ROWS;
-                        const int count = static_cast<int>(least(p.rows - m, Kernel::ROWS));
+                        const int count = static_cast<int>(least(stop - m, Kernel::ROWS));
                         // sums that end here need not wait for the next slice of the depth
                         C *tile = once ? sums : column + i * cut.tile_size;
                         ahead.fetch(i);
                         if (ends && half + 1 == cut.halves && p.fetch != nullptr)
                             p.fetch(p.source, m, count, panel * NR);
-                        if (k > 0)
+                        if (k > p.skip)
                             Ahead::fetch_tile(tile + cut.tile_size, cut.tile_size * 4);
                         Kernel::multiply(
                             count, reinterpret_cast<const A *>(a + i * tile_bytes), b,
-                            Kernel::GROUP == KB ? depth : groups * Kernel::GROUP, tile, k > 0);
+                            Kernel::GROUP == KB ? depth : groups * Kernel::GROUP, tile, k > p.skip);
                         if (ends && half + 1 == cut.halves) {
                             const C *gate = p.gated ? tile - tiles * cut.tile_size : nullptr;
                             p.finish(p.source, tile, gate, m, count, panel * NR, width, row_scale + i * Kernel::ROWS);

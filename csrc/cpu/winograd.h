@@ -3,8 +3,6 @@
 // Inputs and sums are transformed (winograd_transforms.h); between them lies a product for each of the 16 places, of
 // [tiles, taps of time · channels] with [taps of time · channels, outputs]. The frames of a tile lie side by side in
 // the left matrices, so a frame is transformed once for all the taps that see it.
-//
-// A picture goes through in bands of lines, so that nothing the size of the video is ever written but the result.
 #pragma once
 
 #include <cstdint>
@@ -16,11 +14,10 @@
 namespace kinema {
 namespace KINEMA_ISA {
 
-constexpr int64_t WINOGRAD_ROWS = 96;        // of the left matrices at a time: what a weight is read for
-constexpr int64_t WINOGRAD_DEPTH = 320;      // of a panel in the first-level cache
-constexpr int64_t WINOGRAD_COLUMNS = 384;    // whose sums wait for their transform
-constexpr int64_t WINOGRAD_FRAMES = 4;       // of the result at a time
-constexpr int64_t WINOGRAD_BAND = 8ll << 20; // bytes of lines at a time: of the last cache
+constexpr int64_t WINOGRAD_ROWS = 96;     // of the left matrices at a time: what a weight is read for
+constexpr int64_t WINOGRAD_DEPTH = 320;   // of a panel in the first-level cache
+constexpr int64_t WINOGRAD_COLUMNS = 384; // whose sums wait for their transform
+constexpr int64_t WINOGRAD_FRAMES = 4;    // of the result at a time
 
 // ---- how a call is cut
 
@@ -35,7 +32,7 @@ struct Winograd {
     int64_t groups, frames;                 // MR tiles each, and frames of the result, at a time
     int64_t left_place, left_group;         // floats from place to place and from group to group of the left matrices
     int64_t sums_place;
-    int64_t lines_bytes, marks_bytes, left_bytes, thread_bytes;
+    int64_t lines_bytes, left_bytes, thread_bytes;
 
     static bool doubles(const kinema_conv3d_args &a) {
         return a.upsample == 2 && a.kernel_t == 1 && a.pad_top == 1 && a.pad_bottom == 1 && a.pad_left == 1 &&
@@ -66,56 +63,30 @@ struct Winograd {
         groups = most(1, WINOGRAD_ROWS / (MR * frames));
         const int64_t line = shape.seen * shape.line * 4;
         const int64_t enough = ceil_div(4 * groups * MR * most(1, args.threads), tiles_w); // for all threads
-        band = most(enough, (WINOGRAD_BAND / line - (size - step)) / step);
+        band = most(enough, (BAND_BYTES / line - (size - step)) / step);
         band = least(tiles_h, ceil_div(tiles_h, ceil_div(tiles_h, band)));
         kept = (band - 1) * step + size;
         groups = least(groups, ceil_div(band * tiles_w, MR));
         left_group = (frames + shape.history) * channels * MR;
         left_place = groups * left_group + NR; // a little more, or all 16 fall into the same lines of a cache
         sums_place = chunk * groups * frames * MR * NR + NR;
-        lines_bytes = aligned(kept * line);
-        marks_bytes = aligned(shape.history * kept);
+        lines_bytes = Lines::bytes(shape, kept);
         left_bytes = aligned(places * left_place * 4);
         thread_bytes = left_bytes + aligned(places * sums_place * 4);
     }
-    int64_t bytes() const { return lines_bytes + marks_bytes + most(1, a.threads) * thread_bytes; }
+    int64_t bytes() const { return lines_bytes + most(1, a.threads) * thread_bytes; }
 };
 
-// A band of the picture: its lines lie in a ring, so that the next one finds those that both read.
+// A band of the picture.
 struct Band {
     const Winograd &w;
+    const Lines &lines;
     int64_t b, first, rows; // sample, and rows of tiles
     int64_t silent;         // frames of the past that are zero
-    float *lines;
-    uint8_t *marks; // of the lines of the past: is there anything but zeros?
     char *scratch;
 
-    float *line(int64_t t, int64_t y) const { return lines + (t * w.kept + y % w.kept) * w.shape.line; }
     int64_t groups() const { return ceil_div(rows * w.tiles_w, MR); }
 };
-
-inline bool any_sound(const float *x, int64_t count) {
-    int found = 0;
-    for (int64_t i = 0; i < count; ++i)
-        found |= x[i] != 0.0f; // without a branch, so that compilers make vectors of it
-    return found != 0;
-}
-
-// Line y of all frames of the copy; its last frames renew the cache, whose line y nobody else reads.
-inline void lay_out_line(const Band &band, int64_t y) {
-    const Winograd &w = band.w;
-    const kinema_conv3d_args &a = w.a;
-    const ConvShape &shape = w.shape;
-    for (int64_t t = 0; t < shape.seen; ++t) {
-        copy_line(a, shape, band.b, t, y, band.line(t, y));
-        if (t < shape.history)
-            band.marks[t * w.kept + y % w.kept] = a.cache != nullptr && any_sound(band.line(t, y), shape.line);
-    }
-    const int64_t inside = y - a.pad_top;
-    if (a.cache != nullptr && inside >= 0 && inside < shape.inner_h)
-        for (int64_t t = 0; t < shape.history; ++t)
-            renew_line(a, shape, band.b, t, inside, band.line(shape.seen - shape.history + t, y));
-}
 
 // ---- a block: some groups of tiles in some frames of the result
 
@@ -132,7 +103,7 @@ template <int SIZE> void transform_group(const Band &band, int64_t tile, int cou
     for (int r = 0; r < count; ++r) {
         const int64_t y = (band.first + (tile + r) / w.tiles_w) * w.step, x = (tile + r) % w.tiles_w * w.step;
         for (int i = 0; i < SIZE; ++i)
-            lines[r][i] = band.line(t, y + i) + x * w.a.in_channels;
+            lines[r][i] = band.lines.line(t, y + i) + x * w.a.in_channels;
     }
     for (int64_t c = 0; c < w.channels; c += W)
         for (int r = 0; r < count; ++r) {
@@ -272,26 +243,13 @@ inline int64_t winograd_workspace(const kinema_conv3d_args &a) { return Winograd
 inline void winograd(const kinema_conv3d_args &args, Pool &pool) {
     const Winograd w(args);
     char *memory = static_cast<char *>(args.workspace);
+    const Lines lines(w.a, w.shape, w.kept, memory);
     for (int64_t b = 0; b < args.batch; ++b)
         for (int64_t first = 0, laid = 0; first < w.tiles_h; first += w.band) {
             const int64_t rows = least(w.band, w.tiles_h - first), end = (first + rows - 1) * w.step + w.size;
-            Band band{
-                w,
-                b,
-                first,
-                rows,
-                0,
-                reinterpret_cast<float *>(memory),
-                reinterpret_cast<uint8_t *>(memory + w.lines_bytes),
-                memory + w.lines_bytes + w.marks_bytes};
-            each_row(pool, args.threads, end - laid, w.shape.seen * w.shape.line, [&](int64_t row, int) {
-                lay_out_line(band, laid + row);
-            });
+            lines.lay_out(b, laid, end, pool);
             laid = end;
-            for (bool silent = true; silent && band.silent < w.shape.history; band.silent += silent)
-                for (int64_t y = first * w.step; y < end && silent; ++y)
-                    silent = band.marks[band.silent * w.kept + y % w.kept] == 0;
-            convolve_band(band, pool);
+            convolve_band({w, lines, b, first, rows, lines.silent(first * w.step, end), memory + w.lines_bytes}, pool);
         }
 }
 

@@ -7,6 +7,7 @@ alone, then any number. Wan Team 2025, arXiv 2503.20314, section 4.1.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from itertools import chain
 
 import torch
@@ -36,21 +37,29 @@ def tensor_shapes(config: WanVAEConfig) -> Shapes:
 class WanVAE:
     """Encodes videos to latents and decodes latents to frames, in fp32 whatever the model's precision.
 
-    Nothing of a clip stays here: its past lives in a FeatureCache. Weights are packed at construction, so a
-    trainer builds a new one after each change of its parameters.
+    Nothing of a clip stays here: its past lives in a FeatureCache. The weights of a half are packed when it is first
+    used, since text to video needs no encoder; a trainer builds a new VAE after each change of its parameters.
     """
 
     def __init__(self, config: WanVAEConfig, weights: Weights, ops: Ops) -> None:
         self.config = config
         self.device = ops.device
-        self.encoder = Encoder(config, weights, ops)
+        self._weights = weights
+        self._ops = ops
         self.quant_conv = CausalConv(weights, "quant_conv", ops)
         self.post_quant_conv = CausalConv(weights, "post_quant_conv", ops)
-        self.decoder = Decoder(config, weights, ops)
         self._mean, self._std = (
             torch.tensor(values, dtype=torch.float32, device=ops.device).view(1, -1, 1, 1, 1)
             for values in (config.latents_mean, config.latents_std)
         )
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        return Encoder(self.config, self._weights, self._ops)
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        return Decoder(self.config, self._weights, self._ops)
 
     def normalize(self, latents: torch.Tensor) -> torch.Tensor:
         """The encoder's latents [B, z_dim, T, H, W] as a transformer wants them: (x − mean)/std per channel."""

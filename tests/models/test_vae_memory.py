@@ -45,6 +45,7 @@ class PeakBytes(TorchDispatchMode):
 
 def peak_beyond_output(run: Callable[[WanVAE, torch.Tensor], torch.Tensor], given: torch.Tensor) -> int:
     vae = WanVAE(CONFIG, Weights(WEIGHTS), build_ops(plan_ops(target_for("cpu"))))
+    _ = vae.encoder, vae.decoder  # packed before the count begins
     with torch.no_grad(), PeakBytes([given, *WEIGHTS.values()]) as bytes_held:
         result = run(vae, given)
     assert bytes_held.peak > result.nbytes
@@ -74,6 +75,15 @@ def test_decoding_more_frames_in_tiles_takes_no_more_memory() -> None:
 def test_encoding_more_frames_takes_no_more_memory() -> None:
     few, many = (peak_beyond_output(lambda vae, v: vae.encode_moments(v), video(n)) for n in (9, 33))
     assert many <= 1.3 * few
+
+
+def test_a_half_is_packed_when_it_is_first_used() -> None:
+    """Text to video never needs the encoder, which is as large as the decoder."""
+    vae = WanVAE(CONFIG, Weights(WEIGHTS), build_ops(plan_ops(target_for("cpu"))))
+    assert not {"encoder", "decoder"} & set(vars(vae))
+    vae.decode(latents(5))
+    assert "encoder" not in vars(vae)
+    assert vae.decoder is vae.decoder
 
 
 def test_the_measure_sees_what_does_grow() -> None:

@@ -12,6 +12,15 @@ REASONS: dict[tuple[str, str], str] = {
         "attention",
         "_load:5: 0.0 becomes 0.125",
     ): "where a head has no channel, queries and keys are 0: one is enough",
+    (
+        "attention",
+        "_load:7: 0.0 becomes 0.125",
+    ): "absent channels meet a query's 0, keys that may not be read have a weight of 0",
+    ("attention", "_load:9: 0.0 becomes 0.125"): "the same, and logits of keys that may not be read are replaced",
+    (
+        "attention",
+        "_seen:8: tl.minimum(row + ROWS, end) by maximum",
+    ): "a bound that is too high: the keys beyond it are masked row by row",
     ("attention", "combine_kernel:30: 0.0 becomes 0.125"): "of rows that are not stored",
     (
         "attention",

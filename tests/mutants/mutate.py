@@ -57,15 +57,16 @@ class Mutant:
 def mutants(source: str) -> list[Mutant]:
     """Every mutant of every kernel in a file."""
     tree = ast.parse(source)
+    whole = ast.unparse(tree)
     found = []
     for function in tree.body:
         if isinstance(function, ast.FunctionDef) and any("jit" in ast.unparse(d) for d in function.decorator_list):
-            edits = list(_edits(function))
-            for i, (line, what) in enumerate(edits):
-                changed = copy.deepcopy(tree)
-                twin = next(n for n in changed.body if isinstance(n, ast.FunctionDef) and n.name == function.name)
+            before = ast.unparse(function)
+            for i, (line, what) in enumerate(list(_edits(function))):
+                twin = copy.deepcopy(function)
                 _apply(twin, i)
-                found.append(Mutant(function.name, f"{function.name}:{line}: {what}", ast.unparse(changed)))
+                changed = whole.replace(before, ast.unparse(twin))
+                found.append(Mutant(function.name, f"{function.name}:{line}: {what}", changed))
     return found
 
 

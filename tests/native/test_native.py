@@ -268,7 +268,7 @@ def convolved(x, weight, bias, norm, past, residual, upsample):
 
 
 # (Cin, Cout, kt, frames, height, width, upsample): all that a band, a block and a group of tiles can leave over
-TRANSFORMED = [
+LARGE = [
     (24, 17, 3, 6, 131, 83, 1),  # two bands in two parts of the frames
     (10, 33, 2, 5, 37, 26, 1),
     (20, 70, 1, 5, 33, 47, 2),  # doubled
@@ -278,10 +278,11 @@ TRANSFORMED = [
 ]
 
 
-@pytest.mark.parametrize(("into", "out", "taps", "frames", "height", "width", "upsample"), TRANSFORMED)
+@pytest.mark.parametrize(("into", "out", "taps", "frames", "height", "width", "upsample"), LARGE)
 @pytest.mark.parametrize("past", ["random", "silent above", "silent"])
-def test_transformed_convolutions(isa, threads, into, out, taps, frames, height, width, upsample, past):
-    """Winograd's transforms where pictures are cut; results and caches are the same on any number of threads."""
+@pytest.mark.parametrize("pack", [conv3d_cpu.pack_conv3d, conv3d_cpu_direct.pack_conv3d], ids=["winograd", "direct"])
+def test_convolutions_of_large_pictures(isa, threads, into, out, taps, frames, height, width, upsample, past, pack):
+    """Where pictures are cut; results and caches are the same on any number of threads."""
     x, norm = random(2, into, frames, height, width), 0.5 + random(into, seed=3).abs()
     weight, bias = random(out, into, taps, 3, 3, seed=1, std=(9 * taps * into) ** -0.5), random(out, seed=2)
     before = random(2, into, taps - 1, height * upsample, width * upsample, seed=4)
@@ -289,8 +290,8 @@ def test_transformed_convolutions(isa, threads, into, out, taps, frames, height,
         before[:, :, :1, : before.shape[3] if past == "silent" else before.shape[3] // 2] = 0
     residual = random(2, out, frames, height * upsample, width * upsample, seed=5)
     truth, after = convolved(x, weight, bias, norm, before, residual, upsample)
-    packed = conv3d_cpu.pack_conv3d(weight, bias, target=target("fp32"))
-    assert packed.winograd
+    packed = pack(weight, bias, target=target("fp32"))
+    assert packed.winograd == (pack is conv3d_cpu.pack_conv3d)
     results = []
     for count in (1, 3):
         threads(count)

@@ -599,6 +599,18 @@ def test_requests_together_equal_requests_alone(impl):
         assert close(together[row], alone) if length else bool((together[row] == 0).all())
 
 
+def test_heads_do_not_touch_each_other(impl):
+    """A head's neighbour is next to its channels in memory, and may hold anything."""
+    _, *qkv = random_qkv(impl, head_dim=40)
+    q, k, v = (t.transpose(1, 2).contiguous().transpose(1, 2) for t in qkv)
+    (clean,) = impl.functions.attention(q, KV(k, v))
+    for t in (q, k, v):
+        t[:, [0, 2]] = NAN
+    (beside,) = impl.functions.attention(q, KV(k, v))
+    middle = slice(40, 80)
+    assert close(beside[..., middle], clean[..., middle]) and bool(beside[..., :40].isnan().all())
+
+
 def test_segments_are_one_sequence(impl):
     """Where a sequence of queries or keys is cut does not matter."""
     _, q, k, v = random_qkv(impl)

@@ -88,8 +88,9 @@ def test_the_predicted_peak_is_the_measured_one(middle, precision, stage, size):
     height, width, num_frames = size
     call = {"prompt": "a b", "height": height, "width": width, "num_frames": num_frames, "num_inference_steps": 1}
     command = [sys.executable, "-c", MEASURE, str(middle), precision, stage, json.dumps(call)]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
-    result = json.loads(run.stdout)
+    # what malloc keeps of freed blocks differs by a fifth from run to run: the smaller of two peaks
+    runs = [json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(2)]
+    result = min(runs, key=lambda run: run["measured"][stage])
     for name in {"denoise", stage}:
         predicted, measured = result["predicted"][name], result["measured"][name]
         assert 0.75 <= predicted / measured <= 1.5, f"{name}: {predicted / 2**20:.0f} MiB of {measured / 2**20:.0f}"
@@ -148,16 +149,26 @@ def test_live_tensors_of_decoding_and_encoding(models, middle, kind, tiling):
         assert encode_bytes(vae.config, 128, 128, 9) == pytest.approx(most_alive(lambda: vae.encode(frames)), rel=0.2)
 
 
+# In a process of its own: where others have freed memory, the blocks fall into holes, which go back by themselves.
+FREE = """
+import torch
+from kinema import machine_memory
+cpu = torch.device("cpu")
+blocks = [torch.ones(16_000) for _ in range(3000)]  # 64 kB each: too small to be pages of their own
+held = machine_memory.held_bytes(cpu)
+del blocks[:-1]
+kept = machine_memory.held_bytes(cpu)
+machine_memory.return_freed_bytes()
+print(held, kept, machine_memory.held_bytes(cpu))
+"""
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries return memory by themselves, or never")
 def test_freed_memory_goes_back():
-    cpu = torch.device("cpu")
-    blocks = [torch.ones(16_000) for _ in range(3000)]  # 64 kB each: too small to be pages of their own
-    held = machine_memory.held_bytes(cpu)
-    del blocks[:-1]
-    kept = machine_memory.held_bytes(cpu)
-    machine_memory.return_freed_bytes()
+    run = subprocess.run([sys.executable, "-c", FREE], capture_output=True, text=True, check=True)
+    held, kept, left = map(int, run.stdout.split())
     assert kept > held - 20e6, "the last block keeps the others"
-    assert machine_memory.held_bytes(cpu) < held - 150e6
+    assert left < held - 150e6
 
 
 @pytest.mark.parametrize(("keep_loaded", "times"), [(True, 0), (False, 4)])
@@ -168,7 +179,7 @@ def test_freed_memory_goes_back_before_each_part_is_loaded(models, monkeypatch, 
     assert len(calls) == times
 
 
-PIECES = ["transformer", "vae", "text_encoder", "image_encoder"]
+PIECES = ["transformer", "vae.encoder", "vae.decoder", "text_encoder", "image_encoder"]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8", "fp8"])
@@ -177,10 +188,12 @@ def test_predicted_weights_are_those_that_are_loaded(models, tensors_of, precisi
     pipe = models.fresh("i2v_clip", precision=precision, backend="reference")
     predicted = weight_bytes(pipe.folder, PRECISIONS["cpu"][precision])
     for name in PIECES:
-        part = getattr(pipe.components, name)()
+        component, _, half = name.partition(".")
+        part = getattr(pipe.components, component)(*([half] if half else []))
         if name == "text_encoder":
             part.embedding = None  # it stays in its file
-        loaded = sum(tensor.untyped_storage().nbytes() for tensor in {id(t): t for t in tensors_of(part)}.values())
+        held = {id(t): t for t in tensors_of(getattr(part, half) if half else part)}
+        loaded = sum(tensor.untyped_storage().nbytes() for tensor in held.values())
         assert 0.99 * loaded <= predicted[name] <= 1.01 * loaded, name
 
 
@@ -261,7 +274,8 @@ def test_parts_count_together_or_one_after_the_other(models):
     kept = kinema.VideoPipeline.from_pretrained(folder, device="cpu")
     parts = weight_bytes(kept.folder, PRECISIONS["cpu"]["fp32"])
     released = kinema.VideoPipeline.from_pretrained(folder, device="cpu", keep_loaded=False)
-    for stage, largest in {"text": "text_encoder", "denoise": "transformer", "decode": "vae"}.items():
+    del parts["vae.encoder"]  # no request without an image packs it
+    for stage, largest in {"text": "text_encoder", "denoise": "transformer", "decode": "vae.decoder"}.items():
         difference = stages(kept)[stage] - stages(released)[stage]
         assert difference == pytest.approx(1.05 * (sum(parts.values()) - parts[largest]), abs=2)
 
