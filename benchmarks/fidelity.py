@@ -1,7 +1,8 @@
 """kinema bench fidelity: what every lossy option gains, what it costs, and what fewer steps would cost instead.
 
 The exact run is fp32 with the same seed. Beside an option that is faster stands the exact run with as many steps as
-fit into the option's time: who cannot beat that has no use for the option.
+fit into the option's time: who cannot beat that has no use for the option. A stochastic scheduler runs without its
+noise: with another number of steps it would draw other noise, and the distance would say only that.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise RequestError("wanted at least one round, one prompt, and 0 or more clips to judge")
     if arguments.json is not None:
         check_report(arguments.json)
-    pipe = open_pipeline(arguments, precision="fp32")
+    pipe = _deterministic(open_pipeline(arguments, precision="fp32"))
     steps = arguments.steps or pipe.defaults.num_inference_steps
     asked = request_of(pipe, sizes_for(pipe, arguments.tokens, arguments.text_tokens), steps)
     exact = Setting(EXACT, EXACT, pipe, asked)
@@ -84,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     for name in names:
         option = OPTIONS[name]
         try:
-            changed = open_pipeline(arguments, **{"precision": "fp32", **option.load})
+            changed = _deterministic(open_pipeline(arguments, **{"precision": "fp32", **option.load}))
         except UnsupportedError as error:
             refused.append({"name": name, "kind": option.kind, "failed": str(error)})
             continue
@@ -115,6 +116,11 @@ def run(arguments: argparse.Namespace) -> int:
         write_report(arguments.json, report)
     emit(_table(report))
     return 0
+
+
+def _deterministic(pipe: VideoPipeline) -> VideoPipeline:
+    pipe.scheduler = pipe.scheduler.without_noise()
+    return pipe
 
 
 def _timed(settings: Sequence[Setting], rounds: int) -> dict[str, Report]:

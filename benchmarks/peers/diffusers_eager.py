@@ -32,7 +32,8 @@ class Diffusers:
         given = {name: value for name, value in request.items() if name != "seed"}
 
         def call() -> Any:
-            generator = torch.Generator().manual_seed(seed)
+            # its pipeline draws a stochastic scheduler's noise from the default generator, whatever it is given
+            generator = torch.manual_seed(seed)
             return torch.from_numpy(pipe(**given, generator=generator, output_type="np").frames)
 
         return call

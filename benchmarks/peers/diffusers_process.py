@@ -49,7 +49,7 @@ def main(folder: str, request: dict[str, Any], threads: int, output: str) -> dic
 
     pipe.encode_prompt, pipe.vae.decode = stamp_after(encode), stamp_before(decode)
     rate = Fraction(request.pop("fps")).limit_denominator(1000)
-    generator = torch.Generator().manual_seed(request.pop("seed"))
+    generator = torch.manual_seed(request.pop("seed"))  # the default one: a stochastic scheduler's noise comes from it
     frames = (pipe(**request, generator=generator, output_type="np").frames[0] * 255).round().astype("uint8")
     with av.open(output, "w") as file:
         stream = file.add_stream("libx264", rate=rate, options={"crf": "18"})

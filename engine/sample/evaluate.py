@@ -50,7 +50,7 @@ def generate_latents(models: Models, ops: Ops, recipe: Recipe, quiz: Quiz) -> to
     generator = generator_for(recipe.seed, PHASE, 1)
     latents = torch.randn(count, recipe.vae.z_dim, frames, side, side, generator=generator)
     core = schedulers.core_from_config(SCHEDULER)
-    state = schedulers.start(core, core.grid(quiz.steps))
+    state = schedulers.start(core, core.grid(quiz.steps), generator=generator)
     latents = latents.to(ops.device)
     tokens = tokenize(make_tokenizer(), [*quiz.captions, *[""] * count])
     context = models.context(tokens.ids.to(ops.device), tokens.lengths.to(ops.device))

@@ -99,6 +99,10 @@ class SchedulerCore(ABC):
         """Whether each step takes fresh noise, be it multiplied by zero: a generator advances all the same."""
         return self.has_noise
 
+    def without_noise(self) -> SchedulerCore:
+        """The deterministic sampler of the same family: to compare runs that would else drift apart by chance."""
+        return self
+
     def result_dtype(self, sample: torch.dtype, model_output: torch.dtype) -> torch.dtype:
         """The dtype that the diffusers class returns."""
         return torch.promote_types(sample, model_output)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -48,6 +48,10 @@ class DPMSolverMultistep(MultistepCore):
         self._heun = config.solver_type == "heun"
         self._sde = self.has_noise = algorithm.startswith("sde")
         self.delays = (config.solver_order - 1,) if config.solver_order > 1 else ()
+
+    def without_noise(self) -> DPMSolverMultistep:
+        algorithm = self.config.algorithm_type.removeprefix("sde-")
+        return DPMSolverMultistep(replace(self.config, algorithm_type=algorithm))
 
     def grid(
         self,

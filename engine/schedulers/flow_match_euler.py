@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -47,6 +47,9 @@ class FlowMatchEulerDiscrete(SchedulerCore):
         self.config = config
         self.has_noise = config.stochastic_sampling
         self._conversion = spacing.conversion_of(config)
+
+    def without_noise(self) -> FlowMatchEulerDiscrete:
+        return FlowMatchEulerDiscrete(replace(self.config, stochastic_sampling=False))
 
     def dynamic_shift(self, tokens: int) -> float:
         """mu for a video of `tokens` tokens: linear from base_shift to max_shift between the base lengths."""

@@ -67,7 +67,9 @@ CASES = {
     "odd_kernel": Case(kernel=(2, 5, 3), chunks=(2, 2)),
     "halving": HALVING,
     "halving_one_frame": replace(HALVING, size=(1, 5, 4, (1, 8, 6)), chunks=(1,)),
-    "lines_nobody_sees": replace(PLAIN, stride=(1, 3, 3), padding=(0, 0, 0, 0), size=(1, 3, 4, (3, 8, 8)), chunks=(1, 2)),
+    "lines_nobody_sees": replace(
+        PLAIN, stride=(1, 3, 3), padding=(0, 0, 0, 0), size=(1, 3, 4, (3, 8, 8)), chunks=(1, 2)
+    ),
     "no_padding": replace(PLAIN, padding=(0, 0, 0, 0)),
     "time_halving": TIME_HALVING,
     "time_halving_chunks": replace(TIME_HALVING, chunks=(4, 2, 2), past="given"),

@@ -262,3 +262,23 @@ def test_bad_eta_is_refused(name: str, eta: float) -> None:
     core = schedulers.core_from_config(CORES[name])
     with pytest.raises(RequestError, match="eta"):
         schedulers.start(core, core.grid(4), eta=eta)
+
+
+@pytest.mark.parametrize("name", CORES)
+def test_the_noise_can_be_left_out(name: str) -> None:
+    """What is left is deterministic, and the same family: it ends near, and not at, where the noisy run does."""
+
+    def run(core: schedulers.SchedulerCore, seed: int) -> torch.Tensor:
+        state = schedulers.start(core, core.grid(8), generator=torch.Generator().manual_seed(seed))
+        sample = noise_of(1)
+        while not state.done:
+            sample = schedulers.step(reference, state, sample, 0.5 * model(sample, torch.zeros(()), 0.3))
+        return sample
+
+    noisy = schedulers.core_from_config(CORES[name])
+    plain = noisy.without_noise()
+    assert type(plain) is type(noisy)
+    assert torch.equal(run(plain, 0), run(plain, 1))
+    stochastic = "sde" in name or "stochastic" in name
+    assert torch.equal(run(noisy, 0), run(noisy, 1)) is not stochastic
+    assert torch.equal(run(plain, 0), run(noisy, 0)) is not stochastic
