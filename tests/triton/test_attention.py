@@ -338,6 +338,16 @@ def test_e4m3_has_the_scales_of_the_contract(block, channels_first):
         assert got.data.shape[2] == 160 and bool((got.data[:, :, 150:].double() == 0).all())
 
 
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_a_loud_neighbour_is_no_part_of_a_heads_scale(interleaved):
+    x = normal(1, 9, 2, 20).transpose(1, 2)  # the channels of a token's heads lie side by side
+    x[:, 1] = 1e4
+    rope = Rope.from_positions(torch.arange(9, device=DEVICE)[:, None], (20,), interleaved=interleaved)
+    both, alone = (prepare(t, rope=rope, fp8=True) for t in (x, x[:, :1].contiguous()))
+    assert torch.equal(both.scale[:, :1], alone.scale)
+    assert torch.equal(both.data[:, :1].float(), alone.data.float())
+
+
 def test_only_real_slots_are_rotated_by_a_table_of_their_own():
     """Tables of [R, D/2] and [1, R, D/2] serve all samples."""
     x = normal(2, 1, 9, 8)
