@@ -207,30 +207,75 @@ inline void qk_norm_rope(const kinema_qk_norm_rope_args &a, Pool &pool) {
 
 // ---- scheduler_step
 
+constexpr int64_t STREAMED_BYTES = 8ll << 20; // results that no cache would hold until they are read
+
+// COUNT vectors of one output's sum over the terms, from element `first` of sample b on.
+template <int COUNT>
+inline void weigh(const kinema_scheduler_step_args &a, const float *c, int64_t b, int64_t first, float *to) {
+    V sums[COUNT];
+    for (V &sum : sums)
+        sum = set1(0.0f);
+    for (int64_t k = 0; k < a.term_count; ++k) {
+        if (c[k] == 0.0f)
+            continue;
+        const float *term = a.terms[k] + b * a.term_strides[k] + first;
+        const V factor = set1(c[k]);
+#pragma GCC unroll 8
+        for (int v = 0; v < COUNT; ++v)
+            sums[v] = fma(factor, load(term + v * W), sums[v]);
+    }
+    for (int v = 0; v < COUNT; ++v)
+        store(to + v * W, sums[v]);
+}
+
+// The rest of a block, of fewer elements than a vector has.
+inline void
+weigh_rest(const kinema_scheduler_step_args &a, const float *c, int64_t b, int64_t first, int lanes, float *to) {
+    V sum = set1(0.0f);
+    for (int64_t k = 0; k < a.term_count; ++k)
+        if (c[k] != 0.0f)
+            sum = fma(set1(c[k]), load_n(a.terms[k] + b * a.term_strides[k] + first, lanes), sum);
+    store(to, sum);
+}
+
+inline void put(float *to, const float *from, int64_t count, bool past_caches) {
+    if (!past_caches || reinterpret_cast<uintptr_t>(to) % sizeof(V) != 0) {
+        std::memcpy(to, from, count * sizeof(float));
+        return;
+    }
+    int64_t i = 0;
+    for (; i + W <= count; i += W)
+        stream(to + i, load(from + i));
+    std::memcpy(to + i, from + i, (count - i) * sizeof(float));
+}
+
 inline void scheduler_step(const kinema_scheduler_step_args &a, Pool &pool) {
     constexpr int64_t BLOCK = KINEMA_STEP_BLOCK;
+    constexpr int AT_ONCE = 8;
     const int64_t blocks = ceil_div(a.elements, BLOCK);
+    const bool past_caches = a.batch * a.elements * a.out_count * 4 > STREAMED_BYTES;
     // every output of a block is summed before any is written: an output may be a term
     each_row(pool, a.threads, a.batch * blocks, BLOCK * a.term_count, [&](int64_t row, int thread) {
         const int64_t b = row / blocks, first = row % blocks * BLOCK, count = least(a.elements - first, BLOCK);
         float *sums = static_cast<float *>(a.workspace) + thread * a.out_count * BLOCK;
-        for (int64_t m = 0; m < a.out_count; ++m) {
-            const float *c = a.coefficients + (b * a.out_count + m) * a.term_count;
-            float *to = sums + m * BLOCK;
-            std::memset(to, 0, count * sizeof(float));
-            for (int64_t k = 0; k < a.term_count; ++k) {
-                if (c[k] == 0.0f)
-                    continue;
-                const float *term = a.terms[k] + b * a.term_strides[k] + first;
-                const V factor = set1(c[k]);
-                for (int64_t i = 0; i < count; i += W) {
-                    const int lanes = static_cast<int>(least(count - i, W));
-                    store(to + i, fma(factor, load_some(term + i, lanes), load(to + i)));
-                }
+        const float *c = a.coefficients + b * a.out_count * a.term_count;
+        for (int64_t i = 0; i < count;) {
+            const int64_t left = count - i, step = left >= AT_ONCE * W ? AT_ONCE * W : least(left, W);
+            for (int64_t m = 0; m < a.out_count; ++m) {
+                float *to = sums + m * BLOCK + i;
+                if (step == AT_ONCE * W)
+                    weigh<AT_ONCE>(a, c + m * a.term_count, b, first + i, to);
+                else if (step == W)
+                    weigh<1>(a, c + m * a.term_count, b, first + i, to);
+                else
+                    weigh_rest(a, c + m * a.term_count, b, first + i, static_cast<int>(step), to);
             }
+            i += step;
         }
         for (int64_t m = 0; m < a.out_count; ++m)
-            std::memcpy(a.outs[m] + b * a.out_strides[m] + first, sums + m * BLOCK, count * sizeof(float));
+            put(a.outs[m] + b * a.out_strides[m] + first, sums + m * BLOCK, count, past_caches);
+        if (past_caches)
+            stream_end();
     });
 }
 

@@ -20,6 +20,8 @@ inline __m256i first_lanes(int n) {
 }
 inline V load_n(const float *p, int n) { return _mm256_maskload_ps(p, first_lanes(n)); }
 inline void store_n(float *p, V v, int n) { _mm256_maskstore_ps(p, first_lanes(n), v); }
+inline void stream(float *p, V v) { _mm256_stream_ps(p, v); } // aligned; past the caches
+inline void stream_end() { _mm_sfence(); }
 inline V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
 inline V add(V a, V b) { return _mm256_add_ps(a, b); }
 inline V sub(V a, V b) { return _mm256_sub_ps(a, b); }

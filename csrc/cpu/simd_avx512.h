@@ -18,6 +18,8 @@ inline V set1(float x) { return _mm512_set1_ps(x); }
 inline __mmask16 first_lanes(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
 inline V load_n(const float *p, int n) { return _mm512_maskz_loadu_ps(first_lanes(n), p); }
 inline void store_n(float *p, V v, int n) { _mm512_mask_storeu_ps(p, first_lanes(n), v); }
+inline void stream(float *p, V v) { _mm512_stream_ps(p, v); } // aligned; past the caches
+inline void stream_end() { _mm_sfence(); }
 inline V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
 inline V add(V a, V b) { return _mm512_add_ps(a, b); }
 inline V sub(V a, V b) { return _mm512_sub_ps(a, b); }

@@ -30,6 +30,8 @@ inline void store_n(float *p, V v, int n) {
     for (int i = 0; i < n; ++i)
         p[i] = v[i];
 }
+inline void stream(float *p, V v) { store(p, v); }
+inline void stream_end() {}
 inline V fma(V a, V b, V c) { return a * b + c; }
 inline V add(V a, V b) { return a + b; }
 inline V sub(V a, V b) { return a - b; }

@@ -409,6 +409,18 @@ def test_a_step_takes_a_window_of_a_longer_clip():
     assert torch.allclose(got, wanted, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("beside", [0, 1])
+def test_large_steps_go_past_the_caches(isa, beside):
+    """Results that no cache holds are streamed to memory where a vector of theirs can be, and they may be terms."""
+    count = 1_100_003  # of each of two results: more than 8 MB
+    terms = [random(1, count + beside, seed=k)[:, beside:] for k in range(3)]
+    factors = random(1, 2, 3, seed=3)
+    wanted = torch.einsum("mk,ks->ms", factors[0].double(), torch.cat(terms).double())
+    first, second = scheduler_step_cpu.scheduler_step(terms, factors, out=[terms[0], None])
+    assert first.data_ptr() == terms[0].data_ptr()
+    assert torch.allclose(torch.cat((first, second)).double(), wanted, rtol=1e-6, atol=1e-5)
+
+
 def test_torchs_threads_do_the_work():
     """A second set of threads would wait while torch's spin: no call of ours starts one."""
     if native.torch_parallel() is None:
