@@ -58,6 +58,15 @@ TRANSFORMERS = (
 )
 
 
+# what a CPU multiplies in seconds; no GPU is built for these sizes in fp32
+ON_A_CPU = Transformer("1.3B on a CPU", 12, 128, 8960, {1280: ("fp32", "int8"), 4680: ("fp32",)})
+
+
+def cpu_cases() -> tuple[Case, ...]:
+    """Cases of a CPU alone."""
+    return tuple(case for tokens in ON_A_CPU.tokens for case in _layer(ON_A_CPU, tokens))
+
+
 def all_cases() -> tuple[Case, ...]:
     """Every case, the most common of each op first. Names are unique within an op."""
     return (

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     import torch
 
-    from kinema.bench.op_cases import all_cases
+    from kinema.bench.op_cases import all_cases, cpu_cases
     from kinema.bench.peaks import probe, units_of
     from kinema.bench.report import check_report, provenance, write_report
     from kinema.ops import plan_ops, target_for
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     work = [
         (case, target)
         for target in targets
-        for case in all_cases()
+        for case in (*all_cases(), *(cpu_cases() if device.type == "cpu" else ()))
         if wanted in case.name and case.op in (arguments.op or [case.op]) and target.precision.name in case.precisions
     ]
     if not work:

@@ -67,8 +67,7 @@ inline Product conv_product(const kinema_conv3d_args &a, ConvSource &source) {
 }
 
 // With few output channels packing would cost as much as multiplying: then the product reads rows where they lie,
-// neighbours of an output line at a stride of one pixel, a run of taps after the other. The sums are the same, to the
-// last bit.
+// neighbours of an output line at a stride of one pixel, a run of taps after the other.
 inline bool reads_in_place(const kinema_conv3d_args &a, const ConvShape &shape) {
     const int64_t depth = a.kernel_t * a.kernel_h * a.kernel_w * a.in_channels;
     return a.out_channels <= 2 * NR && depth <= 1024 && shape.out_w >= 4 * MR;

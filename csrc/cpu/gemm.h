@@ -157,17 +157,18 @@ template <class Kernel> void product_task(const Product &p, const Cut<Kernel> &c
     float *row_scale = reinterpret_cast<float *>(scratch + cut.a_bytes + cut.b_bytes + cut.c_bytes);
     if (tiles == 0)
         return;
-    const bool once = p.depth - p.skip <= Kernel::DEPTH && !p.gated;
+    const bool once = p.depth - p.skip <= Kernel::DEPTH - p.skip % Kernel::DEPTH && !p.gated;
     if (p.prepare != nullptr)
         p.prepare(p.source, begin, least(stop - begin, tiles * Kernel::ROWS), row_scale);
 
     for (int64_t chunk = from; chunk < to; chunk += cut.chunk_panels) {
         const int64_t chunk_end = least(chunk + cut.chunk_panels, to);
-        for (int64_t k = p.skip; k < p.depth; k += Kernel::DEPTH) {
-            const int64_t depth = least(p.depth - k, Kernel::DEPTH);
+        // slices end where they would without a skip, so that what is left of the sums is the same to the last bit
+        for (int64_t k = p.skip, depth; k < p.depth; k += depth) {
+            depth = least(p.depth - k, Kernel::DEPTH - k % Kernel::DEPTH);
             const int64_t groups = ceil_div(depth, Kernel::GROUP);
             const int64_t tile_bytes = groups * Kernel::GROUP * Kernel::A_BYTES + Kernel::A_EXTRA;
-            char *a = scratch + (cut.keeps ? (k - p.skip) / Kernel::DEPTH * cut.slice_bytes : 0);
+            char *a = scratch + (cut.keeps ? k / Kernel::DEPTH * cut.slice_bytes : 0);
             if (chunk == from) // else it is still there
                 for (int64_t i = 0; i < tiles; ++i) {
                     const int64_t m = begin + i * Kernel::ROWS;

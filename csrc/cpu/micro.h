@@ -21,15 +21,16 @@ struct Rowwise {
     static constexpr int64_t block() { return KB; }
 };
 
-// c[R, NR] = (more: c +) a[R, depth] · b[depth, NR]; the order in which a number is summed is that of the depth alone.
+// c[R, NR] = (more: c +) a[R, depth] · b[depth, NR]. A slice of the depth is summed by itself and then added: an error
+// grows with the length of a slice and the number of slices, not with their product.
 template <int R, class Layout>
 inline __attribute__((always_inline)) void
 tile_f32(const float *a, Layout layout, const float *b, int64_t depth, float *c, int64_t c_stride, bool more) {
     V sums[R][2];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-        sums[r][0] = more ? load(c + r * c_stride) : set1(0.0f);
-        sums[r][1] = more ? load(c + r * c_stride + W) : set1(0.0f);
+        sums[r][0] = set1(0.0f);
+        sums[r][1] = set1(0.0f);
     }
     int64_t k = 0;
     for (; k + KB <= depth; k += KB, a += layout.block(), b += KB * NR) {
@@ -55,8 +56,9 @@ tile_f32(const float *a, Layout layout, const float *b, int64_t depth, float *c,
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-        store(c + r * c_stride, sums[r][0]);
-        store(c + r * c_stride + W, sums[r][1]);
+        float *to = c + r * c_stride;
+        store(to, more ? add(load(to), sums[r][0]) : sums[r][0]);
+        store(to + W, more ? add(load(to + W), sums[r][1]) : sums[r][1]);
     }
 }
 

@@ -233,6 +233,18 @@ def test_large_products(isa, precision):
     assert float(((y.double() - truth) / size).abs().max()) < 4 * torch.finfo(torch.float32).eps
 
 
+def test_errors_do_not_grow_with_the_depth(isa):
+    """Slices are summed by themselves: one sum over 8960 features would err four times as much."""
+
+    def error(depth):
+        x, w = random(1, 12, depth), random(32, depth, seed=1)
+        truth = x.double() @ w.double().T
+        y = linear_cpu.linear(x, linear_cpu.pack_linear(w, target=target("fp32")))
+        return float((y.double() - truth).norm() / truth.norm())
+
+    assert error(8960) <= 1.5 * error(256)
+
+
 def test_int8_does_not_saturate(isa):
     """127·127 everywhere, of every pattern of signs: sums of two are beyond what 16 bits hold unsigned times signed."""
     depth, columns = 1028, 33
