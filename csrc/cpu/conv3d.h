@@ -105,7 +105,7 @@ struct ConvBands {
         const int64_t enough = ceil_div(2 * BLOCK_ROWS * most(1, a.threads), shape.out_w); // for all threads
         band = least(shape.out_h, most(enough, fits));
         band = ceil_div(shape.out_h, ceil_div(shape.out_h, band));
-        kept = (band - 1) * a.stride_h + a.kernel_h;
+        kept = (band - 1) * a.stride_h + most(a.kernel_h, a.stride_h); // lines between are laid out too
     }
     // Frames that may go together: whole ones lie side by side.
     int64_t frames(const ConvShape &shape) const { return band == shape.out_h ? shape.out_t : 1; }

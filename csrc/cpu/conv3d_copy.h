@@ -15,9 +15,9 @@ namespace kinema {
 namespace KINEMA_ISA {
 
 struct ConvShape {
-    int64_t history, seen, height, width;          // of the padded copy
-    int64_t inner_h, inner_w;                      // without its border
-    int64_t out_t, out_h, out_w, line, frame, all; // line, frame and sample of the copy, in floats
+    int64_t history, seen, height, width; // of the padded copy
+    int64_t inner_h, inner_w;             // without its border
+    int64_t out_t, out_h, out_w, line;    // line: of the copy, in floats
 
     explicit ConvShape(const kinema_conv3d_args &a) {
         history = most(a.kernel_t - a.stride_t, 0);
@@ -30,8 +30,6 @@ struct ConvShape {
         out_h = (height - a.kernel_h) / a.stride_h + 1;
         out_w = (width - a.kernel_w) / a.stride_w + 1;
         line = width * a.in_channels;
-        frame = height * line;
-        all = seen * frame;
     }
 };
 
