@@ -116,8 +116,9 @@ class Components:
     def vae(self, half: Literal["encoder", "decoder"]) -> WanVAE:
         """The VAE, with the half that the caller is about to use packed."""
         vae = cast("WanVAE", self._model("vae", _vae))
-        with self._clock():
-            getattr(vae, half)
+        if half not in vars(vae):
+            with self._clock():
+                getattr(vae, half)
         return vae
 
     def text_encoder(self) -> UMT5Encoder:
