@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from kinema.bench.report import check_report, provenance, write_report
+    from kinema.bench.report import check_report, model_of, provenance, write_report
     from kinema.pipeline import VideoPipeline
     from kinema.progress import steps_bar
 
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     pipe = VideoPipeline.from_pretrained(arguments.model, **load_options(arguments))
     report: Report = {
         **provenance("adherence", arguments.words, pipe.ops.plan),
-        "model": str(pipe.folder.path),
+        **model_of(pipe.folder.path),
         "prompts": arguments.prompts,
         "frames": arguments.frames,
         "seed": arguments.seed,

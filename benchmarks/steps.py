@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _measure(arguments: argparse.Namespace) -> Report:
     import torch
 
-    from kinema.bench.report import provenance
+    from kinema.bench.report import model_of, provenance
     from kinema.pipeline import VideoPipeline
     from kinema.progress import steps_bar
     from kinema.sample.distance import FEATURES, distance_to_real, features
@@ -85,7 +85,7 @@ def _measure(arguments: argparse.Namespace) -> Report:
             )
     return {
         **provenance("steps", arguments.words, pipe.ops.plan),
-        "model": str(pipe.folder.path),
+        **model_of(pipe.folder.path),
         "points": points,
         # what two sets of real clips are apart: no model can be nearer
         "floor": distance_to_real(other, one),

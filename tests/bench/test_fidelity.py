@@ -2,11 +2,12 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
 
-from kinema.bench import lossy
+from kinema.bench import fidelity, lossy
 from kinema.bench.fidelity import equal_time_steps, mark_dominated
 from kinema.bench.image_distance import SAME, psnr, ssim
 from kinema.cli import main
@@ -89,16 +90,36 @@ def given_times(calls, rounds, **_):
     return {name: [1.0 if name in ("two steps", "exact, 3 steps") else 2.0] * 5 for name in calls}
 
 
-def test_bench_fidelity(tiny, tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def stochastic(tiny, tmp_path):
+    """The tiny model with a sampler that draws noise in each step."""
+    folder = shutil.copytree(tiny, tmp_path / "stochastic")
+    index = folder / "model_index.json"
+    index.write_text(index.read_text().replace("UniPCMultistepScheduler", "DPMSolverMultistepScheduler"))
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+    sampler = {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++", **flow}
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(sampler))
+    return folder
+
+
+def test_bench_fidelity(stochastic, tmp_path, capsys, monkeypatch):
+    noisy, run = [], fidelity.generate
+
+    def watched(setting, *given):
+        noisy.append(setting.pipe.scheduler.has_noise)
+        return run(setting, *given)
+
+    monkeypatch.setattr(fidelity, "generate", watched)
     monkeypatch.setattr(lossy, "OPTIONS", dict(lossy.OPTIONS))
     lossy.register(lossy.Lossy("two steps", "test", request={"num_inference_steps": 2}))
     monkeypatch.setattr("kinema.bench.rounds.interleaved", given_times)
     monkeypatch.setattr("kinema.bench.fidelity.denoising_share", lambda exact: 1.0)
     file = tmp_path / "report.json"
     options = [word for name in ("bf16", "int8", "two steps") for word in ("--option", name)]
-    command = ["bench", "fidelity", "-m", str(tiny), "--tokens", "20", "--text-tokens", "8", "--steps", "6"]
+    command = ["bench", "fidelity", "-m", str(stochastic), "--tokens", "20", "--text-tokens", "8", "--steps", "6"]
     small = ["--prompts", "2", "--judged", "1", "--rounds", "2", "--threads", "1", "--backend", "reference"]
     assert main([*command, *options, *small, "--json", str(file)]) == 0
+    assert noisy and not any(noisy)
     printed = capsys.readouterr().out
     rows = {row["name"]: row for row in json.loads(file.read_text())["rows"]}
     assert rows["exact"]["psnr"] == SAME and rows["exact"]["step_errors"] == [0.0] * 6

@@ -266,7 +266,7 @@ def test_bad_eta_is_refused(name: str, eta: float) -> None:
 
 @pytest.mark.parametrize("name", CORES)
 def test_the_noise_can_be_left_out(name: str) -> None:
-    """What is left is deterministic, and the same family: it ends near, and not at, where the noisy run does."""
+    """What is left is a deterministic sampler of the same class."""
 
     def run(core: schedulers.SchedulerCore, seed: int) -> torch.Tensor:
         state = schedulers.start(core, core.grid(8), generator=torch.Generator().manual_seed(seed))
