@@ -11,6 +11,7 @@ import pytest
 from kinema.bench import revisions
 from kinema.bench.report import provenance, timing
 from kinema.cli import main
+from kinema.errors import RequestError
 from kinema.ops import plan_ops, target_for
 
 # a kinema that has measured before it is asked; it logs who ran, from where and with which words
@@ -113,10 +114,10 @@ def test_a_revision_of_kinema_itself(monkeypatch, capsys):
     """HEAD beside itself: it is checked out, imported and measured there, and what it finds has names."""
     try:
         revisions.checkout()
-    except Exception as error:
-        pytest.skip(str(error))
+    except RequestError as error:
+        pytest.skip(str(error))  # the sources are no git checkout
     monkeypatch.setenv("KINEMA_NATIVE", "off")
     run = "ops --op unpatchify --rounds 5 --threads 1 --backend reference"
     code = main(["bench", "compare", "HEAD", "HEAD", "--bench", run, "--turns", "1", "--json", "--tolerance", "9"])
     found = json.loads(capsys.readouterr().out)
-    assert code == 0 and [row["verdict"] for row in found["rows"]] == ["same"] * len(found["rows"]) != []
+    assert code == 0 and found["rows"] and not found["slower"] and not found["faster"]
