@@ -34,7 +34,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The same for every peer, from a seed.
+    """The same for every peer, from a seed, on the pipeline's device.
 
     latents [1, C, T, H, W] of the transformer, decoded [1, z, T, H, W] of the VAE, timestep [1], text [1, L, text_dim],
     all fp32; ids [1, L] of the text encoder, int64.
@@ -81,16 +81,16 @@ def sizes_for(pipe: VideoPipeline, tokens: int | None, text: int | None) -> Size
 
 
 def inputs_for(pipe: VideoPipeline, sizes: Sizes, seed: int = 0) -> Inputs:
-    generator = torch.Generator().manual_seed(seed)
-    config = pipe.transformer_config
+    generator = torch.Generator().manual_seed(seed)  # on the CPU: a GPU draws other numbers
+    config, device = pipe.transformer_config, pipe.ops.device
     shape = [n * p for n, p in zip(sizes.grid, config.patch_size, strict=True)]
     vocabulary = int(pipe.folder.component("text_encoder").config["vocab_size"])
     return Inputs(
-        latents=torch.randn(1, config.in_channels, *shape, generator=generator),
-        decoded=torch.randn(1, pipe.vae_config.z_dim, *shape, generator=generator),
-        timestep=torch.tensor([TIMESTEP]),
-        text=torch.randn(1, sizes.text, config.text_dim, generator=generator),
-        ids=torch.randint(3, vocabulary, (1, sizes.text), generator=generator),
+        latents=torch.randn(1, config.in_channels, *shape, generator=generator).to(device),
+        decoded=torch.randn(1, pipe.vae_config.z_dim, *shape, generator=generator).to(device),
+        timestep=torch.tensor([TIMESTEP], device=device),
+        text=torch.randn(1, sizes.text, config.text_dim, generator=generator).to(device),
+        ids=torch.randint(3, vocabulary, (1, sizes.text), generator=generator).to(device),
     )
 
 

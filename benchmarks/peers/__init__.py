@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from kinema.bench.model_parts import Inputs
 
 # name: module that holds it, as PEER
@@ -21,15 +23,23 @@ PEERS = {
 
 
 class Peer(Protocol):
-    """settings: how it is run, in words: the best that its documentation has. needs: packages that it imports."""
+    """settings: how it is run, in words: the best that its documentation has. needs: packages that it imports.
+
+    devices: the kinds that it runs on. A peer computes in `dtype`, the numbers of kinema's activations, if it can.
+    """
 
     settings: str
     needs: tuple[str, ...]
+    devices: tuple[str, ...]
 
-    def forward(self, folder: Path, part: str, inputs: Inputs, threads: int) -> Callable[[], Any] | None:
+    def forward(
+        self, folder: Path, part: str, inputs: Inputs, dtype: torch.dtype, threads: int
+    ) -> Callable[[], Any] | None:
         """A call of "transformer" or "vae" that gives a tensor as kinema's does, loaded; None if it has none."""
 
-    def generation(self, folder: Path, request: dict[str, Any]) -> Callable[[], Any] | None:
+    def generation(
+        self, folder: Path, request: dict[str, Any], device: torch.device, dtype: torch.dtype
+    ) -> Callable[[], Any] | None:
         """A whole generation that gives frames [B, T, H, W, 3] in [0, 1], loaded; None if it has none."""
 
 
@@ -38,7 +48,9 @@ def peer(name: str) -> Peer:
     return found
 
 
-def missing(found: Peer) -> str | None:
-    """Why it cannot run here; None if it can."""
+def missing(found: Peer, device: torch.device) -> str | None:
+    """Why it cannot run there; None if it can."""
+    if device.type not in found.devices:
+        return f"runs on {' and '.join(found.devices)} alone"
     absent = [name for name in found.needs if find_spec(name) is None]
     return f"not installed: {', '.join(absent)}" if absent else None

@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from kinema.bench.model_parts import sizes_for
+    from kinema.bench.op_counts import unit_of
     from kinema.bench.peaks import probe
     from kinema.bench.peers import PEERS, missing, peer, processes
     from kinema.bench.peers.external import External
@@ -63,17 +64,18 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         check_report(arguments.json)
     pipe = open_pipeline(arguments)
-    if pipe.ops.device.type != "cpu":
-        raise RequestError(f"peers run on the CPU so far, and kinema would on {pipe.ops.device}: add --device cpu")
+    if PROCESS in (arguments.part or ()) and pipe.ops.device.type != "cpu":
+        raise RequestError(f"--part {PROCESS} is for the CPU, and kinema would run on {pipe.ops.device}")
     peers: dict[str, Peer] = {name: peer(name) for name in names}
     if arguments.external is not None:
         peers["external"] = External(arguments.external)
-    absent = {name: reason for name, p in peers.items() if (reason := missing(p)) is not None}
+    absent = {name: reason for name, p in peers.items() if (reason := missing(p, pipe.ops.device)) is not None}
     present = {name: p for name, p in peers.items() if name not in absent}
     plain = open_pipeline(arguments, backend="reference", precision="fp32")
     sizes = sizes_for(pipe, arguments.tokens, arguments.text_tokens)
     rows: list[Report] = []
-    peaks = probe(pipe.ops.device)
+    unit = unit_of(pipe.ops.plan.target.precision.activations)
+    peaks = probe(pipe.ops.device, [unit])
     for part in arguments.part or PARTS:
         if part == PROCESS:
             request = request_of(pipe, sizes, arguments.steps)
@@ -81,10 +83,10 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             rows += measure(part, pipe, plain, present, sizes, arguments)
         rows += [{"name": f"{part}, {name}", "failed": reason} for name, reason in absent.items()]
-        peaks = peaks.better(probe(pipe.ops.device, rounds=3))
+        peaks = peaks.better(probe(pipe.ops.device, [unit], rounds=3))
     for row in rows:
         if "flops" in row and "seconds" in row:
-            row["of_peak"] = peaks.share_of_flops({"fp32": row["flops"]}, row["seconds"]["median"])
+            row["of_peak"] = peaks.share_of_flops({unit: row["flops"]}, row["seconds"]["median"])
     report = {
         **provenance("peers", arguments.words, pipe.ops.plan, timed=TIMED, backend=arguments.backend),
         **model_of(pipe.folder.path),
@@ -119,7 +121,8 @@ def measure(
     from kinema.bench.rounds import interleaved
 
     folder = Path(pipe.folder.path)
-    inputs = inputs_for(pipe, sizes)
+    inputs, target = inputs_for(pipe, sizes), pipe.ops.plan.target
+    dtype = target.precision.activations
     request = request_of(pipe, sizes, arguments.steps)
     if part == "generation":
         calls = {KINEMA: _generation(pipe, request), REFERENCE: _generation(plain, request)}
@@ -129,9 +132,9 @@ def measure(
     for name, peer in peers.items():
         try:
             call = (
-                peer.generation(folder, request)
+                peer.generation(folder, request, target.device, dtype)
                 if part == "generation"
-                else peer.forward(folder, part, inputs, torch.get_num_threads())
+                else peer.forward(folder, part, inputs, dtype, torch.get_num_threads())
             )
             if call is not None:
                 call()  # compiles what it has to; what cannot run says so here
@@ -142,7 +145,7 @@ def measure(
             failed.append({"name": f"{part}, {name}", "failed": f"{type(error).__name__}: {error}".splitlines()[0]})
     with counted(plain.ops) as tally:
         truth = calls[REFERENCE]()
-    samples = interleaved(calls, arguments.rounds, warmup=1, shortest=0)
+    samples = interleaved(calls, arguments.rounds, device=target.device, warmup=1, shortest=0)
     rows = []
     for name, seconds in samples.items():
         row = {**timing(f"{part}, {name}", seconds), "flops": tally.flops}
@@ -171,7 +174,8 @@ def _table(report: Report) -> str:
 
     lines = [
         f"{report['model']}: grid {' x '.join(map(str, report['grid']))}, {report['text_tokens']} tokens of text, "
-        f"{report['threads']} threads; kinema in {report['target']['precision']}",
+        f"{report['threads']} threads; kinema in {report['target']['precision']} on {report['target']['device']}, its "
+        "reference ops in fp32",
         *(f"  {name}: {settings}" for name, settings in report["settings"].items()),
         f"  {'':36} {'median s':>10} {'of peak':>8} {'error':>8} {'largest':>8}  kinema is faster",
     ]
@@ -182,7 +186,7 @@ def _table(report: Report) -> str:
         errors = row.get("error")
         cells = [f"{errors[key]:.1e}" if errors else "" for key in ("relative", "largest")]
         ratio = said(Estimate(**row["kinema_is_faster"])) if "kinema_is_faster" in row else ""
-        of_peak = f"{row['of_peak']:.1%}" if "of_peak" in row else ""
+        of_peak = f"{row['of_peak']:.1%}" if row.get("of_peak") is not None else ""
         line = f"  {row['name']:36} {row['seconds']['median']:10.4f} {of_peak:>8} {cells[0]:>8} {cells[1]:>8}"
         lines.append(f"{line}  {ratio}".rstrip())
         lines += [f"    {stage:34} {seconds:10.4f}" for stage, seconds in row.get("stages", {}).items()]

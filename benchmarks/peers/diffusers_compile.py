@@ -10,7 +10,7 @@ from kinema.bench.peers.diffusers_eager import Diffusers
 
 
 class Compiled(Diffusers):
-    settings = "diffusers, fp32, torch.compile (inductor, static shapes); compiled before anything is timed"
+    settings = "diffusers, torch.compile (inductor, static shapes); compiled before anything is timed"
 
     def prepared(self, model: Any) -> Any:
         if hasattr(model, "decoder"):  # the VAE loops over frames in Python: what it calls is compiled

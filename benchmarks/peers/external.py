@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from kinema.bench.model_parts import Inputs
 from kinema.errors import KinemaError, RequestError
 
@@ -18,15 +20,20 @@ class External:
     """command: words with fields such as {prompt} and {steps} in braces."""
 
     needs: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ("cpu", "cuda")
 
     def __init__(self, command: str) -> None:
         self.command = command
         self.settings = f"process of its own, from start to end: {command}"
 
-    def forward(self, folder: Path, part: str, inputs: Inputs, threads: int) -> Callable[[], Any] | None:
+    def forward(
+        self, folder: Path, part: str, inputs: Inputs, dtype: torch.dtype, threads: int
+    ) -> Callable[[], Any] | None:
         return None
 
-    def generation(self, folder: Path, request: dict[str, Any]) -> Callable[[], Any] | None:
+    def generation(
+        self, folder: Path, request: dict[str, Any], device: torch.device, dtype: torch.dtype
+    ) -> Callable[[], Any] | None:
         values = {**request, "folder": folder, "steps": request["num_inference_steps"]}
         try:
             given = {name: values[name] for name in FIELDS}

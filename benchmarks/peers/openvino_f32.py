@@ -15,15 +15,18 @@ from kinema.bench.peers.diffusers_eager import load
 class OpenVino:
     settings = "OpenVINO, converted with static shapes, precision hint f32, latency hint, one stream"
     needs: tuple[str, ...] = ("openvino", "diffusers")
+    devices: tuple[str, ...] = ("cpu",)
 
-    def forward(self, folder: Path, part: str, inputs: Inputs, threads: int) -> Callable[[], Any] | None:
+    def forward(
+        self, folder: Path, part: str, inputs: Inputs, dtype: torch.dtype, threads: int
+    ) -> Callable[[], Any] | None:
         import openvino
 
         if part != "transformer":
             return None  # the VAE keeps its past in Python lists, which a traced graph does not
         given = (inputs.latents, inputs.timestep, inputs.text)
         with torch.no_grad():
-            converted = openvino.convert_model(_Plain(load(folder, part)), example_input=given)
+            converted = openvino.convert_model(_Plain(load(folder, part, dtype)), example_input=given)
         converted.reshape({i: list(x.shape) for i, x in enumerate(given)})
         settings = {
             "INFERENCE_PRECISION_HINT": "f32",
@@ -35,7 +38,9 @@ class OpenVino:
         arrays = [x.numpy() for x in given]
         return lambda: torch.from_numpy(compiled(arrays)[0])
 
-    def generation(self, folder: Path, request: dict[str, Any]) -> Callable[[], Any] | None:
+    def generation(
+        self, folder: Path, request: dict[str, Any], device: torch.device, dtype: torch.dtype
+    ) -> Callable[[], Any] | None:
         return None
 
     def prepared(self, model: Any, given: tuple[torch.Tensor, ...]) -> Any:

@@ -19,10 +19,14 @@ class DynamicInt8(Diffusers):
         "channel; the rest in fp32"
     )
 
-    def forward(self, folder: Path, part: str, inputs: Inputs, threads: int) -> Callable[[], Any] | None:
+    devices: tuple[str, ...] = ("cpu",)
+
+    def forward(
+        self, folder: Path, part: str, inputs: Inputs, dtype: torch.dtype, threads: int
+    ) -> Callable[[], Any] | None:
         if part != "transformer":
             return None  # the VAE is convolutions, which torch does not quantise dynamically
-        return super().forward(folder, part, inputs, threads)
+        return super().forward(folder, part, inputs, dtype, threads)
 
     def prepared(self, model: Any) -> Any:
         if not hasattr(model, "blocks"):  # a generation's decoder

@@ -5,6 +5,7 @@ import shutil
 import sys
 
 import pytest
+import torch
 
 from kinema.bench import peers
 from kinema.bench.peers import processes
@@ -39,7 +40,7 @@ def test_diffusers_beside_kinema(bench):
         assert theirs["error"]["relative"] < 1e-4, part
         assert len(theirs["samples"]) == 2 and theirs["flops"] == rows[f"{part}, kinema"]["flops"] > 0
         assert f"{part}, diffusers" in printed
-    assert "diffusers: diffusers, eager, fp32" in printed, "settings are printed"
+    assert "diffusers: diffusers, eager, torch" in printed, "settings are printed"
 
 
 def test_torchs_own_int8_rounds_and_is_near(bench):
@@ -52,7 +53,7 @@ def test_torchs_own_int8_rounds_and_is_near(bench):
 
 def test_who_is_not_installed_or_fails_says_so(bench, monkeypatch):
     class Broken:
-        settings, needs = "none", ()
+        settings, needs, devices = "none", (), ("cpu",)
 
         def forward(self, *_):
             raise ZeroDivisionError("of its own")
@@ -105,8 +106,15 @@ def test_an_external_command_is_timed(bench, tmp_path):
 def test_a_command_that_fails_or_has_unknown_fields_is_refused(bench):
     err = bench("--part", "generation", "--peer", "diffusers", "--external", "false", code=1)
     assert "--external" in err
+    request = {**dict.fromkeys(FIELDS, 1), "num_inference_steps": 1}
     with pytest.raises(RequestError, match="'magic' is not a field"):
-        External("x {magic}").generation("f", {**dict.fromkeys(FIELDS, 1), "num_inference_steps": 1})
+        External("x {magic}").generation("f", request, torch.device("cpu"), torch.float32)
+
+
+def test_a_peer_of_the_cpu_says_so_beside_a_gpu():
+    gpu = torch.device("cuda", 0)
+    assert peers.missing(peers.peer("torch-int8"), gpu) == "runs on cpu alone"
+    assert peers.missing(peers.peer("diffusers"), gpu) is None
 
 
 def test_unknown_peers_are_refused(bench):
