@@ -14,7 +14,7 @@ from kinema.models.wan import WanConfig
 from kinema.ops.common import Precision
 from kinema.text.umt5 import UMT5Config
 from kinema.vae.config import WanVAEConfig
-from kinema.vae.decoder import UpStageSpec
+from kinema.vae.decoder import UpStageSpec, frames_at_once
 from kinema.vae.encoder import DownStageSpec
 from kinema.vae.tiling import Tiling
 
@@ -65,15 +65,22 @@ def widened_bytes(precision: Precision, elements: int) -> int:
 def decode_bytes(config: WanVAEConfig, height: int, width: int, batch: int, tiling: Tiling | None) -> int:
     """One latent frame of (height, width) through the decoder, and the past frames that every convolution keeps."""
     tile_area, repeats = _tiles(config, height, width, tiling)
-    frames, scale, past, largest = 1, 1, 0.0, 0.0
-    for stage in UpStageSpec.all(config):
+    specs = UpStageSpec.all(config)
+    frames, scale, past, largest, waiting = 1, 1, 0.0, 0.0, 0.0
+    for i, stage in enumerate(specs):
+        if i == UpStageSpec.late(specs):
+            final = scale * 4 ** sum(late.doubling is not None for late in specs[i:]) * tile_area
+            together = frames_at_once(int(FP32 * batch * final * specs[-1].hidden))
+            if together < frames:  # what comes in, and what has gone out
+                waiting = frames * (stage.into * scale * tile_area + 2 * config.out_channels * final)
+                frames = together
         past += (2 * len(stage.blocks) + 1) * 2 * stage.hidden * scale * height * width * repeats
-        largest = max(largest, _block_maps(stage.into, stage.hidden, frames) * scale * tile_area)
+        largest = max(largest, waiting + _block_maps(stage.into, stage.hidden, frames) * scale * tile_area)
         if stage.doubling is not None:
             frames *= 2 if stage.temporal else 1
             scale *= 4
             # before the upsampler's convolution the map has the new size and the old channels
-            largest = max(largest, 2 * (stage.hidden + stage.out) * frames * scale * tile_area)
+            largest = max(largest, waiting + 2 * (stage.hidden + stage.out) * frames * scale * tile_area)
     return int(FP32 * batch * (past + largest))
 
 

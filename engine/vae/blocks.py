@@ -46,8 +46,15 @@ class CausalConv:
         self.gain = norm_gain(weights, norm, ops) if norm is not None else None
         self.upsample = upsample
 
-    def __call__(self, x: torch.Tensor, cache: FeatureCache, *, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """x: [B, Cin, T, H, W] → [B, Cout, T', H', W']."""
+    def __call__(
+        self,
+        x: torch.Tensor,
+        cache: FeatureCache,
+        *,
+        residual: torch.Tensor | None = None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """x: [B, Cin, T, H, W] → [B, Cout, T', H', W'], in `out` if it is given, which may be the residual."""
         return self.ops.conv3d(
             x,
             self.weight,
@@ -56,7 +63,14 @@ class CausalConv:
             upsample=self.upsample,
             cache=self.past(x, cache) if self.weight.history else None,
             residual=residual,
+            out=out,
         )
+
+    def map(self, x: torch.Tensor, cache: FeatureCache, name: str) -> torch.Tensor | None:
+        """Memory for the result of x, of a convolution that changes no size but by `upsample`."""
+        batch, _, frames, height, width = x.shape
+        shape = (batch, self.weight.out_channels, frames, height * self.upsample, width * self.upsample)
+        return cache.map(name, shape, x)
 
     def past(self, x: torch.Tensor, cache: FeatureCache) -> torch.Tensor:
         """The frames before x, to be read and overwritten."""
@@ -78,9 +92,12 @@ class ResidualBlock:
         shapes |= conv_shapes(f"{name}.conv1", out, into, 3, 3, 3) | conv_shapes(f"{name}.conv2", out, out, 3, 3, 3)
         return shapes if into == out else shapes | conv_shapes(f"{name}.conv_shortcut", out, into, 1, 1, 1)
 
-    def __call__(self, x: torch.Tensor, cache: FeatureCache) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, cache: FeatureCache, *, in_place: bool = False) -> torch.Tensor:
+        """x: [B, C, T, H, W] → [B, C', T, H, W]. in_place: x may become the result, where autograd does not want it."""
         shortcut = x if self.shortcut is None else self.shortcut(x, cache)
-        return self.conv2(self.conv1(x, cache), cache, residual=shortcut)
+        h = self.conv1(x, cache, out=self.conv1.map(x, cache, "hidden"))
+        may = (in_place or shortcut is not x) and not torch.is_grad_enabled()
+        return self.conv2(h, cache, residual=shortcut, out=shortcut if may else None)
 
 
 class AttentionBlock:

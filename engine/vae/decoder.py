@@ -13,6 +13,15 @@ from kinema.vae.config import WanVAEConfig
 from kinema.vae.feature_cache import FeatureCache
 from kinema.vae.resample import Upsample, duplicate_up
 
+PIECE_BYTES = 32 << 20
+"""Of a map of the last stage: as many frames as fit go through the late stages at once, so that maps are not gigabytes,
+and on a CPU stay near its caches."""
+
+
+def frames_at_once(frame_bytes: int) -> int:
+    """Of a chunk through the late stages. frame_bytes: of one frame of a map of the last."""
+    return max(1, PIECE_BYTES // frame_bytes)
+
 
 @dataclass(frozen=True)
 class UpStageSpec:
@@ -47,6 +56,11 @@ class UpStageSpec:
             into = out
         return specs
 
+    @staticmethod
+    def late(specs: list[UpStageSpec]) -> int:
+        """How many of the stages come before those that leave time as it is."""
+        return max((i + 1 for i, spec in enumerate(specs) if spec.temporal), default=0)
+
     def shapes(self) -> Shapes:
         shapes: Shapes = {}
         for j, name in enumerate(self.blocks):
@@ -65,9 +79,10 @@ class UpStage:
         self.double = Upsample(weights, spec.doubling, ops) if spec.doubling is not None else None
 
     def __call__(self, x: torch.Tensor, cache: FeatureCache) -> torch.Tensor:
+        """x: [B, C, T, H, W], no longer wanted afterwards → [B, C', T or 2T, 2H, 2W], or of x's size in the last."""
         h = x
         for block in self.blocks:
-            h = block(h, cache)
+            h = block(h, cache, in_place=h is not x or not self.spec.shortcut)
         if self.double is not None:
             h = self.double(h, cache)
         if self.spec.shortcut:
@@ -81,7 +96,10 @@ class Decoder:
     def __init__(self, config: WanVAEConfig, weights: Weights, ops: Ops) -> None:
         self.conv_in = CausalConv(weights, "decoder.conv_in", ops)
         self.mid = MidBlock(weights, "decoder.mid_block", ops)
-        self.stages = [UpStage(spec, weights, ops) for spec in UpStageSpec.all(config)]
+        specs = UpStageSpec.all(config)
+        stages = [UpStage(spec, weights, ops) for spec in specs]
+        first = UpStageSpec.late(specs)
+        self.early, self.late = stages[:first], stages[first:]
         self.conv_out = CausalConv(weights, "decoder.conv_out", ops, norm="decoder.norm_out")
 
     @staticmethod
@@ -100,8 +118,16 @@ class Decoder:
         Returns [B, out_channels, T', H', W'], T' = 1 for the first frame, then T · the temporal factor.
         """
         x = self.mid(self.conv_in(z, cache), cache)
-        for stage in self.stages:
+        for stage in self.early:
             x = stage(x, cache)
-        x = self.conv_out(x, cache)
+        # from here on a frame looks back, but becomes no more frames
+        doublings = sum(stage.double is not None for stage in self.late)
+        frame = (x.shape[0] * x.shape[3] * x.shape[4] << 2 * doublings) * self.late[-1].spec.hidden * x.element_size()
+        pieces = [self._finish(piece, cache) for piece in torch.split(x, frames_at_once(frame), dim=2)]
         cache.started = True
-        return x
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
+
+    def _finish(self, x: torch.Tensor, cache: FeatureCache) -> torch.Tensor:
+        for stage in self.late:
+            x = stage(x, cache)
+        return self.conv_out(x, cache)

@@ -14,6 +14,7 @@ import torch
 
 from kinema.checkpoints.weights import Shapes, Weights
 from kinema.errors import RequestError
+from kinema.machine_memory import return_freed_bytes
 from kinema.ops import Ops
 from kinema.vae.blocks import CausalConv, conv_shapes
 from kinema.vae.config import WanVAEConfig
@@ -55,11 +56,15 @@ class WanVAE:
 
     @cached_property
     def encoder(self) -> Encoder:
-        return Encoder(self.config, self._weights, self._ops)
+        encoder = Encoder(self.config, self._weights, self._ops)
+        return_freed_bytes()  # packing leaves the heap full of holes
+        return encoder
 
     @cached_property
     def decoder(self) -> Decoder:
-        return Decoder(self.config, self._weights, self._ops)
+        decoder = Decoder(self.config, self._weights, self._ops)
+        return_freed_bytes()  # packing leaves the heap full of holes
+        return decoder
 
     def normalize(self, latents: torch.Tensor) -> torch.Tensor:
         """The encoder's latents [B, z_dim, T, H, W] as a transformer wants them: (x − mean)/std per channel."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import pytest
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -12,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from kinema.checkpoints.weights import Weights
 from kinema.ops import build_ops, plan_ops, target_for
+from kinema.vae import decoder
 from kinema.vae.tiling import Tiling
 from kinema.vae.wan import WanVAE, WanVAEConfig, tensor_shapes
 
@@ -75,6 +77,15 @@ def test_decoding_more_frames_in_tiles_takes_no_more_memory() -> None:
 def test_encoding_more_frames_takes_no_more_memory() -> None:
     few, many = (peak_beyond_output(lambda vae, v: vae.encode_moments(v), video(n)) for n in (9, 33))
     assert many <= 1.3 * few
+
+
+def test_large_frames_take_less_memory_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once = peak_beyond_output(lambda vae, z: vae.decode(z), latents(9))
+    frame = 4 * CONFIG.decoder_dims[-1] * SIZE**2
+    monkeypatch.setattr(decoder, "PIECE_BYTES", 2 * frame - 1)
+    assert decoder.frames_at_once(frame) == 1 and decoder.frames_at_once(frame // 2) == 3
+    in_turn = peak_beyond_output(lambda vae, z: vae.decode(z), latents(9))
+    assert at_once - in_turn > 4 * frame, "the maps of three frames fewer, and there are several"
 
 
 def test_a_half_is_packed_when_it_is_first_used() -> None:

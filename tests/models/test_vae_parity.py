@@ -14,7 +14,7 @@ from diffusers import AutoencoderKLWan
 
 from kinema.checkpoints.weights import Weights
 from kinema.ops import Ops, build_ops, plan_ops, target_for
-from kinema.vae import resample, tiling, wan
+from kinema.vae import decoder, resample, tiling, wan
 from kinema.vae.feature_cache import FeatureCache
 from kinema.vae.tiling import Tiling
 from kinema.vae.wan import WanVAE, WanVAEConfig, tensor_shapes
@@ -227,6 +227,29 @@ def test_chunks_of_any_size_give_the_same_clip(name: str) -> None:
         parts = list(vae.decode_chunks(latents_of(name)))
     assert [part.shape[2] for part in parts] == [1] + [factor] * (latents_of(name).shape[2] - 1)
     assert torch.equal(torch.cat(parts, dim=2), whole)
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+@pytest.mark.parametrize("name", CASES)
+def test_large_frames_go_through_the_late_stages_in_turn(
+    monkeypatch: pytest.MonkeyPatch, name: str, frames: int
+) -> None:
+    seen: list[int] = []
+    finish = decoder.Decoder._finish
+
+    def finished(self: decoder.Decoder, x: torch.Tensor, cache: FeatureCache) -> torch.Tensor:
+        seen.append(x.shape[2])
+        return finish(self, x, cache)
+
+    monkeypatch.setattr(decoder, "frames_at_once", lambda frame_bytes: frames)
+    monkeypatch.setattr(decoder.Decoder, "_finish", finished)
+    vae, z = ours(name), latents_of(name)
+    given = z.clone()
+    with torch.no_grad():
+        for chunk in (1, None):
+            assert error(vae.decode(z, chunk=chunk), truth(name, "decode")) <= TOLERANCE
+    assert torch.equal(z, given)
+    assert max(seen) <= frames and sum(seen) == 2 * video_of(name).shape[2]
 
 
 def test_two_clips_can_take_turns() -> None:
