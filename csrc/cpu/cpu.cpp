@@ -41,6 +41,13 @@ bool has_avx512() {
 }
 #endif
 
+#if defined(KINEMA_WITH_AVX512VNNI)
+bool has_avx512vnni() {
+    uint32_t a, b, c, d;
+    return has_avx512() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (c & (1u << 11)) != 0;
+}
+#endif
+
 bool always() { return true; }
 
 struct Known {
@@ -49,6 +56,9 @@ struct Known {
 };
 
 const Known KNOWN[] = {
+#if defined(KINEMA_WITH_AVX512VNNI)
+    {&avx512vnni_table, has_avx512vnni},
+#endif
 #if defined(KINEMA_WITH_AVX512)
     {&avx512_table, has_avx512},
 #endif

@@ -80,7 +80,7 @@ inline void multiply_f32(
         multiply_f32<Layout, R - 1>(rows, a, layout, b, depth, c, c_stride, more);
 }
 
-constexpr int I8_VECTORS = NR / 8;
+constexpr int I8_VECTORS = NR / I8_LANES;
 
 // c[R, NR] = (more: c +) a · b in int32, exactly. b: [depth/4][NR][4]; a: [depth/4][I8_ROWS], each four sizes and four
 // masks, and then for every row the sum of the sizes that are negative (simd_avx2.h says why).
@@ -93,7 +93,7 @@ __attribute__((noinline)) void tile_i8_of(const int8_t *a, const int8_t *b, int6
         std::memcpy(&negative, a + depth * 2 * I8_ROWS + 4 * r, sizeof negative);
 #pragma GCC unroll 4
         for (int v = 0; v < I8_VECTORS; ++v)
-            sums[r][v] = more ? i8_add(i8_load(c + r * NR + 8 * v), i8_set1(negative)) : i8_set1(negative);
+            sums[r][v] = more ? i8_add(i8_load(c + r * NR + I8_LANES * v), i8_set1(negative)) : i8_set1(negative);
     }
     for (int64_t k = 0; k < depth; k += 4, a += 8 * I8_ROWS, b += 4 * NR) {
 #pragma GCC unroll 16
@@ -101,14 +101,14 @@ __attribute__((noinline)) void tile_i8_of(const int8_t *a, const int8_t *b, int6
             const I8Row row = i8_row(a + 8 * r);
 #pragma GCC unroll 4
             for (int v = 0; v < I8_VECTORS; ++v)
-                i8_step(sums[r][v], row, b + 32 * v);
+                i8_step(sums[r][v], row, b + 4 * I8_LANES * v);
         }
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
         for (int v = 0; v < I8_VECTORS; ++v)
-            i8_store(c + r * NR + 8 * v, sums[r][v]);
+            i8_store(c + r * NR + I8_LANES * v, sums[r][v]);
 }
 
 template <int R = I8_ROWS>

@@ -29,13 +29,13 @@ inline int64_t probe_f32(int64_t steps) {
     return steps * PROBE_CHAINS * W * 2;
 }
 
-// The same of the step of the exact int8 product: 8 columns of 4 features, read from the nearest cache.
+// The same of the step of the exact int8 product: a vector of columns of 4 features, read from the nearest cache.
 inline int64_t probe_i8(int64_t steps) {
     constexpr int ROWS = 2, VECTORS = 2;
-    int8_t rows[8 * ROWS], columns[32 * VECTORS];
+    int8_t rows[8 * ROWS], columns[4 * I8_LANES * VECTORS];
     for (int i = 0; i < 8 * ROWS; ++i)
         rows[i] = i % 8 < 4 ? 1 : 0; // four sizes, and no sign
-    for (int i = 0; i < 32 * VECTORS; ++i)
+    for (int i = 0; i < 4 * I8_LANES * VECTORS; ++i)
         columns[i] = i % 2 ? 1 : -1; // the sums stay 0
     I8Sum sums[ROWS][VECTORS];
     for (int r = 0; r < ROWS; ++r)
@@ -48,17 +48,17 @@ inline int64_t probe_i8(int64_t steps) {
             const I8Row row = i8_row(rows + 8 * r);
 #pragma GCC unroll 4
             for (int v = 0; v < VECTORS; ++v)
-                i8_step(sums[r][v], row, columns + 32 * v);
+                i8_step(sums[r][v], row, columns + 4 * I8_LANES * v);
         }
     }
-    int32_t lanes[8];
+    int32_t lanes[I8_LANES];
     volatile int32_t used = 0;
     for (int r = 0; r < ROWS; ++r)
         for (int v = 0; v < VECTORS; ++v) {
             i8_store(lanes, sums[r][v]);
             used = used + lanes[0];
         }
-    return steps * ROWS * VECTORS * 32 * 2;
+    return steps * ROWS * VECTORS * I8_LANES * 4 * 2;
 }
 
 inline int64_t probe(int32_t dtype, int64_t steps) { return dtype == KINEMA_I8 ? probe_i8(steps) : probe_f32(steps); }

@@ -1,4 +1,4 @@
-// Vectors of fp32 for AVX-512 (F, BW, DQ, VL). Its int8 products are those of AVX2.
+// Vectors of fp32 for AVX-512 (F, BW, DQ, VL). Without VNNI its int8 products are those of AVX2.
 #pragma once
 
 #include <cstdint>
@@ -64,7 +64,30 @@ inline V widen_i8(const int8_t *p) {
 
 // ---- int8, as in simd_avx2.h
 
-constexpr int I8_COLUMNS = 2 * W;
+#if defined(__AVX512VNNI__)
+constexpr int I8_LANES = 16;
+constexpr int I8_ROWS = 12;
+
+typedef __m512i I8Sum;
+inline I8Sum i8_load(const int32_t *p) { return _mm512_loadu_si512(p); }
+inline void i8_store(int32_t *p, I8Sum s) { _mm512_storeu_si512(p, s); }
+struct I8Row {
+    __m512i size, mask;
+};
+inline I8Row i8_row(const int8_t *a) {
+    int32_t size, mask;
+    std::memcpy(&size, a, sizeof size);
+    std::memcpy(&mask, a + 4, sizeof mask);
+    return {_mm512_set1_epi32(size), _mm512_set1_epi32(mask)};
+}
+// Products of a sign-free and a signed factor, four to a sum of 32 bits: nothing saturates.
+inline void i8_step(I8Sum &s, const I8Row &row, const int8_t *b) {
+    s = _mm512_dpbusd_epi32(s, row.size, _mm512_xor_si512(_mm512_loadu_si512(b), row.mask));
+}
+inline I8Sum i8_set1(int32_t x) { return _mm512_set1_epi32(x); }
+inline I8Sum i8_add(I8Sum a, I8Sum b) { return _mm512_add_epi32(a, b); }
+#else
+constexpr int I8_LANES = 8;
 constexpr int I8_ROWS = 4;
 
 typedef __m256i I8Sum;
@@ -87,6 +110,7 @@ inline void i8_step(I8Sum &s, const I8Row &row, const int8_t *b) {
 }
 inline I8Sum i8_set1(int32_t x) { return _mm256_set1_epi32(x); }
 inline I8Sum i8_add(I8Sum a, I8Sum b) { return _mm256_add_epi32(a, b); }
+#endif
 
 } // namespace KINEMA_ISA
 } // namespace kinema

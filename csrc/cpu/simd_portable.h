@@ -121,7 +121,7 @@ inline V widen_i8(const int8_t *p) {
 
 // ---- int8: columns in groups of 8, the four bytes of a column's next four features side by side
 
-constexpr int I8_COLUMNS = 2 * W;
+constexpr int I8_LANES = 8; // columns of a vector of sums
 constexpr int I8_ROWS = 2;
 
 struct I8Sum {

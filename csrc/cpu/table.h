@@ -35,6 +35,7 @@ struct Table {
 extern const Table portable_table;
 extern const Table avx2_table;
 extern const Table avx512_table;
+extern const Table avx512vnni_table;
 
 } // namespace kinema
 

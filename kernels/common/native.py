@@ -23,7 +23,7 @@ from kinema.ops.common.capability import Implementation, Target
 from kinema.ops.common.rope import Rope
 
 ABI_VERSION = 3  # of csrc/include/kinema.h
-ISA_VARIABLE = "KINEMA_CPU_ISA"  # forces an instruction set: portable, avx2, avx512
+ISA_VARIABLE = "KINEMA_CPU_ISA"  # forces an instruction set: portable, avx2, avx512, avx512vnni
 LIBRARY_VARIABLE = "KINEMA_CPU_LIBRARY"  # another build of the library: make sanitize
 LIBRARY = Path(os.environ.get(LIBRARY_VARIABLE) or Path(__file__).with_name("libkinema_cpu.so"))
 
