@@ -62,25 +62,38 @@ def widened_bytes(precision: Precision, elements: int) -> int:
     return (2 if precision.weights.itemsize == 1 else 1) * elements * FP32
 
 
-def decode_bytes(config: WanVAEConfig, height: int, width: int, batch: int, tiling: Tiling | None) -> int:
-    """One latent frame of (height, width) through the decoder, and the past frames that every convolution keeps."""
+def decode_bytes(
+    config: WanVAEConfig, height: int, width: int, batch: int, tiling: Tiling | None, *, native: bool = False
+) -> int:
+    """One latent frame of (height, width) through the decoder, and the past frames that every convolution keeps.
+
+    native: by the native CPU kernels, which hold no map but what they read and write, one over another.
+    """
     tile_area, repeats = _tiles(config, height, width, tiling)
     specs = UpStageSpec.all(config)
-    frames, scale, past, largest, waiting = 1, 1, 0.0, 0.0, 0.0
+    frames, scale, past, largest, waiting, kept = 1, 1, 0.0, 0.0, 0.0, 0.0
     for i, stage in enumerate(specs):
         if i == UpStageSpec.late(specs):
             final = scale * 4 ** sum(late.doubling is not None for late in specs[i:]) * tile_area
             together = frames_at_once(int(FP32 * batch * final * specs[-1].hidden))
             if together < frames:  # what comes in, and what has gone out
-                waiting = frames * (stage.into * scale * tile_area + 2 * config.out_channels * final)
+                entering = 0 if native else stage.into * scale * tile_area  # native, it is kept anyway
+                waiting = frames * (entering + 2 * config.out_channels * final)
                 frames = together
         past += (2 * len(stage.blocks) + 1) * 2 * stage.hidden * scale * height * width * repeats
-        largest = max(largest, waiting + _block_maps(stage.into, stage.hidden, frames) * scale * tile_area)
+        area = scale * tile_area
+        block = 2 * stage.hidden * frames if native else _block_maps(stage.into, stage.hidden, frames)
+        largest = max(largest, waiting + kept + block * area)
         if stage.doubling is not None:
+            if native and stage.temporal:  # the frames that time's convolution makes, and the same in their order
+                largest = max(largest, waiting + kept + 4 * stage.hidden * frames * area)
             frames *= 2 if stage.temporal else 1
             scale *= 4
-            # before the upsampler's convolution the map has the new size and the old channels
-            largest = max(largest, waiting + 2 * (stage.hidden + stage.out) * frames * scale * tile_area)
+            doubled = frames * scale * tile_area
+            if native:
+                kept += stage.out * doubled
+            else:  # before the upsampler's convolution the map has the new size and the old channels
+                largest = max(largest, waiting + 2 * (stage.hidden + stage.out) * doubled)
     return int(FP32 * batch * (past + largest))
 
 

@@ -13,6 +13,7 @@ from kinema.image.clip import CLIPVisionConfig
 from kinema.machine_memory import available_bytes, held_bytes, peak_bytes
 from kinema.models import wan
 from kinema.models.wan import WanConfig
+from kinema.ops import Plan
 from kinema.ops.common import Precision
 from kinema.options import LoadOptions
 from kinema.request import GenerationRequest
@@ -58,9 +59,9 @@ class Prediction:
         return max(self.stages, key=lambda stage: self.stages[stage])
 
 
-def predict(folder: ModelFolder, request: GenerationRequest, precision: Precision, options: LoadOptions) -> Prediction:
+def predict(folder: ModelFolder, request: GenerationRequest, plan: Plan, options: LoadOptions) -> Prediction:
     """Peak bytes of a completed request (every size known), stage by stage."""
-    parts = weight_bytes(folder, precision)
+    parts = weight_bytes(folder, plan.target.precision)
     resident = {
         "image": ("vae.encoder", "image_encoder"),
         "text": ("text_encoder",),
@@ -68,7 +69,7 @@ def predict(folder: ModelFolder, request: GenerationRequest, precision: Precisio
         "decode": ("vae.decoder",),
     }
     stages = {}
-    work_bytes = _work_bytes(folder, request, precision)
+    work_bytes = _work_bytes(folder, request, plan)
     if "image" not in work_bytes:
         del parts["vae.encoder"]  # it is packed when it is first used
     for stage, work in work_bytes.items():
@@ -79,8 +80,9 @@ def predict(folder: ModelFolder, request: GenerationRequest, precision: Precisio
     return Prediction(parts, stages)
 
 
-def _work_bytes(folder: ModelFolder, request: GenerationRequest, precision: Precision) -> dict[str, int]:
+def _work_bytes(folder: ModelFolder, request: GenerationRequest, plan: Plan) -> dict[str, int]:
     """What each stage of the request holds beside weights."""
+    precision, native = plan.target.precision, plan.backend("conv3d").startswith("cpu")
     num_frames, height, width = request.clip
     transformer = WanConfig.from_dict(folder.component(experts(folder)[0]).config)
     vae = WanVAEConfig.from_dict(folder.component("vae").config)
@@ -104,7 +106,7 @@ def _work_bytes(folder: ModelFolder, request: GenerationRequest, precision: Prec
     work["denoise"] = denoise_bytes(transformer, precision, latent, request.samples * (1 + guided), tokens)
     if request.output_type != "latent":
         clips = request.samples * pixels
-        decoding = decode_bytes(vae, latent[1], latent[2], request.samples, request.tiling) + clips
+        decoding = decode_bytes(vae, latent[1], latent[2], request.samples, request.tiling, native=native) + clips
         work["decode"] = max(decoding, 3 * clips)  # the finished clip, an intermediate and the result
     return work
 

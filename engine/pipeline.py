@@ -103,7 +103,7 @@ class VideoPipeline:
         """Check the request against model and memory, encode its prompts and images, and draw its noise."""
         request = self.complete(request)
         shape = check_request(request, self.transformer_config, self.vae_config, self.folder.options)
-        prediction = predict(self.folder, request, self.ops.plan.target.precision, self.options)
+        prediction = predict(self.folder, request, self.ops.plan, self.options)
         check_fits(prediction, available_bytes(self.ops.device) + held_bytes(self.ops.device), self.options)
         stats = Stats(backends={choice.op: choice.backend for choice in self.ops.plan.choices})
         generators = noise_generators(request, stats)

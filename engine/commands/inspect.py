@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     num_frames, height, width = request.clip
     latent_size = pipe.geometry.latent_size(*request.clip)
     precision = pipe.ops.plan.target.precision
-    prediction = predict(pipe.folder, request, precision, pipe.options)
+    prediction = predict(pipe.folder, request, pipe.ops.plan, pipe.options)
     parameters = {
         name: sum(math.prod(shape) for shape in shapes.values())
         for name, shapes in component_shapes(pipe.folder).items()

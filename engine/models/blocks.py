@@ -7,6 +7,7 @@ import math
 import torch
 
 from kinema.checkpoints.weights import Weights
+from kinema.maps import Maps
 from kinema.ops import Ops, Storage
 from kinema.ops.linear import Activation, LinearWeight
 
@@ -38,9 +39,12 @@ class Mlp:
         self.up = pack_linear(weights, names[0], ops, storage)
         self.down = pack_linear(weights, names[1], ops, storage)
 
-    def __call__(
-        self, x: torch.Tensor, *, gate: torch.Tensor | None = None, residual: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """x: [B, S, in] → residual + gate · mlp(x), [B, S, out]."""
-        hidden = self.ops.linear(x, self.up, activation=self.activation)
-        return self.ops.linear(hidden, self.down, gate=gate, residual=residual)
+    def __call__(self, x: torch.Tensor, *, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """x: [B, S, in] → residual + mlp(x), [B, S, out]."""
+        return self.ops.linear(self.ops.linear(x, self.up, activation=self.activation), self.down, residual=residual)
+
+    def onto(self, residual: torch.Tensor, x: torch.Tensor, gate: torch.Tensor, maps: Maps) -> torch.Tensor:
+        """residual + gate · mlp(x), [B, S, out], where the residual was; "wide" of `maps` is overwritten."""
+        wide = maps.get("wide", (*x.shape[:2], self.up.out_features), x)
+        hidden = self.ops.linear(x, self.up, activation=self.activation, out=wide)
+        return self.ops.linear(hidden, self.down, gate=gate, residual=residual, out=maps.onto(residual))

@@ -17,6 +17,7 @@ import torch
 from kinema.checkpoints.weights import Shapes, Weights
 from kinema.config import from_config
 from kinema.errors import CheckpointError
+from kinema.maps import Maps
 from kinema.models.blocks import Mlp, pack_linear, sinusoid
 from kinema.ops import Ops
 from kinema.ops.attention import KV, BlockCausal
@@ -259,30 +260,40 @@ class WanBlock:
         text_bias: torch.Tensor | None,
         image: KV | None,
         causal: BlockCausal | None,
+        maps: Maps,
     ) -> torch.Tensor:
-        """x: [R, S, C]; modulation: [R, G, 6, C] fp32 → [R, S, C]."""
+        """x: [R, S, C], whose memory the result may take; modulation: [R, G, 6, C] fp32 → [R, S, C]."""
         shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.table).unbind(2)
-        h = self.ops.norm_modulate(x, eps=self.eps, scale=scale1, shift=shift1)
-        x = self.ops.linear(self._self_attention(h, rope, causal), self.out, gate=gate1, residual=x)
-        x = self.ops.linear(self._cross_attention(x, text, text_bias, image), self.cross_out, residual=x)
-        h = self.ops.norm_modulate(x, eps=self.eps, scale=scale2, shift=shift2)
-        return self.ffn(h, gate=gate2, residual=x)
+        h = self.ops.norm_modulate(x, eps=self.eps, scale=scale1, shift=shift1, out=maps.get("narrow", x.shape, x))
+        h = self._self_attention(h, rope, causal, maps)
+        x = self.ops.linear(h, self.out, gate=gate1, residual=x, out=maps.onto(x))
+        h = self._cross_attention(x, text, text_bias, image, maps)
+        x = self.ops.linear(h, self.cross_out, residual=x, out=maps.onto(x))
+        h = self.ops.norm_modulate(x, eps=self.eps, scale=scale2, shift=shift2, out=maps.get("narrow", x.shape, x))
+        return self.ffn.onto(x, h, gate2, maps)
 
-    def _self_attention(self, h: torch.Tensor, rope: Rope, causal: BlockCausal | None) -> torch.Tensor:
-        q, k, v = self.ops.linear(h, self.qkv).chunk(3, dim=-1)
-        q = self.ops.qk_norm_rope(q, self.heads, norm=self.norm_q, rope=rope)
-        k = self.ops.qk_norm_rope(k, self.heads, norm=self.norm_k, rope=rope)
+    def _self_attention(self, h: torch.Tensor, rope: Rope, causal: BlockCausal | None, maps: Maps) -> torch.Tensor:
+        """h: [R, S, C], whose memory the result may take: it is no longer wanted once there are queries and keys."""
+        rows, tokens, channels = h.shape
+        heads = (rows, self.heads, tokens, channels // self.heads)
+        q, k, v = self.ops.linear(h, self.qkv, out=maps.get("wide", (rows, tokens, 3 * channels), h)).chunk(3, dim=-1)
+        q = self.ops.qk_norm_rope(q, self.heads, norm=self.norm_q, rope=rope, out=maps.get("q", heads, h))
+        k = self.ops.qk_norm_rope(k, self.heads, norm=self.norm_k, rope=rope, out=maps.get("k", heads, h))
         v = v.view(*v.shape[:2], self.heads, -1).transpose(1, 2)
-        return self.ops.attention(q, KV(k, v), causal=causal)[0]
+        return self.ops.attention(q, KV(k, v), causal=causal, out=maps.onto(h))[0]
 
     def _cross_attention(
-        self, x: torch.Tensor, text: KV, text_bias: torch.Tensor | None, image: KV | None
+        self, x: torch.Tensor, text: KV, text_bias: torch.Tensor | None, image: KV | None, maps: Maps
     ) -> torch.Tensor:
+        rows, tokens, channels = x.shape
+        h = x
         if self.norm2 is not None:
             weight, bias = self.norm2
-            x = self.ops.norm_modulate(x, eps=self.eps, weight=weight, bias=bias)
-        q = self.ops.qk_norm_rope(self.ops.linear(x, self.cross_q), self.heads, norm=self.cross_norm_q)
-        h = self.ops.attention(q, text, bias=text_bias)[0]
+            h = self.ops.norm_modulate(x, eps=self.eps, weight=weight, bias=bias, out=maps.get("narrow", x.shape, x))
+        q = self.ops.linear(h, self.cross_q, out=maps.get("wide", x.shape, x))
+        heads = (rows, self.heads, tokens, channels // self.heads)
+        q = self.ops.qk_norm_rope(q, self.heads, norm=self.cross_norm_q, out=maps.get("q", heads, x))
+        h = self.ops.attention(q, text, bias=text_bias, out=maps.get("narrow", x.shape, x))[0]
         # the image has a softmax of its own
         return h if image is None else self.ops.attention(q, image, residual=h)[0]
 
@@ -303,6 +314,8 @@ class WanTransformer:
         self.blocks = [WanBlock(config, weights.sub(f"blocks.{i}"), ops) for i in range(config.num_layers)]
         self.table = weights["scale_shift_table"].to(ops.device).float()
         self.proj_out = pack_linear(weights, "proj_out", ops, "wide")
+        # a GPU's allocator keeps what is freed, and the reference would make a map and copy it
+        self.reuses_maps = ops.plan.backend("linear") == "cpu"
 
     def encode_context(
         self, text: torch.Tensor, image: torch.Tensor | None = None, *, folded: int | None = None
@@ -346,10 +359,10 @@ class WanTransformer:
         x = ops.patch_embed(latents.to(ops.device, ops.dtype), self.patch)
 
         time, modulation = self._modulation(timesteps.to(ops.device))
-        bias = context.text_bias()
+        bias, maps = context.text_bias(), Maps(self.reuses_maps)
         for i, block in enumerate(self.blocks):
             image = context.image[i] if context.image is not None else None
-            x = block(x, modulation, rope, context.text[i], bias, image, causal)
+            x = block(x, modulation, rope, context.text[i], bias, image, causal, maps)
 
         shift, scale = (time.unsqueeze(2) + self.table).unbind(2)
         x = ops.norm_modulate(x, eps=config.eps, scale=scale, shift=shift)

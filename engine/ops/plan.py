@@ -69,6 +69,10 @@ class Plan:
     target: Target
     choices: tuple[Choice, ...]
 
+    def backend(self, op: str) -> str:
+        """What runs an op."""
+        return next(choice.backend for choice in self.choices if choice.op == op)
+
 
 @dataclass(frozen=True)
 class Ops:

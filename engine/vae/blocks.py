@@ -45,6 +45,8 @@ class CausalConv:
         )
         self.gain = norm_gain(weights, norm, ops) if norm is not None else None
         self.upsample = upsample
+        # the reference would make a map and copy it
+        self.writes_maps = ops.plan.backend("conv3d") != "reference"
 
     def __call__(
         self,
@@ -68,9 +70,12 @@ class CausalConv:
 
     def map(self, x: torch.Tensor, cache: FeatureCache, name: str) -> torch.Tensor | None:
         """Memory for the result of x, of a convolution that changes no size but by `upsample`."""
+        if not self.writes_maps:
+            return None
         batch, _, frames, height, width = x.shape
-        shape = (batch, self.weight.out_channels, frames, height * self.upsample, width * self.upsample)
-        return cache.map(name, shape, x)
+        shape = (batch, frames, height * self.upsample, width * self.upsample, self.weight.out_channels)
+        flat = cache.maps.get(name, shape, x)
+        return flat.movedim(-1, 1) if flat is not None else None
 
     def past(self, x: torch.Tensor, cache: FeatureCache) -> torch.Tensor:
         """The frames before x, to be read and overwritten."""
@@ -96,8 +101,9 @@ class ResidualBlock:
         """x: [B, C, T, H, W] → [B, C', T, H, W]. in_place: x may become the result, where autograd does not want it."""
         shortcut = x if self.shortcut is None else self.shortcut(x, cache)
         h = self.conv1(x, cache, out=self.conv1.map(x, cache, "hidden"))
-        may = (in_place or shortcut is not x) and not torch.is_grad_enabled()
-        return self.conv2(h, cache, residual=shortcut, out=shortcut if may else None)
+        may = self.conv2.writes_maps and (in_place or shortcut is not x)
+        out = cache.maps.onto(shortcut) if may else None
+        return self.conv2(h, cache, residual=shortcut, out=out)
 
 
 class AttentionBlock:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 import torch
+
+from kinema.maps import Maps
 
 
 class FeatureCache:
@@ -16,10 +15,10 @@ class FeatureCache:
     between layers have their memory here too, all tiles the same: new ones for each frame would leave a heap of holes.
     """
 
-    def __init__(self, maps: dict[str, torch.Tensor] | None = None) -> None:
+    def __init__(self, maps: Maps | None = None) -> None:
         self.started = False
         """Whether the clip's first frame, which no layer resamples in time, has gone through."""
-        self._maps = {} if maps is None else maps
+        self.maps = Maps() if maps is None else maps
         self._past: dict[str, torch.Tensor] = {}
         self._tiles: dict[tuple[int, int], FeatureCache] = {}
 
@@ -36,19 +35,9 @@ class FeatureCache:
             self._past[name] = past.zero_()
         return self._past[name]
 
-    def map(self, name: str, shape: Sequence[int], like: torch.Tensor) -> torch.Tensor | None:
-        """Memory for a map [B, C, T, H, W], channels last, until the next of that name; None if autograd wants it."""
-        if torch.is_grad_enabled():
-            return None
-        flat, wanted = self._maps.get(name), math.prod(shape)
-        if flat is None or flat.numel() < wanted or flat.dtype != like.dtype or flat.device != like.device:
-            flat = self._maps[name] = torch.empty(wanted, dtype=like.dtype, device=like.device)
-        batch, channels, *rest = shape
-        return flat[:wanted].view(batch, *rest, channels).movedim(-1, 1)
-
     def tile(self, position: tuple[int, int]) -> FeatureCache:
         """The cache of the tile at (row, column)."""
-        return self._tiles.setdefault(position, FeatureCache(self._maps))
+        return self._tiles.setdefault(position, FeatureCache(self.maps))
 
     @property
     def nbytes(self) -> int:

@@ -7,6 +7,7 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from kinema.checkpoints.weights import Weights
+from kinema.maps import Maps
 from kinema.models import wan
 from kinema.models.wan import WanConfig, WanTransformer, tensor_shapes
 from kinema.ops import build_ops, plan_ops, target_for
@@ -135,8 +136,9 @@ def test_each_block_equals_diffusers(block):
     rope = wan.wan_rope((3, 3, 5), 16, OPS.device)
     with torch.no_grad():
         kv = ours.blocks[block].text_kv(embedded)
-        got = ours.blocks[block](hidden, modulation.unsqueeze(1), rope, kv, None, None, None)
-    assert relative_error(got, seen["out"]) <= TOLERANCE
+        for maps in (Maps(enabled=False), Maps()):
+            got = ours.blocks[block](hidden.clone(), modulation.unsqueeze(1), rope, kv, None, None, None, maps)
+            assert relative_error(got, seen["out"]) <= TOLERANCE
 
 
 @pytest.mark.parametrize(("length", "used"), [(512, 0), (512, 7), (64, 63), (64, 64), (16, 8), (3, 1), (512, 505)])

@@ -54,7 +54,7 @@ pipe = kinema.VideoPipeline.from_pretrained(
 )
 before = status("VmRSS")
 request = pipe.complete(kinema.GenerationRequest(**call))
-prediction = predict(pipe.folder, request, pipe.ops.plan.target.precision, pipe.options)
+prediction = predict(pipe.folder, request, pipe.ops.plan, pipe.options)
 state = pipe.prepare(request)
 peaks = {"text": peak()}
 while not state.done:
@@ -242,7 +242,7 @@ def test_the_remedies_are_those_that_are_left(models, monkeypatch):
 
 def stages(pipe, **changes) -> dict[str, int]:
     request = pipe.complete(GenerationRequest(**{**CALL, "height": 480, "width": 640, "num_frames": 81, **changes}))
-    return predict(pipe.folder, request, pipe.ops.plan.target.precision, pipe.options).stages
+    return predict(pipe.folder, request, pipe.ops.plan, pipe.options).stages
 
 
 def test_predictions_follow_the_request(models):

@@ -1,0 +1,32 @@
+"""Memory for the maps between layers: what one layer no longer needs is the next one's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+
+class Maps:
+    """Buffers by name, for one forward or one clip. Autograd keeps what it was given, so with it there are none.
+
+    An allocator hands large maps back to the system, which clears each page of the next: a twentieth of a forward.
+    """
+
+    def __init__(self, enabled: bool = True) -> None:
+        self._enabled = enabled
+        self._flat: dict[str, torch.Tensor] = {}
+
+    def get(self, name: str, shape: Sequence[int], like: torch.Tensor) -> torch.Tensor | None:
+        """A dense tensor for an op to write into, until the next of that name; None: the op makes its own."""
+        if not self._enabled or torch.is_grad_enabled():
+            return None
+        flat, wanted = self._flat.get(name), math.prod(shape)
+        if flat is None or flat.numel() < wanted or flat.dtype != like.dtype or flat.device != like.device:
+            flat = self._flat[name] = torch.empty(wanted, dtype=like.dtype, device=like.device)
+        return flat[:wanted].view(*shape)
+
+    def onto(self, x: torch.Tensor) -> torch.Tensor | None:
+        """x itself, for an op whose result takes its place; None: the op makes its own."""
+        return x if self._enabled and not torch.is_grad_enabled() else None
