@@ -25,7 +25,7 @@ struct Place {
           h(row / shape.out_w % shape.out_h), w(row % shape.out_w) {}
 };
 
-inline void pack_taps(const void *source, int64_t m, int count, int64_t k, int64_t depth, const float *, void *to) {
+inline void pack_taps(const void *source, int64_t m, int count, int64_t k, int64_t depth, const RowScale *, void *to) {
     const ConvSource &conv = *static_cast<const ConvSource *>(source);
     const kinema_conv3d_args &a = *conv.a;
     const int64_t run = a.kernel_w * a.in_channels; // lies side by side in a line
@@ -80,9 +80,10 @@ inline void convolve_line(const ConvSource &conv, const Product &p, int64_t row,
     const Place at(shape, row);
     const int64_t run = a.kernel_w * a.in_channels, step = a.stride_w * a.in_channels, first = skip * a.kernel_h;
     const float *panels = static_cast<const float *>(a.weight);
-    float tile[MR * NR], ones[MR];
-    for (float &one : ones)
-        one = 1.0f;
+    float tile[MR * NR];
+    RowScale ones[MR];
+    for (RowScale &one : ones)
+        one = {1.0f, 0};
     for (int64_t n = 0; n < a.out_channels; n += NR, panels += p.depth * NR)
         for (int64_t w = 0; w < shape.out_w; w += MR) {
             const int count = static_cast<int>(least(shape.out_w - w, MR));

@@ -69,6 +69,9 @@ const Known KNOWN[] = {
 };
 constexpr int32_t COUNT = sizeof KNOWN / sizeof KNOWN[0];
 
+// Features whose products of a code and an int8 weight are sure to add up in 32 bits: 2^31 / (255 * 128).
+constexpr int64_t MOST_CODES = 65793;
+
 int32_t check(const kinema_linear_args *a) {
     if (a == nullptr || a->x == nullptr || a->weight == nullptr || a->out == nullptr)
         return KINEMA_NO_POINTER;
@@ -84,6 +87,8 @@ int32_t check(const kinema_linear_args *a) {
         return KINEMA_BAD_DTYPE;
     if (a->weight_dtype < KINEMA_F32 || a->weight_dtype > KINEMA_I8 || (a->quantize && a->weight_dtype != KINEMA_I8))
         return KINEMA_BAD_DTYPE;
+    if (a->weight_dtype == KINEMA_I8 && a->in_features > MOST_CODES)
+        return KINEMA_BAD_SIZE;
     if (a->activation < KINEMA_NONE || a->activation > KINEMA_SILU)
         return KINEMA_BAD_OPTION;
     return KINEMA_OK;
@@ -284,6 +289,8 @@ int32_t kinema_linear_pack(
 int64_t kinema_linear_workspace(const kinema_cpu *cpu, const kinema_linear_args *args) {
     return check(args) == KINEMA_OK ? cpu->table->linear_workspace(*args) : 0;
 }
+
+int32_t kinema_linear_code_top(const kinema_cpu *cpu) { return cpu->table->code_top; }
 
 int32_t kinema_linear(const kinema_cpu *cpu, const kinema_linear_args *args) {
     const int32_t status = check(args);

@@ -18,6 +18,12 @@ constexpr int64_t BLOCK_ROWS = 144; // with F32_DEPTH 147 KB of the left matrix
 constexpr int64_t I8_BLOCK_ROWS = 96;
 constexpr int64_t BLOCK_COLUMNS = 768;
 
+// What multiplies a row's sums; and the code that stands for 0 in a row of codes, x = scale · (code − zero).
+struct RowScale {
+    float scale;
+    int32_t zero;
+};
+
 // One product. rows: of the left matrix; columns: of the result (a gated weight has twice as many).
 struct Product {
     int64_t rows, columns, depth;
@@ -25,15 +31,14 @@ struct Product {
     const void *weight;
     int32_t dtype;
     bool gated;
-    bool in_int8;
+    bool in_codes;
     int threads;
     char *workspace;
     // Writes rows m to m + count, features k to k + depth of the left matrix into `to`: of fp32 [depth/KB][MR][KB], of
-    // int8 [depth/4][I8_ROWS] as micro.h has it, the rest of a last group zero. row_scale: what prepare() left for row
-    // m.
-    void (*pack)(const void *source, int64_t m, int count, int64_t k, int64_t depth, const float *row_scale, void *to);
+    // codes [depth/4][I8_ROWS][4], the rest of a last group zero. scales: what prepare() left for row m.
+    void (*pack)(const void *source, int64_t m, int count, int64_t k, int64_t depth, const RowScale *scales, void *to);
     // Once per block of rows, before any pack(); may be null.
-    void (*prepare)(const void *source, int64_t m, int64_t count, float *row_scale);
+    void (*prepare)(const void *source, int64_t m, int64_t count, RowScale *scales);
     // What finish() will read and write of the same tile is fetched: its rows lie far apart, and without this the
     // writes wait for memory. May be null.
     void (*fetch)(const void *source, int64_t m, int count, int64_t n);
@@ -41,7 +46,7 @@ struct Product {
     // result.
     void (*finish)(
         const void *source, const void *tile, const void *gate, int64_t m, int count, int64_t n, int columns,
-        const float *row_scale);
+        const RowScale *scales);
     const void *source;
 };
 
@@ -52,7 +57,6 @@ struct F32Kernel {
     static constexpr int64_t BLOCK = BLOCK_ROWS;
     static constexpr int64_t DEPTH = F32_DEPTH;
     static constexpr int64_t A_BYTES = MR * 4; // of a tile, for one of its depth
-    static constexpr int64_t A_EXTRA = 0;      // and once
     static constexpr int64_t GROUP = KB;
     static const void *panel(const Product &p, int64_t panel, int64_t k, int64_t count, float *buffer) {
         return panel_f32(p.weight, p.dtype, panel, stored_depth(p.depth, p.dtype), k, count, buffer);
@@ -63,18 +67,17 @@ struct F32Kernel {
 };
 
 struct I8Kernel {
-    using A = int8_t;
+    using A = uint8_t;
     using C = int32_t;
     static constexpr int ROWS = I8_ROWS;
     static constexpr int64_t BLOCK = I8_BLOCK_ROWS;
     static constexpr int64_t DEPTH = I8_DEPTH;
-    static constexpr int64_t A_BYTES = I8_ROWS * 2;
-    static constexpr int64_t A_EXTRA = I8_ROWS * 4;
+    static constexpr int64_t A_BYTES = I8_ROWS;
     static constexpr int64_t GROUP = 4;
     static const void *panel(const Product &p, int64_t panel, int64_t k, int64_t, float *) {
         return panel_at<int8_t>(p.weight, panel, stored_depth(p.depth, KINEMA_I8), k);
     }
-    static void multiply(int rows, const int8_t *a, const void *b, int64_t depth, int32_t *c, bool more) {
+    static void multiply(int rows, const uint8_t *a, const void *b, int64_t depth, int32_t *c, bool more) {
         multiply_i8(rows, a, static_cast<const int8_t *>(b), depth, c, more);
     }
 };
@@ -105,12 +108,12 @@ template <class Kernel> struct Cut {
         chunk_panels = least(ceil_div(panels, column_blocks), most(1, BLOCK_COLUMNS / NR / halves));
         tile_size = Kernel::ROWS * NR;
         const int64_t depth = least(ceil_div(p.depth, Kernel::GROUP) * Kernel::GROUP, Kernel::DEPTH);
-        slice_bytes = aligned(block_tiles * (depth * Kernel::A_BYTES + Kernel::A_EXTRA));
+        slice_bytes = aligned(block_tiles * depth * Kernel::A_BYTES);
         keeps = ceil_div(panels, column_blocks) > chunk_panels;
         a_bytes = slice_bytes * (keeps ? ceil_div(p.depth, Kernel::DEPTH) : 1);
         b_bytes = aligned(depth * NR * 4);
         c_bytes = aligned(chunk_panels * halves * block_tiles * tile_size * 4);
-        scale_bytes = aligned(block_tiles * Kernel::ROWS * 4);
+        scale_bytes = aligned(block_tiles * Kernel::ROWS * static_cast<int64_t>(sizeof(RowScale)));
         bytes = a_bytes + b_bytes + c_bytes + scale_bytes;
     }
 };
@@ -154,12 +157,12 @@ template <class Kernel> void product_task(const Product &p, const Cut<Kernel> &c
     char *scratch = p.workspace + thread * cut.bytes;
     float *b_buffer = reinterpret_cast<float *>(scratch + cut.a_bytes);
     C *sums = reinterpret_cast<C *>(scratch + cut.a_bytes + cut.b_bytes);
-    float *row_scale = reinterpret_cast<float *>(scratch + cut.a_bytes + cut.b_bytes + cut.c_bytes);
+    RowScale *scales = reinterpret_cast<RowScale *>(scratch + cut.a_bytes + cut.b_bytes + cut.c_bytes);
     if (tiles == 0)
         return;
     const bool once = p.depth - p.skip <= Kernel::DEPTH - p.skip % Kernel::DEPTH && !p.gated;
     if (p.prepare != nullptr)
-        p.prepare(p.source, begin, least(stop - begin, tiles * Kernel::ROWS), row_scale);
+        p.prepare(p.source, begin, least(stop - begin, tiles * Kernel::ROWS), scales);
 
     for (int64_t chunk = from; chunk < to; chunk += cut.chunk_panels) {
         const int64_t chunk_end = least(chunk + cut.chunk_panels, to);
@@ -167,13 +170,13 @@ template <class Kernel> void product_task(const Product &p, const Cut<Kernel> &c
         for (int64_t k = p.skip, depth; k < p.depth; k += depth) {
             depth = least(p.depth - k, Kernel::DEPTH - k % Kernel::DEPTH);
             const int64_t groups = ceil_div(depth, Kernel::GROUP);
-            const int64_t tile_bytes = groups * Kernel::GROUP * Kernel::A_BYTES + Kernel::A_EXTRA;
+            const int64_t tile_bytes = groups * Kernel::GROUP * Kernel::A_BYTES;
             char *a = scratch + (cut.keeps ? k / Kernel::DEPTH * cut.slice_bytes : 0);
             if (chunk == from) // else it is still there
                 for (int64_t i = 0; i < tiles; ++i) {
                     const int64_t m = begin + i * Kernel::ROWS;
                     const int count = static_cast<int>(least(stop - m, Kernel::ROWS));
-                    p.pack(p.source, m, count, k, depth, row_scale + i * Kernel::ROWS, a + i * tile_bytes);
+                    p.pack(p.source, m, count, k, depth, scales + i * Kernel::ROWS, a + i * tile_bytes);
                 }
             const bool ends = k + depth == p.depth;
             for (int64_t panel = chunk; panel < chunk_end; ++panel)
@@ -197,7 +200,7 @@ template <class Kernel> void product_task(const Product &p, const Cut<Kernel> &c
                             Kernel::GROUP == KB ? depth : groups * Kernel::GROUP, tile, k > p.skip);
                         if (ends && half + 1 == cut.halves) {
                             const C *gate = p.gated ? tile - tiles * cut.tile_size : nullptr;
-                            p.finish(p.source, tile, gate, m, count, panel * NR, width, row_scale + i * Kernel::ROWS);
+                            p.finish(p.source, tile, gate, m, count, panel * NR, width, scales + i * Kernel::ROWS);
                         }
                     }
                 }
@@ -217,11 +220,11 @@ template <class Kernel> void run_product(const Product &p, Pool &pool) {
 }
 
 inline int64_t product_workspace(const Product &p) {
-    return p.threads * (p.in_int8 ? Cut<I8Kernel>(p).bytes : Cut<F32Kernel>(p).bytes);
+    return p.threads * (p.in_codes ? Cut<I8Kernel>(p).bytes : Cut<F32Kernel>(p).bytes);
 }
 
 inline void multiply(const Product &p, Pool &pool) {
-    if (p.in_int8)
+    if (p.in_codes)
         run_product<I8Kernel>(p, pool);
     else
         run_product<F32Kernel>(p, pool);

@@ -6,6 +6,7 @@
 #include "micro.h"
 #include "panels.h"
 #include "gemm.h"
+#include "epilogue.h"
 #include "linear.h"
 #include "rows.h"
 #include "attention.h"
@@ -27,6 +28,7 @@
         isa::pack_weight,                                                                                              \
         isa::linear_workspace,                                                                                         \
         isa::linear,                                                                                                   \
+        isa::CODE_TOP,                                                                                                 \
         isa::norm_modulate,                                                                                            \
         isa::qk_norm_rope,                                                                                             \
         isa::scheduler_step,                                                                                           \

@@ -1,9 +1,9 @@
-// linear: the rows that a product reads, and what it does to a tile of sums.
+// linear: the rows that a product reads, in fp32 or as codes; epilogue.h has what becomes of its sums.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <type_traits>
 
 #include "kinema.h"
 #include "pool.h"
@@ -31,21 +31,10 @@ inline void place(float *tile, int row, int64_t at, const float *from, int64_t c
         to[i] = from[i];
 }
 
-// Row `row` of a tile of int8: groups of four sizes and four masks, and the sum of the negative sizes behind them all.
-inline void place_i8(int8_t *tile, int row, const int8_t *from, int64_t groups) {
-    int8_t size[I8_DEPTH], mask[I8_DEPTH];
-    int32_t negative = 0;
-    for (int64_t i = 0; i < 4 * groups; ++i) {
-        mask[i] = static_cast<int8_t>(from[i] < 0 ? -1 : 0);
-        size[i] = static_cast<int8_t>((from[i] ^ mask[i]) - mask[i]);
-        negative += size[i] & mask[i];
-    }
-    for (int64_t i = 0; i < groups; ++i) {
-        int8_t *to = tile + (i * I8_ROWS + row) * 8;
-        std::memcpy(to, size + 4 * i, 4);
-        std::memcpy(to + 4, mask + 4 * i, 4);
-    }
-    std::memcpy(tile + groups * I8_ROWS * 8 + 4 * row, &negative, 4);
+// The same of codes.
+inline void place_codes(uint8_t *tile, int row, const uint8_t *from, int64_t groups) {
+    for (int64_t i = 0; i < groups; ++i)
+        std::memcpy(tile + (i * I8_ROWS + row) * 4, from + 4 * i, 4);
 }
 
 inline int64_t x_row(const kinema_linear_args &args, int64_t m) {
@@ -68,7 +57,7 @@ inline void pieces(const kinema_linear_args &args, int64_t m, int64_t k, int64_t
     }
 }
 
-inline void pack_f32(const void *source, int64_t m, int count, int64_t k, int64_t depth, const float *, void *to) {
+inline void pack_f32(const void *source, int64_t m, int count, int64_t k, int64_t depth, const RowScale *, void *to) {
     const kinema_linear_args &args = *static_cast<const kinema_linear_args *>(source);
     float *tile = static_cast<float *>(to);
     for (int r = 0; r < count; ++r)
@@ -78,7 +67,7 @@ inline void pack_f32(const void *source, int64_t m, int count, int64_t k, int64_
 }
 
 // x in 8 bits, widened: its scale is applied to the sums.
-inline void pack_wide(const void *source, int64_t m, int count, int64_t k, int64_t depth, const float *, void *to) {
+inline void pack_wide(const void *source, int64_t m, int count, int64_t k, int64_t depth, const RowScale *, void *to) {
     const kinema_linear_args &args = *static_cast<const kinema_linear_args *>(source);
     float wide[F32_DEPTH];
     uint8_t codes[F32_DEPTH + W];
@@ -95,173 +84,67 @@ inline void pack_wide(const void *source, int64_t m, int count, int64_t k, int64
     }
 }
 
-inline void pack_i8(const void *source, int64_t m, int count, int64_t k, int64_t depth, const float *, void *to) {
+// x in int8 as codes: 0 is 128.
+inline void pack_i8(const void *source, int64_t m, int count, int64_t k, int64_t depth, const RowScale *, void *to) {
     const kinema_linear_args &args = *static_cast<const kinema_linear_args *>(source);
-    int8_t row[I8_DEPTH];
+    uint8_t row[I8_DEPTH];
     for (int r = 0; r < count; ++r) {
         std::memcpy(row, static_cast<const int8_t *>(args.x) + x_row(args, m + r) + k, depth);
+        for (int64_t i = 0; i < depth; ++i)
+            row[i] ^= 0x80u;
         std::memset(row + depth, 0, ceil_div(depth, 4) * 4 - depth);
-        place_i8(static_cast<int8_t *>(to), r, row, ceil_div(depth, 4));
+        place_codes(static_cast<uint8_t *>(to), r, row, ceil_div(depth, 4));
     }
 }
 
-// ---- fp32 rows that become int8 first: scale = max(max|x|, 1e-12) / 127
-
-inline float largest(const float *x, int64_t count) {
-    V size = set1(0.0f);
-    int64_t i = 0;
-    for (; i + W <= count; i += W)
-        size = vmax(vabs(load(x + i)), size);
-    if (i < count)
-        size = vmax(vabs(load_n(x + i, static_cast<int>(count - i))), size);
-    return max(size);
-}
-
-inline void row_scales(const void *source, int64_t m, int64_t count, float *row_scale) {
-    const kinema_linear_args &args = *static_cast<const kinema_linear_args *>(source);
-    for (int64_t r = 0; r < count; ++r) {
-        float size = 1e-12f;
-        pieces(args, m + r, 0, args.in_features, [&](const float *from, int64_t, int64_t length) {
-            const float here = largest(from, length);
-            size = here > size ? here : size;
-        });
-        row_scale[r] = size / 127.0f;
-    }
-}
-
-inline void given_scales(const void *source, int64_t m, int64_t count, float *row_scale) {
+inline void given_scales(const void *source, int64_t m, int64_t count, RowScale *scales) {
     const kinema_linear_args &args = *static_cast<const kinema_linear_args *>(source);
     for (int64_t r = 0; r < count; ++r)
-        row_scale[r] = args.x_scale != nullptr ? args.x_scale[m + r] : 1.0f;
+        scales[r] = {args.x_scale != nullptr ? args.x_scale[m + r] : 1.0f, 128};
 }
 
-// to[i] = x[i] / scale to the nearest whole number, to even
-inline void quantize_i8(const float *x, float scale, int64_t count, int8_t *to) {
-    const V divisor = set1(scale), limit = set1(127.0f), lower = set1(-127.0f);
-    float steps[64];
-    for (int64_t i = 0; i < count; i += 64) {
-        const int64_t here = least(count - i, 64);
-        for (int64_t j = 0; j < here; j += W) {
-            const int lanes = static_cast<int>(least(here - j, W));
-            const V given = lanes == W ? load(x + i + j) : load_n(x + i + j, lanes);
-            store(steps + j, round_small(vmin(limit, vmax(lower, div(given, divisor)))));
-        }
-        for (int64_t j = 0; j < here; ++j)
-            to[i + j] = static_cast<int8_t>(static_cast<int32_t>(steps[j]));
+// ---- fp32 rows that become codes first: steps from the smallest to the largest number of a row, one of them 0
+
+inline RowScale code_scale(float low, float high) {
+    const float range = high - low > 1e-12f ? high - low : 1e-12f, scale = range / CODE_TOP;
+    return {scale, static_cast<int32_t>(std::nearbyintf(-low / scale))};
+}
+
+inline void row_scales(const void *source, int64_t m, int64_t count, RowScale *scales) {
+    const kinema_linear_args &args = *static_cast<const kinema_linear_args *>(source);
+    for (int64_t r = 0; r < count; ++r) {
+        V low = set1(0.0f), high = low;
+        pieces(args, m + r, 0, args.in_features, [&](const float *from, int64_t, int64_t length) {
+            for (int64_t i = 0; i < length; i += W) {
+                const V x = length - i >= W ? load(from + i) : load_n(from + i, static_cast<int>(length - i));
+                low = vmin(x, low);
+                high = vmax(x, high);
+            }
+        });
+        scales[r] = code_scale(-max(sub(set1(0.0f), low)), max(high));
+    }
+}
+
+// to[i] = x[i] / scale + zero to the nearest code; `to` may be written up to a vector's end
+inline void to_codes(const float *x, RowScale row, int64_t count, uint8_t *to) {
+    const V steps = set1(1.0f / row.scale), zero = set1(static_cast<float>(row.zero));
+    const V top = set1(static_cast<float>(CODE_TOP)), bottom = set1(0.0f);
+    for (int64_t i = 0; i < count; i += W) {
+        const V given = count - i >= W ? load(x + i) : load_n(x + i, static_cast<int>(count - i));
+        store_codes(to + i, vmin(vmax(fma(given, steps, zero), bottom), top));
     }
 }
 
 inline void
-pack_quantized(const void *source, int64_t m, int count, int64_t k, int64_t depth, const float *row_scale, void *to) {
+pack_codes(const void *source, int64_t m, int count, int64_t k, int64_t depth, const RowScale *scales, void *to) {
     const kinema_linear_args &args = *static_cast<const kinema_linear_args *>(source);
-    int8_t row[I8_DEPTH];
+    uint8_t row[I8_DEPTH + W];
     for (int r = 0; r < count; ++r) {
         pieces(args, m + r, k, depth, [&](const float *from, int64_t at, int64_t length) {
-            quantize_i8(from, row_scale[r], length, row + at);
+            to_codes(from, scales[r], length, row + at);
         });
         std::memset(row + depth, 0, ceil_div(depth, 4) * 4 - depth);
-        place_i8(static_cast<int8_t *>(to), r, row, ceil_div(depth, 4));
-    }
-}
-
-// ---- the epilogue
-
-inline V sums_at(const float *p) { return load(p); }
-inline V sums_at(const int32_t *p) { return load_i32(p); }
-
-// One vector of (Σ · row scale) · column scale + bias; index: of the row of the weight.
-template <class C>
-inline V projected(const kinema_linear_args &args, const C *sums, V row_scale, int64_t index, int lanes) {
-    V y = mul(sums_at(sums), row_scale);
-    if (args.weight_scale != nullptr)
-        y = mul(y, lanes == W ? load(args.weight_scale + index) : load_n(args.weight_scale + index, lanes));
-    if (args.bias != nullptr)
-        y = add(y, lanes == W ? load(args.bias + index) : load_n(args.bias + index, lanes));
-    return y;
-}
-
-// The most common end of a product, and the one that is felt where the depth is small: patches, a fused projection.
-inline bool only_biased(const kinema_linear_args &args) {
-    return args.x_scale == nullptr && args.weight_scale == nullptr && args.activation == KINEMA_NONE &&
-           args.gate == nullptr && args.residual == nullptr && args.gated == 0 && args.quantize == 0;
-}
-
-// Brings a tile's part of the results, and of what is added to them, into the cache.
-inline void fetch_results(const void *source, int64_t m, int count, int64_t n) {
-    const kinema_linear_args &args = *static_cast<const kinema_linear_args *>(source);
-    int64_t b = m / args.tokens, s = m % args.tokens;
-    for (int r = 0; r < count; ++r, ++s) {
-        if (s == args.tokens) {
-            s = 0;
-            ++b;
-        }
-        const float *out = args.out + b * args.out_stride_b + s * args.out_stride_s + n;
-        __builtin_prefetch(out, 1, 3);
-        if (NR > 16)
-            __builtin_prefetch(out + 16, 1, 3);
-        if (args.residual != nullptr) {
-            const float *residual = args.residual + b * args.residual_stride_b + s * args.residual_stride_s + n;
-            __builtin_prefetch(residual, 0, 3);
-            if (NR > 16)
-                __builtin_prefetch(residual + 16, 0, 3);
-        }
-    }
-}
-
-template <class C>
-void finish(
-    const void *source, const void *tile, const void *gate_tile, int64_t m, int count, int64_t n, int columns,
-    const float *row_scale) {
-    const kinema_linear_args &args = *static_cast<const kinema_linear_args *>(source);
-    const int64_t value = gate_tile != nullptr ? args.out_features : 0; // a value's row of scale and bias
-    int64_t b = m / args.tokens, s = m % args.tokens;
-    if (std::is_same<C, float>::value && only_biased(args) && columns == NR) {
-        const V left = args.bias != nullptr ? load(args.bias + n) : set1(0.0f);
-        const V right = args.bias != nullptr ? load(args.bias + n + W) : set1(0.0f);
-        const float *sums = static_cast<const float *>(tile);
-        for (int r = 0; r < count; ++r, ++s, sums += NR) {
-            if (s == args.tokens) {
-                s = 0;
-                ++b;
-            }
-            float *out = args.out + b * args.out_stride_b + s * args.out_stride_s + n;
-            store(out, add(load(sums), left));
-            store(out + W, add(load(sums + W), right));
-        }
-        return;
-    }
-    for (int r = 0; r < count; ++r, ++s) {
-        if (s == args.tokens) { // the next sample; a division for every row would be felt
-            s = 0;
-            ++b;
-        }
-        float *out = args.out + b * args.out_stride_b + s * args.out_stride_s + n;
-        const float *gate = nullptr, *residual = nullptr;
-        if (args.gate != nullptr)
-            gate = args.gate + b * args.gate_stride_b + s / args.gate_tokens * args.gate_stride_g + n;
-        if (args.residual != nullptr)
-            residual = args.residual + b * args.residual_stride_b + s * args.residual_stride_s + n;
-        const V scale = set1(row_scale[r]);
-        for (int c = 0; c < columns; c += W) {
-            const int lanes = columns - c < W ? columns - c : W;
-            const int64_t at = r * NR + c;
-            V y = projected(args, static_cast<const C *>(tile) + at, scale, value + n + c, lanes);
-            if (gate_tile == nullptr)
-                y = activated(y, args.activation);
-            else
-                y = mul(
-                    activated(
-                        projected(args, static_cast<const C *>(gate_tile) + at, scale, n + c, lanes), args.activation),
-                    y);
-            if (gate != nullptr)
-                y = mul(y, lanes == W ? load(gate + c) : load_n(gate + c, lanes));
-            if (residual != nullptr)
-                y = add(lanes == W ? load(residual + c) : load_n(residual + c, lanes), y);
-            if (lanes == W)
-                store(out + c, y);
-            else
-                store_n(out + c, y, lanes);
-        }
+        place_codes(static_cast<uint8_t *>(to), r, row, ceil_div(depth, 4));
     }
 }
 
@@ -273,16 +156,15 @@ inline Product linear_product(const kinema_linear_args &args) {
     p.weight = args.weight;
     p.dtype = args.weight_dtype;
     p.gated = args.gated != 0;
-    p.in_int8 = args.weight_dtype == KINEMA_I8 && (args.quantize != 0 || args.x_dtype == KINEMA_I8);
+    // int8 that is given may be any code of 8 bits; where those do not fit, it is widened
+    p.in_codes =
+        args.weight_dtype == KINEMA_I8 && (args.quantize != 0 || (args.x_dtype == KINEMA_I8 && CODE_TOP == 255));
     p.threads = args.threads > 1 ? args.threads : 1;
     p.workspace = static_cast<char *>(args.workspace);
     p.prepare = args.quantize != 0 ? row_scales : given_scales;
-    p.pack = args.quantize != 0           ? pack_quantized
-             : p.in_int8                  ? pack_i8
-             : args.x_dtype == KINEMA_F32 ? pack_f32
-                                          : pack_wide;
+    p.pack = args.quantize != 0 ? pack_codes : p.in_codes ? pack_i8 : args.x_dtype == KINEMA_F32 ? pack_f32 : pack_wide;
     p.fetch = fetch_results;
-    p.finish = p.in_int8 ? finish<int32_t> : finish<float>;
+    p.finish = p.in_codes ? finish<int32_t> : finish<float>;
     p.source = &args;
     return p;
 }

@@ -82,26 +82,23 @@ inline void multiply_f32(
 
 constexpr int I8_VECTORS = NR / I8_LANES;
 
-// c[R, NR] = (more: c +) a · b in int32, exactly. b: [depth/4][NR][4]; a: [depth/4][I8_ROWS], each four sizes and four
-// masks, and then for every row the sum of the sizes that are negative (simd_avx2.h says why).
+// c[R, NR] = (more: c +) a · b in int32, exactly. a: codes of 0 to CODE_TOP, [depth/4][I8_ROWS][4]; b:
+// [depth/4][NR][4].
 template <int R>
-__attribute__((noinline)) void tile_i8_of(const int8_t *a, const int8_t *b, int64_t depth, int32_t *c, bool more) {
+__attribute__((noinline)) void tile_i8_of(const uint8_t *a, const int8_t *b, int64_t depth, int32_t *c, bool more) {
     I8Sum sums[R][I8_VECTORS];
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-        int32_t negative;
-        std::memcpy(&negative, a + depth * 2 * I8_ROWS + 4 * r, sizeof negative);
+    for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
         for (int v = 0; v < I8_VECTORS; ++v)
-            sums[r][v] = more ? i8_add(i8_load(c + r * NR + I8_LANES * v), i8_set1(negative)) : i8_set1(negative);
-    }
-    for (int64_t k = 0; k < depth; k += 4, a += 8 * I8_ROWS, b += 4 * NR) {
+            sums[r][v] = more ? i8_load(c + r * NR + I8_LANES * v) : i8_zero();
+    for (int64_t k = 0; k < depth; k += 4, a += 4 * I8_ROWS, b += 4 * NR) {
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
-            const I8Row row = i8_row(a + 8 * r);
+            const I8Codes codes = i8_codes(a + 4 * r);
 #pragma GCC unroll 4
             for (int v = 0; v < I8_VECTORS; ++v)
-                i8_step(sums[r][v], row, b + 4 * I8_LANES * v);
+                i8_step(sums[r][v], codes, b + 4 * I8_LANES * v);
         }
     }
 #pragma GCC unroll 16
@@ -112,7 +109,7 @@ __attribute__((noinline)) void tile_i8_of(const int8_t *a, const int8_t *b, int6
 }
 
 template <int R = I8_ROWS>
-inline void multiply_i8(int rows, const int8_t *a, const int8_t *b, int64_t depth, int32_t *c, bool more) {
+inline void multiply_i8(int rows, const uint8_t *a, const int8_t *b, int64_t depth, int32_t *c, bool more) {
     if constexpr (R == 1)
         tile_i8_of<1>(a, b, depth, c, more);
     else if (rows == R)

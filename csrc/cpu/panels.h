@@ -22,8 +22,14 @@ inline int64_t stored_depth(int64_t depth, int32_t dtype) {
     return dtype == KINEMA_I8 ? ceil_div(depth, 4) * 4 : depth;
 }
 
+// Behind the panels of an int8 weight lies the sum of every column, int32 [panels][NR].
+inline int64_t column_sums_at(int64_t depth, int64_t columns, int32_t gated) {
+    return ceil_div(columns, NR) * (gated ? 2 : 1) * NR * stored_depth(depth, KINEMA_I8);
+}
+
 inline int64_t packed_bytes(int64_t depth, int64_t columns, int32_t dtype, int32_t gated) {
-    return ceil_div(columns, NR) * (gated ? 2 : 1) * NR * stored_depth(depth, dtype) * item_size(dtype);
+    const int64_t numbers = ceil_div(columns, NR) * (gated ? 2 : 1) * NR;
+    return numbers * stored_depth(depth, dtype) * item_size(dtype) + (dtype == KINEMA_I8 ? numbers * 4 : 0);
 }
 
 template <class T> inline void pack_panel(const T *rows, int64_t depth, int64_t width, T *to) {
@@ -32,10 +38,15 @@ template <class T> inline void pack_panel(const T *rows, int64_t depth, int64_t 
             to[k * NR + c] = c < width ? rows[c * depth + k] : T(0);
 }
 
-inline void pack_panel_i8(const int8_t *rows, int64_t depth, int64_t width, int8_t *to) {
+inline void pack_panel_i8(const int8_t *rows, int64_t depth, int64_t width, int8_t *to, int32_t *sums) {
+    for (int64_t c = 0; c < NR; ++c)
+        sums[c] = 0;
     for (int64_t k = 0; k < stored_depth(depth, KINEMA_I8); ++k)
-        for (int64_t c = 0; c < NR; ++c)
-            to[(k / 4) * 4 * NR + 4 * c + k % 4] = c < width && k < depth ? rows[c * depth + k] : 0;
+        for (int64_t c = 0; c < NR; ++c) {
+            const int8_t number = c < width && k < depth ? rows[c * depth + k] : int8_t(0);
+            to[(k / 4) * 4 * NR + 4 * c + k % 4] = number;
+            sums[c] += number;
+        }
 }
 
 // rows: [columns, depth], of a gated weight [2·columns, depth], the gate first; a gate's panel lies before its value's.
@@ -47,7 +58,10 @@ inline void pack_weight(int64_t depth, int64_t columns, int32_t dtype, int32_t g
         const char *from = static_cast<const char *>(rows) + row * depth * item_size(dtype);
         char *to = static_cast<char *>(packed) + panel * stored * NR * item_size(dtype);
         if (dtype == KINEMA_I8)
-            pack_panel_i8(reinterpret_cast<const int8_t *>(from), depth, width, reinterpret_cast<int8_t *>(to));
+            pack_panel_i8(
+                reinterpret_cast<const int8_t *>(from), depth, width, reinterpret_cast<int8_t *>(to),
+                reinterpret_cast<int32_t *>(static_cast<char *>(packed) + column_sums_at(depth, columns, gated)) +
+                    panel * NR);
         else if (item_size(dtype) == 4)
             pack_panel(reinterpret_cast<const float *>(from), depth, width, reinterpret_cast<float *>(to));
         else if (item_size(dtype) == 2)

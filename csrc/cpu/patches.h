@@ -21,7 +21,8 @@ inline int64_t patch_elements(const kinema_patch_embed_args &a) {
     return a.channels * a.patch_t * a.patch_h * a.patch_w;
 }
 
-inline void pack_patches(const void *source, int64_t m, int count, int64_t k, int64_t depth, const float *, void *to) {
+inline void
+pack_patches(const void *source, int64_t m, int count, int64_t k, int64_t depth, const RowScale *, void *to) {
     const PatchSource &patches = *static_cast<const PatchSource *>(source);
     const kinema_patch_embed_args &a = *patches.a;
     const int64_t columns = a.width / a.patch_w, rows = a.height / a.patch_h;

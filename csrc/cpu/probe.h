@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 namespace kinema {
 namespace KINEMA_ISA {
@@ -29,36 +30,19 @@ inline int64_t probe_f32(int64_t steps) {
     return steps * PROBE_CHAINS * W * 2;
 }
 
-// The same of the step of the exact int8 product: a vector of columns of 4 features, read from the nearest cache.
+// The same of an int8 tile of micro.h whose rows and columns are in the nearest cache.
 inline int64_t probe_i8(int64_t steps) {
-    constexpr int ROWS = 2, VECTORS = 2;
-    int8_t rows[8 * ROWS], columns[4 * I8_LANES * VECTORS];
-    for (int i = 0; i < 8 * ROWS; ++i)
-        rows[i] = i % 8 < 4 ? 1 : 0; // four sizes, and no sign
-    for (int i = 0; i < 4 * I8_LANES * VECTORS; ++i)
-        columns[i] = i % 2 ? 1 : -1; // the sums stay 0
-    I8Sum sums[ROWS][VECTORS];
-    for (int r = 0; r < ROWS; ++r)
-        for (int v = 0; v < VECTORS; ++v)
-            sums[r][v] = i8_set1(0);
-    for (int64_t step = 0; step < steps; ++step) {
-        __asm__ volatile("" : : "r"(rows), "r"(columns) : "memory"); // or all but the sums would be done once
-#pragma GCC unroll 4
-        for (int r = 0; r < ROWS; ++r) {
-            const I8Row row = i8_row(rows + 8 * r);
-#pragma GCC unroll 4
-            for (int v = 0; v < VECTORS; ++v)
-                i8_step(sums[r][v], row, columns + 4 * I8_LANES * v);
-        }
-    }
-    int32_t lanes[I8_LANES];
-    volatile int32_t used = 0;
-    for (int r = 0; r < ROWS; ++r)
-        for (int v = 0; v < VECTORS; ++v) {
-            i8_store(lanes, sums[r][v]);
-            used = used + lanes[0];
-        }
-    return steps * ROWS * VECTORS * I8_LANES * 4 * 2;
+    constexpr int64_t DEPTH = 512;
+    alignas(64) uint8_t rows[I8_ROWS * DEPTH];
+    alignas(64) int8_t columns[NR * DEPTH];
+    int32_t sums[I8_ROWS * NR];
+    std::memset(rows, 1, sizeof rows);
+    std::memset(columns, 1, sizeof columns);
+    for (int64_t step = 0; step < steps; step += DEPTH)
+        multiply_i8(I8_ROWS, rows, columns, DEPTH, sums, false);
+    volatile int32_t used = sums[0];
+    (void)used;
+    return ceil_div(steps, DEPTH) * DEPTH * I8_ROWS * NR * 2;
 }
 
 inline int64_t probe(int32_t dtype, int64_t steps) { return dtype == KINEMA_I8 ? probe_i8(steps) : probe_f32(steps); }

@@ -107,6 +107,32 @@ inline uint8_t to_e4m3(float x) {
     return static_cast<uint8_t>((size_bits > 0x7f800000u ? 0x7fu : code) | sign);
 }
 
+inline float largest(const float *x, int64_t count) {
+    V size = set1(0.0f);
+    int64_t i = 0;
+    for (; i + W <= count; i += W)
+        size = vmax(vabs(load(x + i)), size);
+    if (i < count)
+        size = vmax(vabs(load_n(x + i, static_cast<int>(count - i))), size);
+    return max(size);
+}
+
+// to[i] = x[i] / scale to the nearest whole number, to even
+inline void quantize_i8(const float *x, float scale, int64_t count, int8_t *to) {
+    const V divisor = set1(scale), limit = set1(127.0f), lower = set1(-127.0f);
+    float steps[64];
+    for (int64_t i = 0; i < count; i += 64) {
+        const int64_t here = least(count - i, 64);
+        for (int64_t j = 0; j < here; j += W) {
+            const int lanes = static_cast<int>(least(here - j, W));
+            const V given = lanes == W ? load(x + i + j) : load_n(x + i + j, lanes);
+            store(steps + j, round_small(vmin(limit, vmax(lower, div(given, divisor)))));
+        }
+        for (int64_t j = 0; j < here; ++j)
+            to[i + j] = static_cast<int8_t>(static_cast<int32_t>(steps[j]));
+    }
+}
+
 // to = x / scale in 8 bits with scale = max(max|x|, 1e-12) / limit, which is returned
 inline float quantize_row(const float *x, int64_t count, int32_t dtype, void *to) {
     const float size = largest(x, count);
@@ -147,6 +173,11 @@ inline void norm_modulate_row(const kinema_norm_modulate_args &a, int64_t row, f
     }
 }
 
+inline bool only_quantizes(const kinema_norm_modulate_args &a) {
+    return a.norm == KINEMA_NO_NORM && a.weight == nullptr && a.bias == nullptr && a.scale == nullptr &&
+           a.shift == nullptr;
+}
+
 inline void norm_modulate(const kinema_norm_modulate_args &a, Pool &pool) {
     each_row(pool, a.threads, a.batch * a.tokens, a.channels, [&](int64_t row, int thread) {
         if (a.out_dtype == KINEMA_F32) {
@@ -155,9 +186,13 @@ inline void norm_modulate(const kinema_norm_modulate_args &a, Pool &pool) {
             norm_modulate_row(a, row, out);
             return;
         }
-        float *wide = static_cast<float *>(a.workspace) + thread * a.channels;
-        norm_modulate_row(a, row, wide);
-        a.out_scale[row] = quantize_row(wide, a.channels, a.out_dtype, static_cast<char *>(a.out) + row * a.channels);
+        const float *from = a.x + row / a.tokens * a.x_stride_b + row % a.tokens * a.x_stride_s;
+        if (!only_quantizes(a)) {
+            float *wide = static_cast<float *>(a.workspace) + thread * a.channels;
+            norm_modulate_row(a, row, wide);
+            from = wide;
+        }
+        a.out_scale[row] = quantize_row(from, a.channels, a.out_dtype, static_cast<char *>(a.out) + row * a.channels);
     });
 }
 

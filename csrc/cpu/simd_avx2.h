@@ -76,30 +76,37 @@ inline V widen_i8(const int8_t *p) {
 // ---- int8: columns in groups of 8, the four bytes of a column's next four features side by side
 
 constexpr int I8_LANES = 8; // columns of a vector of sums
-constexpr int I8_ROWS = 4;
+constexpr int I8_ROWS = 6;  // as many as fp32
+// The highest code of the left matrix. maddubs adds two products of a code and a weight in 16 bits, with saturation:
+// 2·127·128 fits, 2·255·127 does not.
+constexpr int CODE_TOP = 127;
 
 typedef __m256i I8Sum;
 inline I8Sum i8_load(const int32_t *p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)); }
 inline void i8_store(int32_t *p, I8Sum s) { _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), s); }
-// A row's next four features: their sizes, and a mask of ones where they are negative.
-struct I8Row {
-    __m256i size, mask;
-};
-inline I8Row i8_row(const int8_t *a) {
-    int32_t size, mask;
-    std::memcpy(&size, a, sizeof size);
-    std::memcpy(&mask, a + 4, sizeof mask);
-    return {_mm256_set1_epi32(size), _mm256_set1_epi32(mask)};
+inline I8Sum i8_zero() { return _mm256_setzero_si256(); }
+typedef __m256i I8Codes; // a row's next four, for every column
+inline I8Codes i8_codes(const uint8_t *a) {
+    int32_t codes;
+    std::memcpy(&codes, a, sizeof codes);
+    return _mm256_set1_epi32(codes);
 }
-// maddubs wants one factor without a sign, and adds pairs of products in 16 bits with saturation: |a| and b ^ mask fit,
-// 2·127·128 at most. Where a is negative, b ^ mask is −b − 1: micro.h adds the Σ|a| that this takes away.
-inline void i8_step(I8Sum &s, const I8Row &row, const int8_t *b) {
+inline void i8_step(I8Sum &s, I8Codes codes, const int8_t *b) {
     const __m256i columns = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(b));
-    const __m256i pairs = _mm256_maddubs_epi16(row.size, _mm256_xor_si256(columns, row.mask));
+    const __m256i pairs = _mm256_maddubs_epi16(codes, columns);
     s = _mm256_add_epi32(s, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
-inline I8Sum i8_set1(int32_t x) { return _mm256_set1_epi32(x); }
-inline I8Sum i8_add(I8Sum a, I8Sum b) { return _mm256_add_epi32(a, b); }
+// The numbers 0 to 255 in v, to the nearest, in bytes.
+inline void store_codes(uint8_t *to, V v) {
+    const __m256i whole = _mm256_cvtps_epi32(v);
+    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i *>(to), _mm_packus_epi16(words, words));
+}
+// sums − zero · columns
+inline V load_less(const int32_t *sums, const int32_t *columns, int32_t zero) {
+    const __m256i product = _mm256_mullo_epi32(i8_load(columns), _mm256_set1_epi32(zero));
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(i8_load(sums), product));
+}
 
 } // namespace KINEMA_ISA
 } // namespace kinema

@@ -67,50 +67,51 @@ inline V widen_i8(const int8_t *p) {
 #if defined(__AVX512VNNI__)
 constexpr int I8_LANES = 16;
 constexpr int I8_ROWS = 12;
+constexpr int CODE_TOP = 255;
 
 typedef __m512i I8Sum;
 inline I8Sum i8_load(const int32_t *p) { return _mm512_loadu_si512(p); }
 inline void i8_store(int32_t *p, I8Sum s) { _mm512_storeu_si512(p, s); }
-struct I8Row {
-    __m512i size, mask;
-};
-inline I8Row i8_row(const int8_t *a) {
-    int32_t size, mask;
-    std::memcpy(&size, a, sizeof size);
-    std::memcpy(&mask, a + 4, sizeof mask);
-    return {_mm512_set1_epi32(size), _mm512_set1_epi32(mask)};
+inline I8Sum i8_zero() { return _mm512_setzero_si512(); }
+typedef __m512i I8Codes;
+inline I8Codes i8_codes(const uint8_t *a) {
+    int32_t codes;
+    std::memcpy(&codes, a, sizeof codes);
+    return _mm512_set1_epi32(codes);
 }
 // Products of a sign-free and a signed factor, four to a sum of 32 bits: nothing saturates.
-inline void i8_step(I8Sum &s, const I8Row &row, const int8_t *b) {
-    s = _mm512_dpbusd_epi32(s, row.size, _mm512_xor_si512(_mm512_loadu_si512(b), row.mask));
+inline void i8_step(I8Sum &s, I8Codes codes, const int8_t *b) {
+    s = _mm512_dpbusd_epi32(s, codes, _mm512_loadu_si512(b));
 }
-inline I8Sum i8_set1(int32_t x) { return _mm512_set1_epi32(x); }
-inline I8Sum i8_add(I8Sum a, I8Sum b) { return _mm512_add_epi32(a, b); }
 #else
 constexpr int I8_LANES = 8;
-constexpr int I8_ROWS = 4;
+constexpr int I8_ROWS = 6;
+constexpr int CODE_TOP = 127;
 
 typedef __m256i I8Sum;
 inline I8Sum i8_load(const int32_t *p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)); }
 inline void i8_store(int32_t *p, I8Sum s) { _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), s); }
-// A row's next four features: their sizes, and a mask of ones where they are negative.
-struct I8Row {
-    __m256i size, mask;
-};
-inline I8Row i8_row(const int8_t *a) {
-    int32_t size, mask;
-    std::memcpy(&size, a, sizeof size);
-    std::memcpy(&mask, a + 4, sizeof mask);
-    return {_mm256_set1_epi32(size), _mm256_set1_epi32(mask)};
+inline I8Sum i8_zero() { return _mm256_setzero_si256(); }
+typedef __m256i I8Codes;
+inline I8Codes i8_codes(const uint8_t *a) {
+    int32_t codes;
+    std::memcpy(&codes, a, sizeof codes);
+    return _mm256_set1_epi32(codes);
 }
-inline void i8_step(I8Sum &s, const I8Row &row, const int8_t *b) {
+inline void i8_step(I8Sum &s, I8Codes codes, const int8_t *b) {
     const __m256i columns = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(b));
-    const __m256i pairs = _mm256_maddubs_epi16(row.size, _mm256_xor_si256(columns, row.mask));
+    const __m256i pairs = _mm256_maddubs_epi16(codes, columns);
     s = _mm256_add_epi32(s, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
-inline I8Sum i8_set1(int32_t x) { return _mm256_set1_epi32(x); }
-inline I8Sum i8_add(I8Sum a, I8Sum b) { return _mm256_add_epi32(a, b); }
 #endif
+
+inline void store_codes(uint8_t *to, V v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(to), _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(v)));
+}
+inline V load_less(const int32_t *sums, const int32_t *columns, int32_t zero) {
+    const __m512i product = _mm512_mullo_epi32(_mm512_loadu_si512(columns), _mm512_set1_epi32(zero));
+    return _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(sums), product));
+}
 
 } // namespace KINEMA_ISA
 } // namespace kinema

@@ -123,6 +123,7 @@ inline V widen_i8(const int8_t *p) {
 
 constexpr int I8_LANES = 8; // columns of a vector of sums
 constexpr int I8_ROWS = 2;
+constexpr int CODE_TOP = 255;
 
 struct I8Sum {
     int32_t lane[8];
@@ -133,21 +134,23 @@ inline I8Sum i8_load(const int32_t *p) {
     return s;
 }
 inline void i8_store(int32_t *p, const I8Sum &s) { std::memcpy(p, &s, sizeof s); }
-struct I8Row {
-    const int8_t *size, *mask;
-};
-inline I8Row i8_row(const int8_t *a) { return {a, a + 4}; }
-// as in simd_avx2.h
-inline void i8_step(I8Sum &s, const I8Row &row, const int8_t *b) {
+inline I8Sum i8_zero() { return I8Sum{}; }
+typedef const uint8_t *I8Codes;
+inline I8Codes i8_codes(const uint8_t *a) { return a; }
+inline void i8_step(I8Sum &s, I8Codes codes, const int8_t *b) {
     for (int c = 0; c < 8; ++c)
         for (int k = 0; k < 4; ++k)
-            s.lane[c] += static_cast<int32_t>(static_cast<uint8_t>(row.size[k])) * (b[4 * c + k] ^ row.mask[k]);
+            s.lane[c] += static_cast<int32_t>(codes[k]) * b[4 * c + k];
 }
-inline I8Sum i8_set1(int32_t x) { return I8Sum{{x, x, x, x, x, x, x, x}}; }
-inline I8Sum i8_add(I8Sum a, const I8Sum &b) {
-    for (int c = 0; c < 8; ++c)
-        a.lane[c] += b.lane[c];
-    return a;
+inline void store_codes(uint8_t *to, V v) {
+    for (int i = 0; i < W; ++i)
+        to[i] = static_cast<uint8_t>(std::nearbyintf(v[i]));
+}
+inline V load_less(const int32_t *sums, const int32_t *columns, int32_t zero) {
+    V v;
+    for (int i = 0; i < W; ++i)
+        v[i] = static_cast<float>(sums[i] - zero * columns[i]);
+    return v;
 }
 
 } // namespace KINEMA_ISA

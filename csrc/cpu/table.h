@@ -15,6 +15,7 @@ struct Table {
         int64_t in_features, int64_t out_features, int32_t dtype, int32_t gated, const void *rows, void *packed);
     int64_t (*linear_workspace)(const kinema_linear_args &args);
     void (*linear)(const kinema_linear_args &args, Pool &pool);
+    int32_t code_top;
     void (*norm_modulate)(const kinema_norm_modulate_args &args, Pool &pool);
     void (*qk_norm_rope)(const kinema_qk_norm_rope_args &args, Pool &pool);
     void (*scheduler_step)(const kinema_scheduler_step_args &args, Pool &pool);

@@ -24,7 +24,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a struct or a function below changes. */
-#define KINEMA_ABI_VERSION 3
+#define KINEMA_ABI_VERSION 4
 
 enum kinema_status {
     KINEMA_OK = 0,
@@ -109,20 +109,24 @@ typedef struct kinema_linear_args {
     int32_t x_dtype; /* F32, E4M3 or I8 */
     int32_t weight_dtype;
     int32_t gated;
-    int32_t quantize; /* 1: x is fp32 and becomes int8 with one scale per token first */
+    int32_t quantize; /* 1, of an int8 weight: x is fp32 and becomes codes first, see kinema_linear_code_top() */
     int32_t activation;
     int32_t threads;
 } kinema_linear_args;
 
 KINEMA_API int64_t kinema_linear_workspace(const kinema_cpu *cpu, const kinema_linear_args *args);
 KINEMA_API int32_t kinema_linear(const kinema_cpu *cpu, const kinema_linear_args *args);
+/* What an fp32 x is rounded to for an int8 weight: x = scale * (code - zero) with codes of 0 to this number and, for a
+ * token, scale = max(max(x, 0) - min(x, 0), 1e-12) / top, zero = round(-min(x, 0) / scale), code = round(x / scale) +
+ * zero. 255, or 127 where an instruction set has no product of all 8 bits. */
+KINEMA_API int32_t kinema_linear_code_top(const kinema_cpu *cpu);
 
 /* ---- rows: norms, rotation, 8 bits ---- */
 
 enum kinema_norm { KINEMA_NO_NORM = 0, KINEMA_RMS_NORM = 1, KINEMA_LAYER_NORM = 2 };
 
-/* y = (1 + scale) * (norm(x) * weight + bias) + shift over rows of `channels`; every pointer but x and out may be null
- */
+/* y = (1 + scale) * (norm(x) * weight + bias) + shift over rows of `channels`; every pointer but x and out may be null.
+ * With neither norm nor weights and an out in 8 bits it rounds x itself. */
 typedef struct kinema_norm_modulate_args {
     int64_t batch, tokens, channels;
     const float *x;

@@ -28,6 +28,11 @@ class LinearWeight:
     gated: bool
     nbytes: int
 
+    @property
+    def code_top(self) -> int | None:
+        """The highest code of int8 activations that are codes (see `Linear`); None: they are as `quantize` has them."""
+        return None
+
 
 class PackLinear(Protocol):
     def __call__(
@@ -65,7 +70,10 @@ class Linear(Protocol):
 
         x: [B, S, in], any stride over B and S; or a pair whose features are taken one after the other, as if
         concatenated (blocks that project attention and MLP together); or already quantised. If the target's
-        precision quantises activations, x is quantised first, a pair with one scale per token over both.
+        precision quantises activations, x is quantised first, a pair with one scale per token over both: as
+        `quantize` does, or, of a weight with a `code_top`, to scale · (code − zero) with codes of 0 to that and
+        scale = max(max(x, 0) − min(x, 0), 1e-12) / top, zero = round(−min(x, 0) / scale),
+        code = round(x / scale) + zero.
         activation: "gelu" is the exact erf form, "gelu_tanh" the tanh form, "quick_gelu" x·σ(1.702x); of
         gated weights it is taken of the gate half.
         gate: [B or 1, G, out] by group of tokens (see `by_group`), fp32 or x's dtype, any stride over B and G.

@@ -73,6 +73,10 @@ class CpuWeight(LinearWeight):
     scale: torch.Tensor | None
     quantize: bool
 
+    @property
+    def code_top(self) -> int | None:
+        return int(self.cpu.library.kinema_linear_code_top(self.cpu.handle)) if self.quantize else None
+
 
 def pack_linear(
     weight: torch.Tensor | Sequence[torch.Tensor],

@@ -11,6 +11,7 @@ from kinema.ops.common import Quantized, QuantKind, claim, group_strides
 from kinema.ops.common.native import E4M3, F32, I8, address, cpu, fp32, readable, workspace
 from kinema.ops.norm_modulate import NormKind
 
+NO_NORM = 0
 NORMS = {"rms": 1, "layer": 2}
 
 

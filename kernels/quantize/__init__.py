@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 
 from kinema.ops.common import Implementation, Op, Quantized, QuantKind
+from kinema.ops.common.native import cpu_implementation
 from kinema.ops.common.triton_target import quantize_unsupported, triton_implementation
 
 
@@ -26,6 +27,7 @@ OP = Op(
     ("quantize",),
     (
         triton_implementation("quantize", quantize_unsupported),
+        cpu_implementation("quantize"),
         Implementation("reference", "kinema.ops.quantize.reference"),
     ),
 )

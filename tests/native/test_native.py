@@ -230,14 +230,19 @@ def test_large_products(isa, precision):
     rows, depth, columns = 293, 1030 if precision == "int8" else 530, 803
     x, w, bias = random(1, rows, depth), random(columns, depth, seed=1), random(columns, seed=2)
     packed = linear_cpu.pack_linear(w, bias, target=target(precision))
+    read = x.double()
+    if packed.code_top is not None:
+        low, high = read.amin(-1, keepdim=True), read.amax(-1, keepdim=True)
+        scale = ((high - low) / packed.code_top).float().double()
+        zero, steps = (-low / scale).round(), read / scale
+        between = (steps - 1e-4).round() != (steps + 1e-4).round()  # its last bit decides
+        x, steps = x.masked_fill(between, 0.0), steps.masked_fill(between, 0.0)
+        read = ((steps.round() + zero).clamp(0, packed.code_top) - zero) * scale
     y = linear_cpu.linear(x, packed, out=torch.full((1, rows, columns), float("nan")))
     plain = linear.reference.pack_linear(w, bias, target=target(precision))
     stored = plain.weight.double() * (1.0 if plain.scale is None else plain.scale.double()[:, None])
-    if precision == "int8":
-        scale = (x.abs().amax(-1, keepdim=True) / 127).double()
-        x = (x.double() / scale).round() * scale
-    truth = x.double() @ stored.T + bias.double()
-    size = x.double().abs() @ stored.T.abs() + bias.double().abs()
+    truth = read @ stored.T + bias.double()
+    size = read.abs() @ stored.T.abs() + bias.double().abs()
     assert float(((y.double() - truth) / size).abs().max()) < 4 * torch.finfo(torch.float32).eps
 
 
@@ -253,8 +258,20 @@ def test_errors_do_not_grow_with_the_depth(isa):
     assert error(8960) <= 1.5 * error(256)
 
 
-def test_int8_does_not_saturate(isa):
-    """127·127 everywhere, of every pattern of signs: sums of two are beyond what 16 bits hold unsigned times signed."""
+def test_int8_codes_do_not_saturate(isa):
+    """The highest code times ±127 everywhere: sums of two such products are what 16 bits may not hold."""
+    depth, columns = 1028, 33
+    pairs = torch.tensor(list(itertools.product((0.0, 1.0), repeat=2)))
+    x = torch.cat((pairs, -pairs)).repeat(1, depth // 2)[None]  # codes of 0 and the top, whichever of them is zero
+    w = 127.0 * torch.where(torch.arange(columns * depth).view(columns, depth) % 3 == 0, -1.0, 1.0)
+    w[:3] = 127.0 * torch.tensor([[1.0], [-1.0], [0.0]])
+    truth = x.double() @ w.double().T
+    y = linear_cpu.linear(x, linear_cpu.pack_linear(w, target=target("int8")))
+    assert float((y - truth).abs().max()) <= 4 * torch.finfo(torch.float32).eps * 127 * depth
+
+
+def test_given_int8_does_not_saturate(isa):
+    """127·127 everywhere, of every pattern of signs."""
     depth, columns = 1028, 33
     signs = torch.tensor(list(itertools.product((-1, 1), repeat=2))).repeat(2, 1)
     x = (127 * signs.repeat(1, depth // 2)).to(torch.int8)[None]

@@ -65,7 +65,7 @@ def distance(got, truth):
 
 def test_the_plan_takes_the_native_kernels_where_it_is_told_to():
     chosen = {choice.op: choice.backend for choice in plan_ops(target_for("cpu", "fp32"), "cpu").choices}
-    assert {op for op, backend in chosen.items() if backend != "cpu"} == {"quantize"}
+    assert set(chosen.values()) == {"cpu"}
 
 
 @pytest.mark.parametrize("name", VAES)
@@ -98,7 +98,7 @@ def test_a_decode_is_no_further_from_float64_than_twice_what_torch_is(backend):
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "fp8", "int8"])
 @torch.no_grad()
 def test_a_transformer_forwards(precision):
-    """As the reference does in the same precision: stored weights are the same, and so are activations in 8 bits."""
+    """As the reference does in the same precision: stored weights are the same."""
     weights = weights_of(wan.tensor_shapes(TRANSFORMER))
     latents, timesteps, text = drawn(2, 4, 3, 6, 10), torch.tensor([500.0, 20.0]), drawn(2, 5, 16, seed=1)
 
@@ -106,8 +106,13 @@ def test_a_transformer_forwards(precision):
         transformer = WanTransformer(TRANSFORMER, weights, ops(backend, precision))
         return transformer(latents, timesteps, transformer.encode_context(text))
 
-    # a step of int8 that falls the other way moves what follows by a step
-    assert distance(forward("cpu"), forward("reference")) < (2e-2 if precision == "int8" else 1e-5)
+    if precision != "int8":
+        assert distance(forward("cpu"), forward("reference")) < 1e-5
+        return
+    # activations are rounded to other steps, of at most the same size between 127 codes and -127..127: twice as large
+    truth = WanTransformer(TRANSFORMER, weights, ops("reference"))
+    exact = truth(latents, timesteps, truth.encode_context(text))
+    assert distance(forward("cpu"), exact) < 2 * distance(forward("reference"), exact)
 
 
 @torch.no_grad()

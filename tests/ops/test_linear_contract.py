@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kinema.ops import linear
-from kinema.ops.common import PRECISIONS, Precision, Quantized
+from kinema.ops.common import PRECISIONS, Precision, Quantized, Target
 from kinema.ops.common.launch import architecture
 
 OP = linear.OP
@@ -90,13 +90,28 @@ def in_eight_bits(x: torch.Tensor, kind: str) -> torch.Tensor:
     return (round_to_e4m3(steps) if kind == "fp8" else torch.round(steps).clamp(-127, 127)) * scale
 
 
-def without_ties(x: torch.Tensor, kind: str) -> torch.Tensor:
+def without_ties(x: torch.Tensor, kind: str, top: int | None) -> torch.Tensor:
     """x with 0 for the values that lie between two representable ones: 16-bit inputs often do, and then the last
     bit of the scale decides."""
+    if top is not None:
+        steps = x.double() / code_scale(x, top)[0]
+        return torch.where((steps - 1e-4).round() == (steps + 1e-4).round(), x, torch.zeros_like(x))
     limit = 448.0 if kind == "fp8" else 127.0
     steps = x.double() / (x.double().abs().amax(dim=-1, keepdim=True) / limit)
     nudged = [round_to_e4m3(s) if kind == "fp8" else torch.round(s) for s in (steps * (1 - 1e-5), steps * (1 + 1e-5))]
     return torch.where(nudged[0] == nudged[1], x, torch.zeros_like(x))
+
+
+def in_codes(x: torch.Tensor, top: int) -> torch.Tensor:
+    """x in the steps of an int8 weight's `code_top`, with one fp32 scale per row, in float64."""
+    scale, zero = code_scale(x, top)
+    return (torch.round(x.double() / scale) + zero).clamp(0, top).sub(zero) * scale
+
+
+def code_scale(x: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor]:
+    low, high = x.double().amin(-1, keepdim=True).clamp(max=0), x.double().amax(-1, keepdim=True).clamp(min=0)
+    scale = ((high - low).clamp(min=1e-12) / top).float().double()
+    return scale, torch.round(-low / scale)
 
 
 def as_stored(weight: torch.Tensor, precision: Precision) -> torch.Tensor:
@@ -163,9 +178,10 @@ def check_linear(impl, case: Case):
     gate_half = weights() if case.gated else (None, None)
     total = out * case.stacked
 
-    read, x = source_of(case, draw, dtype, batch, tokens, into)
+    top = impl.functions.pack_linear(torch.ones(1, 1, device=impl.device), target=target).code_top
+    read, x = source_of(case, draw, dtype, batch, tokens, into, top)
     if precision.quantize_activations is not None and not isinstance(read, Quantized):
-        x = in_eight_bits(x, precision.quantize_activations)
+        x = in_eight_bits(x, precision.quantize_activations) if top is None else in_codes(x, top)
     gate = None
     if case.groups is not None:
         # a row of a modulation table, as the blocks pass it
@@ -175,6 +191,12 @@ def check_linear(impl, case: Case):
     residual = draw.normal(batch, tokens, total, std=2.0, dtype=dtype) if case.residual != "none" else None
 
     def call(op):
+        if op is impl.plain and top is not None:
+            exact = dataclasses.replace(precision, quantize_activations=None)
+            return call_with(op, x.float(), Target(impl.device, exact))
+        return call_with(op, read, target)
+
+    def call_with(op, read, target):
         if case.stacked > 1:
             packed = op.pack_linear([w for w, _ in stack], [b for _, b in stack], target=target)
         else:
@@ -211,7 +233,7 @@ def check_linear(impl, case: Case):
     impl.judge(call, y, size[0], dtype, rounded=size[1], unchanged=inputs, lost=lost)
 
 
-def source_of(case, draw, dtype, batch, tokens, into):
+def source_of(case, draw, dtype, batch, tokens, into, top):
     """What the op reads, and the same as one float64 tensor."""
     if case.source in ("fp8", "int8"):
         scale = draw.uniform(batch, tokens, 1, low=0.01, high=0.03)
@@ -221,7 +243,7 @@ def source_of(case, draw, dtype, batch, tokens, into):
         return Quantized(data, scale), data.double() * scale.double()
     x = draw.normal(batch, tokens, into, std=case.std, dtype=dtype)
     if case.precision.quantize_activations is not None:
-        x = without_ties(x, case.precision.quantize_activations)
+        x = without_ties(x, case.precision.quantize_activations, top)
     if case.source == "pair":
         return (x[..., :5].contiguous(), x[..., 5:].contiguous()), x.double()
     if case.source == "columns":
