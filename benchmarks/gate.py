@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
 from kinema.bench.op_calls import Inputs
-from kinema.ops.common import Quantized
+from kinema.ops.common import Quantized, Target
 
 # where activations are rounded to 8 bits, a value between two steps may go to either
 STEP = {torch.int8: (1 / 500, 1 / 50), torch.float8_e4m3fn: (1 / 200, 1 / 12)}
 
 
 class ExactInputs(Inputs):
-    """The same numbers as `Inputs`, in float64: the reference then computes in float64."""
+    """The same numbers as `Inputs`, in float64: the reference then computes in it, and rounds nothing on the way."""
 
     def __call__(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return super().__call__(*shape, dtype=dtype).double()
+
+    def target(self, target: Target) -> Target:
+        return replace(target, precision=replace(target.precision, quantize_activations=None))
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ class NativePeak:
     cpu: native.Cpu
     threads: int
 
-    def arithmetic(self, unit: str) -> tuple[Callable[[], None], int]:
-        """A call of about `SECONDS`, and the operations that it does, a multiply-add being two. unit: fp32 or int8."""
+    def arithmetic(self, unit: str, seconds: float = SECONDS) -> tuple[Callable[[], None], int]:
+        """A call of about `seconds`, and the operations that it does, a multiply-add being two. unit: fp32 or int8."""
         function, done = self.cpu.library.kinema_probe_arithmetic, ctypes.c_int64()
         function.argtypes = [
             ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_int32, ctypes.c_void_p,
@@ -35,7 +35,7 @@ class NativePeak:
             self.cpu.check(function(self.cpu.handle, DTYPES[unit], steps, threads, ctypes.byref(done)))
 
         # on one thread, the quickest of three: making threads, waiting for one or a disturbance would pass for work
-        while min(_seconds(partial(call, 1)) for _ in range(3)) < SECONDS / 2:
+        while min(_seconds(partial(call, 1)) for _ in range(3)) < seconds / 2:
             steps *= 2
         call()
         return call, done.value

@@ -31,6 +31,10 @@ class Inputs:
         """Given numbers (lengths, block lists) on the device."""
         return values.to(self.device)
 
+    def target(self, target: Target) -> Target:
+        """What a weight is packed for."""
+        return target
+
     def video(self, channels: int, *size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """[1, C, T, H, W], channels innermost in memory, as the VAE keeps it."""
         return self(1, *size, channels, dtype=dtype).movedim(-1, 1)
@@ -51,19 +55,22 @@ def linear(
     gated: bool = False,
     bias: bool = True,
 ) -> Call:
-    """gate: groups of tokens. second: features of a second source. 8-bit precisions get their input in 8 bits."""
+    """gate: groups of tokens. second: features of a second source.
+
+    8-bit precisions get their input in 8 bits, as the op before leaves it on a GPU; a CPU's product rounds it itself.
+    """
     dtype, kind = target.precision.activations, target.precision.quantize_activations
     weight = functions.pack_linear(
         new(out, into + second),
         new(out) if bias else None,
         gate_weight=new(out, into + second) if gated else None,
         gate_bias=new(out) if gated and bias else None,
-        target=target,
+        target=new.target(target),
     )
     x: Any = new(1, rows, into, dtype=dtype)
     if second:
         x = (x, new(1, rows, second, dtype=dtype))
-    elif kind is not None:
+    elif kind is not None and target.device.type != "cpu":
         stored = torch.float8_e4m3fn if kind == "fp8" else torch.int8
         x = Quantized(new(1, rows, into).to(stored), new(1, rows, 1))
     table = new(1, gate, 6, out)[:, :, 2] if gate is not None else None

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 TIMED = "one call of an op in this process, its weights packed and its inputs in place"
 REFERENCE, TORCH = "reference", "torch's own op"
+HELD_FROM = 2e9  # FLOPs: shorter calls fall between disturbances, as the looks for the peak do
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -111,15 +112,24 @@ def measure(case: Case, target: Target, implementations: Sequence[Implementation
     """A row for each implementation and for torch's own op: its time and work, or why it has none."""
     import torch
 
+    from kinema.bench.intervals import paired_ratio
+    from kinema.bench.peaks import HELD, held
+
     rows = {i.backend: _row(case, target, i.backend) for i in implementations}
     with torch.inference_mode():
         try:
             calls, work = gated(case, target, implementations, rows)
         except Exception as error:  # the case itself: without inputs or a truth, nobody can be judged
             return [row | {"failed": failure(error)} for row in rows.values()]
+        probe = held(target.device, work.unit) if work.flops > HELD_FROM else None
+        if probe is not None:
+            calls[HELD] = probe[0]
         samples = _samples(calls, rounds, target, rows)
+    peak = samples.pop(HELD, None)
     for backend, seconds in samples.items():
         rows[backend].update(_timed(backend, samples, seconds, work, target))
+        if peak is not None and probe is not None:
+            rows[backend]["of_held"] = paired_ratio([s * work.flops / probe[1] for s in peak], seconds).as_dict()
     return list(rows.values())
 
 
@@ -144,7 +154,8 @@ def _samples(
         except Exception as error:
             broken = {name: reason for name, call in calls.items() if (reason := _tried(call)) is not None}
             for name, reason in (broken or dict.fromkeys(calls, failure(error))).items():
-                rows[name]["failed"] = reason
+                if name in rows:
+                    rows[name]["failed"] = reason
                 del calls[name]
     return {}
 
@@ -264,8 +275,8 @@ def _table(report: Report) -> str:
 
     lines = [
         f"measured here: {peaks_said(report['peaks'])}; times faster than the reference and than torch's own op",
-        f"{'op, case, precision, implementation':58} {'median µs':>10} {'GFLOP/s':>9} {'of peak':>8} {'GB/s':>7} "
-        f"{'of copy':>8} {'error':>8}  {'than the reference':27} {'than torch':27}",
+        f"{'op, case, precision, implementation':58} {'median µs':>10} {'GFLOP/s':>9} {'of peak':>8} {'held':>5} "
+        f"{'GB/s':>7} {'of copy':>8} {'error':>8}  {'than the reference':27} {'than torch':27}",
     ]
     for row in report["rows"]:
         if "seconds" not in row:
@@ -275,9 +286,11 @@ def _table(report: Report) -> str:
         ratios = [said(Estimate(**row[k])) if k in row else "" for k in ("than_reference", "than_torch")]
         error = f"{row['error']['relative']:.1e}" if "error" in row else ""
         of_peak = f"{row['of_peak']:.0%}" if "of_peak" in row else ""
+        of_held = f"{row['of_held']['median']:.0%}" if "of_held" in row else ""
         line = (
             f"{row['name']:58} {1e6 * median:10.1f} {row['flops'] / median / 1e9:9.1f} {of_peak:>8} "
-            f"{row['bytes'] / median / 1e9:7.1f} {row['of_copy']:8.0%} {error:>8}  {ratios[0]:27} {ratios[1]:27}"
+            f"{of_held:>5} {row['bytes'] / median / 1e9:7.1f} {row['of_copy']:8.0%} {error:>8}  "
+            f"{ratios[0]:27} {ratios[1]:27}"
         )
         if "bound_us" in row:
             line += f" {row['bound_us'] / (1e6 * median):7.0%} of {row['bound_by']}"

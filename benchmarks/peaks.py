@@ -19,6 +19,8 @@ from kinema.bench.rounds import interleaved
 from kinema.ops.common import Target
 
 SIZES = {"cpu": (192, 256, 384), "cuda": (4096, 8192)}
+HELD = "the peak's loops"  # beside the calls of a run
+HELD_SECONDS = 0.05  # of a call of `held`: as long as a large product, so that it is disturbed as often
 COPIED = {"cpu": 1 << 24, "cuda": 1 << 28}  # values of 4 bytes: several times the last cache
 MULTIPLIED = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -63,6 +65,16 @@ class _Probe:
     call: Callable[[], object]
     work: float  # FLOPs or bytes of a call
     how: str
+
+
+def held(device: torch.device, unit: Unit) -> tuple[Callable[[], object], int] | None:
+    """A longer call of the peak's own loops, and its operations; None where there are none.
+
+    The peak is the best of many short looks. Timed in the rounds of what is judged, this says what a machine whose
+    other cores are at work let even a loop in registers reach then.
+    """
+    own = native_peak(torch.get_num_threads()) if device.type == "cpu" and unit in DTYPES else None
+    return own.arithmetic(unit, HELD_SECONDS) if own is not None else None
 
 
 def units_of(targets: Iterable[Target]) -> list[Unit]:

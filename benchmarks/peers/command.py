@@ -117,6 +117,8 @@ def measure(
     from kinema.bench.intervals import paired_ratio
     from kinema.bench.model_counts import counted
     from kinema.bench.model_parts import calls_of, inputs_for
+    from kinema.bench.op_counts import unit_of
+    from kinema.bench.peaks import HELD, held
     from kinema.bench.report import timing
     from kinema.bench.rounds import interleaved
 
@@ -145,8 +147,12 @@ def measure(
             failed.append({"name": f"{part}, {name}", "failed": f"{type(error).__name__}: {error}".splitlines()[0]})
     with counted(plain.ops) as tally:
         truth = calls[REFERENCE]()
+    probe = held(target.device, unit_of(dtype))
+    if probe is not None:
+        calls[HELD] = probe[0]
     samples = interleaved(calls, arguments.rounds, device=target.device, warmup=1, shortest=0)
     rows = []
+    peak = samples.pop(HELD, None)
     for name, seconds in samples.items():
         row = {**timing(f"{part}, {name}", seconds), "flops": tally.flops}
         result = calls[name]()
@@ -154,6 +160,8 @@ def measure(
             row["error"] = gate.distance(result, truth).as_dict()
         if name != KINEMA:
             row["kinema_is_faster"] = paired_ratio(seconds, samples[KINEMA]).as_dict()
+        if peak is not None and probe is not None:
+            row["of_held"] = paired_ratio([s * tally.flops / probe[1] for s in peak], seconds).as_dict()
         rows.append(row)
     return rows + failed
 
@@ -177,7 +185,7 @@ def _table(report: Report) -> str:
         f"{report['threads']} threads; kinema in {report['target']['precision']} on {report['target']['device']}, its "
         "reference ops in fp32",
         *(f"  {name}: {settings}" for name, settings in report["settings"].items()),
-        f"  {'':36} {'median s':>10} {'of peak':>8} {'error':>8} {'largest':>8}  kinema is faster",
+        f"  {'':36} {'median s':>10} {'of peak':>8} {'held':>7} {'error':>8} {'largest':>8}  kinema is faster",
     ]
     for row in report["rows"]:
         if "seconds" not in row:
@@ -187,7 +195,10 @@ def _table(report: Report) -> str:
         cells = [f"{errors[key]:.1e}" if errors else "" for key in ("relative", "largest")]
         ratio = said(Estimate(**row["kinema_is_faster"])) if "kinema_is_faster" in row else ""
         of_peak = f"{row['of_peak']:.1%}" if row.get("of_peak") is not None else ""
-        line = f"  {row['name']:36} {row['seconds']['median']:10.4f} {of_peak:>8} {cells[0]:>8} {cells[1]:>8}"
+        of_held = f"{row['of_held']['median']:.1%}" if "of_held" in row else ""
+        line = (
+            f"  {row['name']:36} {row['seconds']['median']:10.4f} {of_peak:>8} {of_held:>7} {cells[0]:>8} {cells[1]:>8}"
+        )
         lines.append(f"{line}  {ratio}".rstrip())
         lines += [f"    {stage:34} {seconds:10.4f}" for stage, seconds in row.get("stages", {}).items()]
     return "\n".join(lines)

@@ -212,3 +212,11 @@ def test_a_part_of_the_contract_is_not_the_whole(op, prepare):
     nearest = torch_ops.torch_call(op, call)
     assert not nearest.whole
     assert distance(nearest.call(), call()).relative > 0.01
+
+
+def test_a_long_call_is_beside_what_the_peaks_loops_held(tmp_path, capsys):
+    report, printed = run_ops(tmp_path, capsys, "--op", "linear", "--case", "1.3B on a CPU 1280 cross out")
+    rows = report["rows"]
+    assert all(row["flops"] > 2e9 and 0 < row["of_held"]["median"] < 1.2 for row in rows)
+    assert f"{rows[0]['of_held']['median']:.0%}" in printed
+    assert {row["implementation"] for row in rows} >= {"cpu", "reference"}, "what the loops take has no row"

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kinema.bench import native_peak
-from kinema.bench.peaks import Peaks, Rate, probe, said, units_of
+from kinema.bench.peaks import Peaks, Rate, held, probe, said, units_of
 from kinema.ops import target_for
 from kinema.ops.common import native
 
@@ -42,6 +42,16 @@ def test_every_precision_of_a_run_has_its_peak():
     found = probe(CPU, ["fp32", "int8"], rounds=2)
     assert set(found.flops) == {"fp32", "int8"}
     assert all(1e8 < rate.per_second < 1e15 for rate in (*found.flops.values(), found.copy))
+
+
+@needs_library
+def test_what_is_held_is_a_longer_look_of_the_same_loops():
+    (peak,) = probe(CPU, ["fp32"], rounds=2).flops.values()
+    call, operations = held(CPU, "fp32")
+    started = time.perf_counter()
+    call()
+    assert 0.05 < operations / (time.perf_counter() - started) / peak.per_second < 1.1
+    assert held(CPU, "bf16") is None
 
 
 @pytest.mark.parametrize(("unit", "by"), [("fp32", "torch.mm"), ("int8", "torch._int_mm"), ("bf16", "torch.mm")])
