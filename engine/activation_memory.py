@@ -63,10 +63,18 @@ def widened_bytes(precision: Precision, elements: int) -> int:
 
 
 def decode_bytes(
-    config: WanVAEConfig, height: int, width: int, batch: int, tiling: Tiling | None, *, native: bool = False
+    config: WanVAEConfig,
+    height: int,
+    width: int,
+    batch: int,
+    tiling: Tiling | None,
+    *,
+    image: bool = False,
+    native: bool = False,
 ) -> int:
     """One latent frame of (height, width) through the decoder, and the past frames that every convolution keeps.
 
+    image: nothing follows the one frame, so there is no past.
     native: by the native CPU kernels, which hold no map but what they read and write, one over another.
     """
     tile_area, repeats = _tiles(config, height, width, tiling)
@@ -85,16 +93,17 @@ def decode_bytes(
         block = 2 * stage.hidden * frames if native else _block_maps(stage.into, stage.hidden, frames)
         largest = max(largest, waiting + kept + block * area)
         if stage.doubling is not None:
-            if native and stage.temporal:  # the frames that time's convolution makes, and the same in their order
+            grows = stage.temporal and not image
+            if native and grows:  # the frames that time's convolution makes, and the same in their order
                 largest = max(largest, waiting + kept + 4 * stage.hidden * frames * area)
-            frames *= 2 if stage.temporal else 1
+            frames *= 2 if grows else 1
             scale *= 4
             doubled = frames * scale * tile_area
             if native:
                 kept += stage.out * doubled
             else:  # before the upsampler's convolution the map has the new size and the old channels
                 largest = max(largest, waiting + 2 * (stage.hidden + stage.out) * doubled)
-    return int(FP32 * batch * (past + largest))
+    return int(FP32 * batch * (largest if image else past + largest))
 
 
 def encode_bytes(config: WanVAEConfig, height: int, width: int, num_frames: int) -> int:

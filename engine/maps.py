@@ -24,6 +24,8 @@ class Maps:
             return None
         flat, wanted = self._flat.get(name), math.prod(shape)
         if flat is None or flat.numel() < wanted or flat.dtype != like.dtype or flat.device != like.device:
+            self._flat.pop(name, None)  # before there is another
+            flat = None
             flat = self._flat[name] = torch.empty(wanted, dtype=like.dtype, device=like.device)
         return flat[:wanted].view(*shape)
 

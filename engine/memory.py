@@ -106,7 +106,10 @@ def _work_bytes(folder: ModelFolder, request: GenerationRequest, plan: Plan) -> 
     work["denoise"] = denoise_bytes(transformer, precision, latent, request.samples * (1 + guided), tokens)
     if request.output_type != "latent":
         clips = request.samples * pixels
-        decoding = decode_bytes(vae, latent[1], latent[2], request.samples, request.tiling, native=native) + clips
+        maps = decode_bytes(
+            vae, latent[1], latent[2], request.samples, request.tiling, image=latent[0] == 1, native=native
+        )
+        decoding = maps + clips
         work["decode"] = max(decoding, 3 * clips)  # the finished clip, an intermediate and the result
     return work
 

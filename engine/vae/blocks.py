@@ -77,8 +77,8 @@ class CausalConv:
         flat = cache.maps.get(name, shape, x)
         return flat.movedim(-1, 1) if flat is not None else None
 
-    def past(self, x: torch.Tensor, cache: FeatureCache) -> torch.Tensor:
-        """The frames before x, to be read and overwritten."""
+    def past(self, x: torch.Tensor, cache: FeatureCache) -> torch.Tensor | None:
+        """The frames before x, to be read and overwritten; None for zeros that nobody wants afterwards."""
         return cache.past(self.name, x, self.weight.history)
 
 

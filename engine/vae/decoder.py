@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from kinema.checkpoints.weights import Shapes, Weights
+from kinema.machine_memory import return_freed_bytes
 from kinema.ops import Ops
 from kinema.vae.blocks import CausalConv, MidBlock, ResidualBlock, conv_shapes
 from kinema.vae.config import WanVAEConfig
@@ -18,9 +19,28 @@ PIECE_BYTES = 32 << 20
 and on a CPU stay near its caches."""
 
 
+PAST_OF_BLOCK = 4  # frames: two for each convolution
+
+
 def frames_at_once(frame_bytes: int) -> int:
     """Of a chunk through the late stages. frame_bytes: of one frame of a map of the last."""
     return max(1, PIECE_BYTES // frame_bytes)
+
+
+def smaller_whole(config: WanVAEConfig, frames: int, height: int, width: int) -> bool:
+    """Whether a clip takes less memory if it goes through the late stages block by block, all its frames at once.
+
+    Then there are all frames of a map, and the past of one block; else a frame's maps, and the past of all blocks.
+    frames: of the clip, in pixels; height, width: of its latents.
+    """
+    specs = UpStageSpec.all(config)
+    early = UpStageSpec.late(specs)
+    area, past, frame = height * width * 4**early, 0, 0
+    for spec in specs[early:]:
+        frame = spec.hidden * area
+        past += len(spec.blocks) * PAST_OF_BLOCK * frame
+        area *= 4
+    return (frames + PAST_OF_BLOCK) * frame <= past
 
 
 @dataclass(frozen=True)
@@ -78,11 +98,18 @@ class UpStage:
         self.blocks = [ResidualBlock(weights, name, ops) for name in spec.blocks]
         self.double = Upsample(weights, spec.doubling, ops) if spec.doubling is not None else None
 
-    def __call__(self, x: torch.Tensor, cache: FeatureCache) -> torch.Tensor:
-        """x: [B, C, T, H, W], no longer wanted afterwards → [B, C', T or 2T, 2H, 2W], or of x's size in the last."""
+    def __call__(self, x: torch.Tensor, cache: FeatureCache, *, together: int | None = None) -> torch.Tensor:
+        """x: [B, C, T, H, W], no longer wanted afterwards → [B, C', T or 2T, 2H, 2W], or of x's size in the last.
+
+        together: x is the whole clip, and so many of its frames go through a block at a time.
+        """
         h = x
         for block in self.blocks:
-            h = block(h, cache, in_place=h is not x or not self.spec.shortcut)
+            in_place = h is not x or not self.spec.shortcut
+            if together is None:
+                h = block(h, cache, in_place=in_place)
+            else:
+                h = _over_time(block, h, cache, together, in_place=in_place)
         if self.double is not None:
             h = self.double(h, cache)
         if self.spec.shortcut:
@@ -112,22 +139,57 @@ class Decoder:
         shapes["decoder.norm_out.gamma"] = (dims[-1], 1, 1, 1)
         return shapes | conv_shapes("decoder.conv_out", config.out_channels, dims[-1], 3, 3, 3)
 
-    def __call__(self, z: torch.Tensor, cache: FeatureCache) -> torch.Tensor:
+    def __call__(self, z: torch.Tensor, cache: FeatureCache, *, last: bool = False) -> torch.Tensor:
         """z: [B, z_dim, T, H, W] after `post_quant_conv`, one frame to start a clip, then any number.
 
-        Returns [B, out_channels, T', H', W'], T' = 1 for the first frame, then T · the temporal factor.
+        last: nothing of the clip follows. Returns [B, out_channels, T', H', W'], T' = 1 for the first frame, then T ·
+        the temporal factor.
         """
+        x = self.begin(z, cache, last=last)
+        pieces = torch.split(x, self._together(x), dim=2)
+        frames = []
+        for i, piece in enumerate(pieces):
+            cache.last = last and i == len(pieces) - 1
+            frames.append(self._finish(piece, cache))
+        return frames[0] if len(frames) == 1 else torch.cat(frames, dim=2)
+
+    def begin(self, z: torch.Tensor, cache: FeatureCache, *, last: bool) -> torch.Tensor:
+        """The early stages, behind which a frame looks back but becomes no more frames."""
+        cache.last = last
         x = self.mid(self.conv_in(z, cache), cache)
         for stage in self.early:
             x = stage(x, cache)
-        # from here on a frame looks back, but becomes no more frames
-        doublings = sum(stage.double is not None for stage in self.late)
-        frame = (x.shape[0] * x.shape[3] * x.shape[4] << 2 * doublings) * self.late[-1].spec.hidden * x.element_size()
-        pieces = [self._finish(piece, cache) for piece in torch.split(x, frames_at_once(frame), dim=2)]
         cache.started = True
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
+        return x
 
     def _finish(self, x: torch.Tensor, cache: FeatureCache) -> torch.Tensor:
         for stage in self.late:
             x = stage(x, cache)
         return self.conv_out(x, cache)
+
+    def finish_whole(self, x: torch.Tensor) -> torch.Tensor:
+        """The late stages, of a whole clip block by block."""
+        cache, together = FeatureCache(), self._together(x)
+        cache.started = True
+        for stage in self.late:
+            x = stage(x, cache, together=together)
+        cache.last = True
+        return self.conv_out(x, cache)
+
+    def _together(self, x: torch.Tensor) -> int:
+        doublings = sum(stage.double is not None for stage in self.late)
+        frame = (x.shape[0] * x.shape[3] * x.shape[4] << 2 * doublings) * self.late[-1].spec.hidden * x.element_size()
+        return frames_at_once(frame)
+
+
+def _over_time(
+    block: ResidualBlock, x: torch.Tensor, cache: FeatureCache, together: int, *, in_place: bool
+) -> torch.Tensor:
+    """A block over a whole clip, whose past lasts as long as that. in_place: the result may be x."""
+    done = []
+    pieces = torch.split(x, together, dim=2)
+    for i, piece in enumerate(pieces):
+        cache.last = i == len(pieces) - 1
+        done.append(block(piece, cache, in_place=in_place))
+    return_freed_bytes()  # pasts, and the holes that they leave
+    return x if all(a is b for a, b in zip(done, pieces, strict=True)) else torch.cat(done, dim=2)

@@ -18,12 +18,19 @@ class FeatureCache:
     def __init__(self, maps: Maps | None = None) -> None:
         self.started = False
         """Whether the clip's first frame, which no layer resamples in time, has gone through."""
+        self.last = False
+        """Whether nothing follows what goes through now: each past is let go when it has been read."""
         self.maps = Maps() if maps is None else maps
         self._past: dict[str, torch.Tensor] = {}
         self._tiles: dict[tuple[int, int], FeatureCache] = {}
 
-    def past(self, name: str, x: torch.Tensor, frames: int) -> torch.Tensor:
-        """[B, C, frames, H, W], the last inputs of convolution `name` before its input x, [B, C, T, H, W]."""
+    def past(self, name: str, x: torch.Tensor, frames: int) -> torch.Tensor | None:
+        """[B, C, frames, H, W], the last inputs of convolution `name` before its input x, [B, C, T, H, W].
+
+        None: they are zeros, and nobody will ask for x.
+        """
+        if self.last:
+            return self._past.pop(name, None)
         if name not in self._past:
             batch, channels, _, height, width = x.shape
             past = torch.empty(

@@ -35,7 +35,9 @@ class Downsample:
             return x
         if cache.started:
             return self.time_conv(x, cache)
-        self.time_conv.past(x, cache).copy_(x)
+        past = self.time_conv.past(x, cache)
+        if past is not None:
+            past.copy_(x)
         return x
 
 

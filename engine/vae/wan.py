@@ -18,7 +18,7 @@ from kinema.machine_memory import return_freed_bytes
 from kinema.ops import Ops
 from kinema.vae.blocks import CausalConv, conv_shapes
 from kinema.vae.config import WanVAEConfig
-from kinema.vae.decoder import Decoder
+from kinema.vae.decoder import Decoder, smaller_whole
 from kinema.vae.encoder import Encoder
 from kinema.vae.feature_cache import FeatureCache
 from kinema.vae.posterior import Posterior
@@ -77,13 +77,22 @@ class WanVAE:
     def decode(
         self, latents: torch.Tensor, *, chunk: int | None = 1, tiling: Tiling | None = None, clamp: bool = True
     ) -> torch.Tensor:
-        """All frames, [B, 3, 1 + (T − 1)·ft, H·fs, W·fs]. Arguments as in `decode_chunks`."""
+        """All frames, [B, 3, 1 + (T − 1)·ft, H·fs, W·fs]. Arguments as in `decode_chunks`.
+
+        A clip of few frames goes through the late stages block by block, where that takes less memory than their past.
+        """
+        self._check_latents(latents)
+        if (
+            tiling is None
+            and not torch.is_grad_enabled()
+            and smaller_whole(self.config, self._frames(latents), *latents.shape[3:])
+        ):
+            return self._decode_whole(latents, chunk, clamp)
         chunks = self.decode_chunks(latents, chunk=chunk, tiling=tiling, clamp=clamp)
         first = next(chunks)
         if first.requires_grad:
             return torch.cat((first, *chunks), dim=2)
-        frames = 1 + (latents.shape[2] - 1) * self.config.scale_factor_temporal
-        video = first.new_empty((*first.shape[:2], frames, *first.shape[3:]))
+        video = first.new_empty((*first.shape[:2], self._frames(latents), *first.shape[3:]))
         done = 0
         for part in chain((first,), chunks):
             video[:, :, done : done + part.shape[2]] = part
@@ -101,15 +110,22 @@ class WanVAE:
         self._check_latents(latents)
         cache = FeatureCache()
         for start, stop in _chunks(latents.shape[2], chunk):
-            yield self.decode_frames(latents[:, :, start:stop], cache, tiling=tiling, clamp=clamp)
+            part, last = latents[:, :, start:stop], stop == latents.shape[2]
+            yield self.decode_frames(part, cache, tiling=tiling, clamp=clamp, last=last)
 
     def decode_frames(
-        self, latents: torch.Tensor, cache: FeatureCache, *, tiling: Tiling | None = None, clamp: bool = True
+        self,
+        latents: torch.Tensor,
+        cache: FeatureCache,
+        *,
+        tiling: Tiling | None = None,
+        clamp: bool = True,
+        last: bool = False,
     ) -> torch.Tensor:
         """The next frames of the clip that `cache` belongs to; a new cache starts a clip, with one latent frame.
 
-        latents: [B, z_dim, t, H, W]. clamp: False leaves values as the decoder gives them, for training.
-        Returns fp32 [B, 3, 1 or t·ft, H·fs, W·fs] in [−1, 1].
+        latents: [B, z_dim, t, H, W]. clamp: False leaves values as the decoder gives them, for training. last: nothing
+        of the clip follows, so no past is kept. Returns fp32 [B, 3, 1 or t·ft, H·fs, W·fs] in [−1, 1].
         """
         self._check_latents(latents)
         config = self.config
@@ -118,12 +134,41 @@ class WanVAE:
         tiling = _needed(tiling, config, height, width)
         if tiling is not None:
             grid = TileGrid.of_decoder(tiling, config)
-            frames = over_tiles(z, grid, lambda tile, position: self.decoder(tile, cache.tile(position)))
+            frames = over_tiles(z, grid, lambda tile, position: self.decoder(tile, cache.tile(position), last=last))
             cache.started = True
         else:
-            frames = self.decoder(z, cache)
-        frames = unpatchify(frames, config.patch)
+            frames = self.decoder(z, cache, last=last)
+        return self._pixels(frames, clamp)
+
+    def _decode_whole(self, latents: torch.Tensor, chunk: int | None, clamp: bool) -> torch.Tensor:
+        """The late stages once over all frames, which the early ones make chunk by chunk."""
+        # handed over and not held here: it is a quarter of what the late stages take
+        return self._pixels(self.decoder.finish_whole(self._begin_whole(latents, chunk)), clamp)
+
+    def _begin_whole(self, latents: torch.Tensor, chunk: int | None) -> torch.Tensor:
+        """All frames as the early stages leave them."""
+        cache, whole, done = FeatureCache(), None, 0
+        for start, stop in _chunks(latents.shape[2], chunk):
+            z = self.post_quant_conv(self._entering(latents[:, :, start:stop], cache), cache)
+            x = self.decoder.begin(z, cache, last=stop == latents.shape[2])
+            if latents.shape[2] == 1:
+                return x
+            if whole is None:
+                batch, channels, _, height, width = x.shape
+                whole = x.new_empty(batch, self._frames(latents), height, width, channels).movedim(-1, 1)
+            whole[:, :, done : done + x.shape[2]] = x
+            done += x.shape[2]
+        del cache, x
+        return_freed_bytes()  # small maps and pasts, which the late stages' large ones would not fit into
+        assert whole is not None
+        return whole
+
+    def _pixels(self, frames: torch.Tensor, clamp: bool) -> torch.Tensor:
+        frames = unpatchify(frames, self.config.patch)
         return frames.clamp(-1.0, 1.0) if clamp else frames
+
+    def _frames(self, latents: torch.Tensor) -> int:
+        return 1 + (latents.shape[2] - 1) * self.config.scale_factor_temporal
 
     def encode(self, video: torch.Tensor, *, chunk: int | None = 4, tiling: Tiling | None = None) -> Posterior:
         """The latents' distribution, not normalised. Arguments as in `encode_moments`."""

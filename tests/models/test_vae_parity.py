@@ -245,6 +245,7 @@ def test_large_frames_go_through_the_late_stages_in_turn(
 
     monkeypatch.setattr(decoder, "frames_at_once", lambda frame_bytes: frames)
     monkeypatch.setattr(decoder.Decoder, "_finish", finished)
+    monkeypatch.setattr(wan, "smaller_whole", lambda *size: False)
     _, config, weights = build(name)
     vae = WanVAE(config, Weights(weights), build_ops(plan_ops(target_for("cpu"), backend)))
     z = latents_of(name)
@@ -254,6 +255,47 @@ def test_large_frames_go_through_the_late_stages_in_turn(
             assert error(vae.decode(z, chunk=chunk), truth(name, "decode")) <= TOLERANCE
     assert torch.equal(z, given)
     assert max(seen) <= frames and sum(seen) == 2 * video_of(name).shape[2]
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+@pytest.mark.parametrize("together", [1, 2, 100])
+@pytest.mark.parametrize("name", CASES)
+def test_a_clip_that_is_smaller_whole_is_the_same(
+    monkeypatch: pytest.MonkeyPatch, name: str, together: int, backend: str
+) -> None:
+    monkeypatch.setattr(decoder, "frames_at_once", lambda frame_bytes: together)
+    _, config, weights = build(name)
+    vae = WanVAE(config, Weights(weights), build_ops(plan_ops(target_for("cpu"), backend)))
+    z = latents_of(name)
+    given, decoded = z.clone(), {}
+    for whole in (True, False):
+        monkeypatch.setattr(wan, "smaller_whole", lambda *size, whole=whole: whole)
+        with torch.no_grad():
+            for frames in range(1, z.shape[2] + 1):
+                decoded[whole, frames] = vae.decode(z[:, :, :frames])
+    assert torch.equal(z, given)
+    assert error(decoded[True, z.shape[2]], truth(name, "decode")) <= TOLERANCE
+    for frames in range(1, z.shape[2] + 1):
+        one, other = decoded[True, frames], decoded[False, frames]
+        assert torch.equal(one, other) if backend == "auto" else error(one, other) <= 1e-5
+
+
+def test_a_short_clip_is_smaller_whole() -> None:
+    """Of Wan 2.1's decoder: the past of its late stages is as large as 18 frames of their last map."""
+    config = WanVAEConfig()
+    assert [wan.smaller_whole(config, frames, 32, 32) for frames in (1, 9, 13, 17, 81)] == [True] * 3 + [False] * 2
+
+
+@pytest.mark.parametrize("tiling", [None, Tiling(32, 32, 24, 24)], ids=["untiled", "tiled"])
+def test_behind_the_last_chunk_no_past_is_kept(tiling: Tiling | None) -> None:
+    vae, z, cache = ours("wan21"), latents_of("wan21"), FeatureCache()
+    held = []
+    with torch.no_grad():
+        for t in range(z.shape[2]):
+            vae.decode_frames(z[:, :, t : t + 1], cache, tiling=tiling, last=t == z.shape[2] - 1)
+            held.append(cache.nbytes)
+    assert min(held[:-1]) > 0
+    assert held[-1] == 0
 
 
 def test_two_clips_can_take_turns() -> None:

@@ -144,6 +144,8 @@ def test_live_tensors_of_decoding_and_encoding(models, middle, kind, tiling):
 
     predicted = decode_bytes(vae.config, side, side, 2, tiling)
     assert predicted == pytest.approx(most_alive(decode), rel=0.2)
+    image = decode_bytes(vae.config, side, side, 2, tiling, image=True)
+    assert image == pytest.approx(most_alive(lambda: vae.decode(latents[:, :, :1], tiling=tiling)), rel=0.2)
     if tiling is None:
         frames = torch.zeros(1, 3, 9, 128, 128)
         assert encode_bytes(vae.config, 128, 128, 9) == pytest.approx(most_alive(lambda: vae.encode(frames)), rel=0.2)
