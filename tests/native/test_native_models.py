@@ -1,5 +1,7 @@
 """Whole small models on the native kernels give what the reference gives: shapes and memory as models have them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from kinema.ops import build_ops, plan_ops, target_for
 from kinema.ops.common import native
 from kinema.text.umt5 import UMT5Config, UMT5Encoder
 from kinema.text.umt5 import tensor_shapes as text_shapes
-from kinema.vae.wan import WanVAE, WanVAEConfig, tensor_shapes
+from kinema.vae.wan import FeatureCache, WanVAE, WanVAEConfig, tensor_shapes
 
 if not native.instruction_sets():
     pytest.skip("the native kernels are not built", allow_module_level=True)
@@ -124,3 +126,44 @@ def test_a_text_encoder_reads():
     mask[1, 7:] = 0
     plain, ours = (UMT5Encoder(TEXT, weights, ops(backend))(ids, mask) for backend in ("reference", "cpu"))
     assert distance(ours[mask.bool()], plain[mask.bool()]) < 1e-5
+
+
+def allocated(run):
+    """Bytes of every tensor that torch allocates while `run` runs, the smallest first."""
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as trace:
+        run()
+    events = trace.profiler.kineto_results.events()
+    return sorted(event.nbytes() for event in events if event.name() == "[memory]" and event.nbytes() > 0)
+
+
+@torch.no_grad()
+def test_a_layer_allocates_no_map():
+    """Whatever its layers, a forward has the same maps; a layer adds its modulation."""
+    latents, timesteps, text = drawn(1, 4, 3, 16, 16), torch.tensor([500.0]), drawn(1, 5, 16, seed=1)
+
+    def bytes_of(layers):
+        config = replace(TRANSFORMER, num_layers=layers)
+        transformer = WanTransformer(config, weights_of(wan.tensor_shapes(config)), ops("cpu"))
+        context = transformer.encode_context(text)
+        transformer(latents, timesteps, context)
+        return sum(allocated(lambda: transformer(latents, timesteps, context)))
+
+    modulation = 6 * TRANSFORMER.dim * 4
+    assert 0 <= bytes_of(5) - bytes_of(2) <= 3 * modulation
+    assert 3 * 8 * 8 * TRANSFORMER.dim * 4 > modulation, "a map would be seen"
+
+
+@torch.no_grad()
+def test_a_decoder_allocates_no_map_for_the_next_frames():
+    """But pixels, as they are and as they are cut to the range, and what convolutions over time alone give."""
+    config = WanVAEConfig(base_dim=24)
+    vae, z, cache = WanVAE(config, weights_of(tensor_shapes(config)), ops("cpu")), drawn(1, 16, 4, 8, 8), FeatureCache()
+    for t in range(3):
+        vae.decode_frames(z[:, :, t : t + 1], cache)
+    sizes = allocated(lambda: vae.decode_frames(z[:, :, 3:], cache))
+    largest_map = 24 * 4 * 64 * 64 * 4
+    assert sizes.count(3 * 4 * 64 * 64 * 4) >= 2, "the pixels are seen"
+    assert max(sizes) <= largest_map // 4
+    assert sum(sizes) <= 1.1 * largest_map
