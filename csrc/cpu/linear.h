@@ -107,21 +107,24 @@ inline void given_scales(const void *source, int64_t m, int64_t count, RowScale 
 
 inline RowScale code_scale(float low, float high) {
     const float range = high - low > 1e-12f ? high - low : 1e-12f, scale = range / CODE_TOP;
-    return {scale, static_cast<int32_t>(std::nearbyintf(-low / scale))};
+    const float zero = std::nearbyintf(-low / scale);
+    return {scale, zero > 0.0f ? static_cast<int32_t>(zero) : 0}; // 0 too where infinities made it NaN
 }
 
 inline void row_scales(const void *source, int64_t m, int64_t count, RowScale *scales) {
     const kinema_linear_args &args = *static_cast<const kinema_linear_args *>(source);
     for (int64_t r = 0; r < count; ++r) {
-        V low = set1(0.0f), high = low;
+        V low = set1(0.0f), high = low, odd = low; // odd: NaN once there was one, or an infinity
         pieces(args, m + r, 0, args.in_features, [&](const float *from, int64_t, int64_t length) {
             for (int64_t i = 0; i < length; i += W) {
                 const V x = length - i >= W ? load(from + i) : load_n(from + i, static_cast<int>(length - i));
                 low = vmin(x, low);
                 high = vmax(x, high);
+                odd = fma(x, set1(0.0f), odd);
             }
         });
         scales[r] = code_scale(-max(sub(set1(0.0f), low)), max(high));
+        scales[r].scale += sum(odd); // a code has no NaN
     }
 }
 

@@ -270,6 +270,25 @@ def test_int8_codes_do_not_saturate(isa):
     assert float((y - truth).abs().max()) <= 4 * torch.finfo(torch.float32).eps * 127 * depth
 
 
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), -float("inf")])
+def test_a_token_that_is_no_number_is_not_rounded_to_one(isa, odd):
+    x, w = random(1, 9, 50), random(21, 50, seed=1)
+    packed = linear_cpu.pack_linear(w, target=target("int8"))
+    plain = linear_cpu.linear(x, packed)
+    x[0, 4, 37] = odd
+    y = linear_cpu.linear(x, packed)
+    assert not bool(y[0, 4].isfinite().any())
+    others = [token for token in range(9) if token != 4]
+    assert torch.equal(y[0, others], plain[0, others])
+
+
+def test_more_codes_than_add_up_in_32_bits_are_refused(isa):
+    features = 65794
+    packed = linear_cpu.pack_linear(torch.ones(1, features), target=target("int8"))
+    with pytest.raises(ValueError, match="size"):
+        linear_cpu.linear(torch.ones(1, 1, features), packed)
+
+
 def test_given_int8_does_not_saturate(isa):
     """127·127 everywhere, of every pattern of signs."""
     depth, columns = 1028, 33
