@@ -62,7 +62,7 @@ inline V widen_i8(const int8_t *p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
 }
 
-// ---- int8, as in simd_avx2.h
+// ---- int8, columns in groups of 16 or as in i8_maddubs.h
 
 #if defined(__AVX512VNNI__)
 constexpr int I8_LANES = 16;
@@ -84,25 +84,13 @@ inline void i8_step(I8Sum &s, I8Codes codes, const int8_t *b) {
     s = _mm512_dpbusd_epi32(s, codes, _mm512_loadu_si512(b));
 }
 #else
-constexpr int I8_LANES = 8;
-constexpr int I8_ROWS = 6;
-constexpr int CODE_TOP = 127;
+} // namespace KINEMA_ISA
+} // namespace kinema
 
-typedef __m256i I8Sum;
-inline I8Sum i8_load(const int32_t *p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)); }
-inline void i8_store(int32_t *p, I8Sum s) { _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), s); }
-inline I8Sum i8_zero() { return _mm256_setzero_si256(); }
-typedef __m256i I8Codes;
-inline I8Codes i8_codes(const uint8_t *a) {
-    int32_t codes;
-    std::memcpy(&codes, a, sizeof codes);
-    return _mm256_set1_epi32(codes);
-}
-inline void i8_step(I8Sum &s, I8Codes codes, const int8_t *b) {
-    const __m256i columns = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(b));
-    const __m256i pairs = _mm256_maddubs_epi16(codes, columns);
-    s = _mm256_add_epi32(s, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-}
+#include "i8_maddubs.h"
+
+namespace kinema {
+namespace KINEMA_ISA {
 #endif
 
 inline void store_codes(uint8_t *to, V v) {

@@ -267,13 +267,18 @@ def test_a_clip_that_is_smaller_whole_is_the_same(
     _, config, weights = build(name)
     vae = WanVAE(config, Weights(weights), build_ops(plan_ops(target_for("cpu"), backend)))
     z = latents_of(name)
-    given, decoded = z.clone(), {}
+    given, decoded, seen = z.clone(), {}, []
+    finish = decoder.Decoder.finish_whole
+    monkeypatch.setattr(decoder.Decoder, "finish_whole", lambda self, x: seen.append(x.shape[2]) or finish(self, x))
     for whole in (True, False):
         monkeypatch.setattr(wan, "smaller_whole", lambda *size, whole=whole: whole)
         with torch.no_grad():
             for frames in range(1, z.shape[2] + 1):
                 decoded[whole, frames] = vae.decode(z[:, :, :frames])
     assert torch.equal(z, given)
+    assert seen == [decoded[True, frames].shape[2] for frames in range(1, z.shape[2] + 1)], (
+        "whole clips, and only those"
+    )
     assert error(decoded[True, z.shape[2]], truth(name, "decode")) <= TOLERANCE
     for frames in range(1, z.shape[2] + 1):
         one, other = decoded[True, frames], decoded[False, frames]
