@@ -17,6 +17,8 @@ constexpr int64_t I8_DEPTH = 768;   // the same in bytes
 constexpr int64_t BLOCK_ROWS = 144; // with F32_DEPTH 147 KB of the left matrix
 constexpr int64_t I8_BLOCK_ROWS = 96;
 constexpr int64_t BLOCK_COLUMNS = 768;
+constexpr int64_t LAST_PARTS = 4;   // of the last blocks of rows, so that no thread waits long for another's
+constexpr int64_t PART_PANELS = 24; // at least: each part packs the left matrix again
 
 // What multiplies a row's sums; and the code that stands for 0 in a row of codes, x = scale · (code − zero).
 struct RowScale {
@@ -86,8 +88,9 @@ inline int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 // How a product is cut, and what scratch a thread wants for it.
 template <class Kernel> struct Cut {
-    int64_t tiles, panels, halves;     // of the whole product
-    int64_t row_blocks, column_blocks; // its tasks
+    int64_t tiles, panels, halves;    // of the whole product
+    int64_t row_blocks, whole, parts; // the first `whole` blocks of rows are a task each, the others `parts` by columns
+    int64_t tasks;
     int64_t block_tiles, chunk_panels; // of one task
     bool keeps;                        // all slices of a block's depth, packed once, for the next columns
     int64_t tile_size, slice_bytes, a_bytes, b_bytes, c_bytes, scale_bytes, bytes;
@@ -97,19 +100,26 @@ template <class Kernel> struct Cut {
         panels = ceil_div(p.columns, NR);
         halves = p.gated ? 2 : 1;
         row_blocks = ceil_div(tiles, Kernel::BLOCK / Kernel::ROWS);
-        column_blocks = 1;
-        if (p.threads > 1) {
-            if (tiles >= 4 * p.threads)
-                row_blocks = ceil_div(row_blocks, p.threads) * p.threads;
-            else
-                column_blocks = least(panels, ceil_div(p.threads, row_blocks));
+        whole = row_blocks;
+        parts = 1;
+        if (p.threads > 1 && tiles < 4 * p.threads) {
+            whole = 0;
+            parts = least(panels, ceil_div(p.threads, row_blocks));
+        } else if (p.threads > 1) {
+            whole = row_blocks = ceil_div(row_blocks, p.threads) * p.threads;
+            if (row_blocks > p.threads) {
+                whole -= p.threads;
+                parts = most(1, least(LAST_PARTS, panels * halves / PART_PANELS));
+            }
         }
+        tasks = whole + (row_blocks - whole) * parts;
         block_tiles = ceil_div(tiles, row_blocks);
-        chunk_panels = least(ceil_div(panels, column_blocks), most(1, BLOCK_COLUMNS / NR / halves));
+        const int64_t task_panels = whole > 0 ? panels : ceil_div(panels, parts);
+        chunk_panels = least(task_panels, most(1, BLOCK_COLUMNS / NR / halves));
         tile_size = Kernel::ROWS * NR;
         const int64_t depth = least(ceil_div(p.depth, Kernel::GROUP) * Kernel::GROUP, Kernel::DEPTH);
         slice_bytes = aligned(block_tiles * depth * Kernel::A_BYTES);
-        keeps = ceil_div(panels, column_blocks) > chunk_panels;
+        keeps = task_panels > chunk_panels;
         a_bytes = slice_bytes * (keeps ? ceil_div(p.depth, Kernel::DEPTH) : 1);
         b_bytes = aligned(depth * NR * 4);
         c_bytes = aligned(chunk_panels * halves * block_tiles * tile_size * 4);
@@ -149,10 +159,10 @@ struct Ahead {
 template <class Kernel> void product_task(const Product &p, const Cut<Kernel> &cut, int64_t task, int thread) {
     using A = typename Kernel::A;
     using C = typename Kernel::C;
-    const int64_t row_block = task / cut.column_blocks, column_block = task % cut.column_blocks;
+    const int64_t parts = task < cut.whole ? 1 : cut.parts, behind = most(0, task - cut.whole);
+    const int64_t row_block = least(task, cut.whole) + behind / parts, part = behind % parts;
     const int64_t first = cut.tiles * row_block / cut.row_blocks, last = cut.tiles * (row_block + 1) / cut.row_blocks;
-    const int64_t from = cut.panels * column_block / cut.column_blocks;
-    const int64_t to = cut.panels * (column_block + 1) / cut.column_blocks;
+    const int64_t from = cut.panels * part / parts, to = cut.panels * (part + 1) / parts;
     const int64_t tiles = last - first, begin = p.first + first * Kernel::ROWS, stop = p.first + p.rows;
     char *scratch = p.workspace + thread * cut.bytes;
     float *b_buffer = reinterpret_cast<float *>(scratch + cut.a_bytes);
@@ -211,7 +221,7 @@ template <class Kernel> void product_task(const Product &p, const Cut<Kernel> &c
 template <class Kernel> void run_product(const Product &p, Pool &pool) {
     Running<Kernel> running{p, Cut<Kernel>(p)};
     pool.run(
-        p.threads, running.cut.row_blocks * running.cut.column_blocks,
+        p.threads, running.cut.tasks,
         [](void *data, int64_t task, int thread) {
             const Running<Kernel> &all = *static_cast<const Running<Kernel> *>(data);
             product_task<Kernel>(all.p, all.cut, task, thread);

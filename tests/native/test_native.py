@@ -394,10 +394,11 @@ def threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("rows", [3, 293])
+# few rows, whose columns are shared; blocks of rows; several for each thread, the last of them cut
+@pytest.mark.parametrize("rows, into, out", [(3, 300, 211), (293, 300, 211), (601, 40, 1601)])
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_results_do_not_depend_on_the_threads(isa, threads, precision, rows):
-    x, w = random(1, rows, 300), random(211, 300, seed=1)
+def test_results_do_not_depend_on_the_threads(isa, threads, precision, rows, into, out):
+    x, w = random(1, rows, into), random(out, into, seed=1)
     results = []
     for count in (1, 2, 3, 7):
         threads(count)
