@@ -105,10 +105,13 @@ class Components:
         return self._loading
 
     def release(self, *names: str) -> None:
-        """Let go of parts that a stage is done with, unless they are to be kept."""
-        if not self._options.keep_loaded:
-            for name in names:
+        """Let go of parts that a stage is done with or, where they are to be kept, of their maps alone."""
+        for name in names:
+            part = self._loaded.get(name)
+            if not self._options.keep_loaded:
                 self._loaded.pop(name, None)
+            elif isinstance(part, WanTransformer):
+                part.maps.release()
 
     def transformer(self, expert: str = "transformer") -> WanTransformer:
         return cast("WanTransformer", self._model(expert, _transformer))

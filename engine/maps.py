@@ -1,15 +1,16 @@
-"""Memory for the maps between layers: what one layer no longer needs is the next one's."""
+"""Memory for the maps between layers: what one no longer needs is the next one's, and a step's is the next step's."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
 
 class Maps:
-    """Buffers by name, for one forward or one clip. Autograd keeps what it was given, so with it there are none.
+    """Buffers by name, for one forward or clip at a time. Autograd keeps what it was given, so with it there are none.
 
     An allocator hands large maps back to the system, which clears each page of the next: a twentieth of a forward.
     """
@@ -32,3 +33,29 @@ class Maps:
     def onto(self, x: torch.Tensor) -> torch.Tensor | None:
         """x itself, for an op whose result takes its place; None: the op makes its own."""
         return x if self._enabled and not torch.is_grad_enabled() else None
+
+
+class MapPool:
+    """A model's maps: one lot for each forward that runs at the same time, kept for the next ones until `release`.
+
+    Nothing of a request stays in them: whoever takes a lot writes before it reads.
+    """
+
+    def __init__(self, enabled: bool = True) -> None:
+        self._enabled = enabled
+        self._idle: list[Maps] = []
+
+    @contextmanager
+    def lease(self) -> Iterator[Maps]:
+        try:
+            maps = self._idle.pop()
+        except IndexError:  # the first, or others run in other threads
+            maps = Maps(self._enabled)
+        try:
+            yield maps
+        finally:
+            self._idle.append(maps)
+
+    def release(self) -> None:
+        """Free what no forward uses now."""
+        self._idle.clear()

@@ -22,7 +22,8 @@ class TransformerOutput(NamedTuple):
 class TransformerFacade:
     """Callable as `WanTransformer3DModel`; gives a Tensor unless `return_dict` is said.
 
-    The prompt's keys and values are computed on every call; `encode_context` of `.model` computes them once.
+    The prompt's keys and values are computed on every call; `encode_context` of `.model` computes them once. On a CPU
+    the memory of the maps between its layers is kept for the next call; `.model.maps.release()` frees it.
     """
 
     def __init__(self, model: WanTransformer) -> None:

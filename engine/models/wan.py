@@ -17,7 +17,7 @@ import torch
 from kinema.checkpoints.weights import Shapes, Weights
 from kinema.config import from_config
 from kinema.errors import CheckpointError
-from kinema.maps import Maps
+from kinema.maps import MapPool, Maps
 from kinema.models.blocks import Mlp, pack_linear, sinusoid
 from kinema.ops import Ops
 from kinema.ops.attention import KV, BlockCausal
@@ -315,7 +315,7 @@ class WanTransformer:
         self.table = weights["scale_shift_table"].to(ops.device).float()
         self.proj_out = pack_linear(weights, "proj_out", ops, "wide")
         # a GPU's allocator keeps what is freed, and the reference would make a map and copy it
-        self.reuses_maps = ops.plan.backend("linear") == "cpu"
+        self.maps = MapPool(enabled=ops.plan.backend("linear") == "cpu")
 
     def encode_context(
         self, text: torch.Tensor, image: torch.Tensor | None = None, *, folded: int | None = None
@@ -352,20 +352,33 @@ class WanTransformer:
         latents: [R, in_channels, T, H, W]. timesteps: [R], or [R, G] by group of tokens (per frame or per
         token). causal: block-causal self-attention, in tokens. Returns [R, out_channels, T, H, W] in fp32.
         """
+        with self.maps.lease() as maps:
+            return self._forward(latents, timesteps, context, causal, maps)
+
+    def _forward(
+        self,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        context: Context,
+        causal: BlockCausal | None,
+        maps: Maps,
+    ) -> torch.Tensor:
         ops, config = self.ops, self.config
         pt, ph, pw = config.patch_size
         grid = (latents.shape[2] // pt, latents.shape[3] // ph, latents.shape[4] // pw)
         rope = wan_rope(grid, config.attention_head_dim, ops.device)
-        x = ops.patch_embed(latents.to(ops.device, ops.dtype), self.patch)
+        latents = latents.to(ops.device, ops.dtype)
+        tokens = maps.get("tokens", (latents.shape[0], math.prod(grid), config.dim), latents)
+        x = ops.patch_embed(latents, self.patch, out=tokens)
 
         time, modulation = self._modulation(timesteps.to(ops.device))
-        bias, maps = context.text_bias(), Maps(self.reuses_maps)
+        bias = context.text_bias()
         for i, block in enumerate(self.blocks):
             image = context.image[i] if context.image is not None else None
             x = block(x, modulation, rope, context.text[i], bias, image, causal, maps)
 
         shift, scale = (time.unsqueeze(2) + self.table).unbind(2)
-        x = ops.norm_modulate(x, eps=config.eps, scale=scale, shift=shift)
+        x = ops.norm_modulate(x, eps=config.eps, scale=scale, shift=shift, out=maps.onto(x))
         return ops.unpatchify(ops.linear(x, self.proj_out), grid, config.patch_size).float()
 
     def _modulation(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

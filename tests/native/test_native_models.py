@@ -139,20 +139,21 @@ def allocated(run):
 
 
 @torch.no_grad()
-def test_a_layer_allocates_no_map():
-    """Whatever its layers, a forward has the same maps; a layer adds its modulation."""
+def test_a_step_allocates_no_map():
+    """But small things: modulations, the prediction and what is cut into it."""
     latents, timesteps, text = drawn(1, 4, 3, 16, 16), torch.tensor([500.0]), drawn(1, 5, 16, seed=1)
+    config = replace(TRANSFORMER, num_layers=5)
+    transformer = WanTransformer(config, weights_of(wan.tensor_shapes(config)), ops("cpu"))
+    context = transformer.encode_context(text)
 
-    def bytes_of(layers):
-        config = replace(TRANSFORMER, num_layers=layers)
-        transformer = WanTransformer(config, weights_of(wan.tensor_shapes(config)), ops("cpu"))
-        context = transformer.encode_context(text)
+    def step():
         transformer(latents, timesteps, context)
-        return sum(allocated(lambda: transformer(latents, timesteps, context)))
 
-    modulation = 6 * TRANSFORMER.dim * 4
-    assert 0 <= bytes_of(5) - bytes_of(2) <= 3 * modulation
-    assert 3 * 8 * 8 * TRANSFORMER.dim * 4 > modulation, "a map would be seen"
+    a_map, modulation = 3 * 8 * 8 * config.dim * 4, 6 * config.dim * 4
+    first, second = allocated(step), allocated(step)
+    assert max(first) >= a_map, "a map is seen"
+    assert max(second) <= latents.nbytes < a_map // 2
+    assert sum(second) <= 3 * latents.nbytes + (config.num_layers + 4) * modulation
 
 
 @torch.no_grad()

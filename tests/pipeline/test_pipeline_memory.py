@@ -173,6 +173,15 @@ def test_freed_memory_goes_back():
     assert left < held - 150e6
 
 
+def test_a_transformer_keeps_its_maps_from_step_to_step_and_no_longer(models):
+    pipe = models.fresh("t2v")
+    idle = pipe.components.transformer().maps._idle
+    seen = []
+    pipe(**CALL, callback_on_step_end=lambda *step: seen.append(list(map(id, idle))))
+    assert len(seen[0]) == 1 and all(now == seen[0] for now in seen[:-1])
+    assert seen[-1] == idle == []
+
+
 @pytest.mark.parametrize(("keep_loaded", "times"), [(True, 0), (False, 4)])
 def test_freed_memory_goes_back_before_each_part_is_loaded(models, monkeypatch, keep_loaded, times):
     calls = []
