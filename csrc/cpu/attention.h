@@ -199,11 +199,13 @@ struct QueryBlock {
         if (a.bias != nullptr)
             add_bias(r, key, from, end);
         float high = top[r];
-        V highest = set1(high);
+        V highest = set1(high), others = highest;
         int64_t j = from;
-        for (; j + W <= end; j += W)
+        for (; j + 2 * W <= end; j += 2 * W) {
             highest = vmax(load(row + j), highest);
-        high = max(highest);
+            others = vmax(load(row + j + W), others);
+        }
+        high = max(vmax(highest, others));
         for (; j < end; ++j)
             high = row[j] > high ? row[j] : high;
         fade[r] = 1.0f;
@@ -219,7 +221,7 @@ struct QueryBlock {
         const V base = set1(high);
         V added = set1(0.0f);
         for (j = from; j + W <= end; j += W) {
-            const V weight = vexp_or_zero(sub(load(row + j), base));
+            const V weight = weight_of(sub(load(row + j), base));
             store(row + j, weight);
             added = add(added, weight);
         }
@@ -228,7 +230,7 @@ struct QueryBlock {
             float rest[W];
             for (int lane = 0; lane < W; ++lane)
                 rest[lane] = lane < lanes ? row[j + lane] : -__builtin_inff();
-            const V weight = vexp_or_zero(sub(load(rest), base));
+            const V weight = weight_of(sub(load(rest), base));
             store(rest, weight);
             std::memcpy(row + j, rest, lanes * sizeof(float));
             added = add(added, weight);
@@ -237,10 +239,9 @@ struct QueryBlock {
         total[r] = total[r] * fade[r] + sum(added);
     }
 
-    static V vexp_or_zero(V x) { return where_gt(x, set1(-87.0f), vexp_bounded(x), set1(0.0f)); }
     static float exp_of(float x) {
         float lanes[W];
-        store(lanes, vexp_or_zero(set1(x)));
+        store(lanes, weight_of(set1(x)));
         return lanes[0];
     }
 
@@ -258,18 +259,14 @@ struct QueryBlock {
                         static_cast<int>(least(count - i * MR, MR)), q + i * MR * ceil_div(a.head_dim, KB) * KB,
                         Packed{}, keys + (key / NR + panel) * NR * a.head_dim, a.head_dim,
                         logits + i * MR * KEY_BLOCK + panel * NR, KEY_BLOCK, false);
-            for (int64_t r = 0; r < count; ++r) {
+            for (int64_t r = 0; r < count; ++r)
                 weigh(r, key, from, to);
-                if (fade[r] != 1.0f)
-                    for (int64_t d = 0; d < padded(); d += W)
-                        store(sums + r * padded() + d, mul(load(sums + r * padded() + d), set1(fade[r])));
-            }
             for (int64_t panel = 0; panel < cut.value_panels; ++panel)
                 for (int64_t i = 0; i < tiles(); ++i)
                     multiply_f32(
                         static_cast<int>(least(count - i * MR, MR)), logits + i * MR * KEY_BLOCK + from,
                         Rowwise{KEY_BLOCK}, values + (panel * cut.keys + key + from) * NR, to - from,
-                        sums + i * MR * padded() + panel * NR, padded(), true);
+                        sums + i * MR * padded() + panel * NR, padded(), true, fade + i * MR);
         }
     }
 

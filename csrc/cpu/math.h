@@ -6,12 +6,8 @@
 namespace kinema {
 namespace KINEMA_ISA {
 
-// e^r · 2^n of an x between −87.33 and 88.72, as (e^r, n). x is taken apart as n·ln 2 + r.
-inline V vexp_parts(V x, V &n) {
-    n = round_small(mul(x, set1(1.44269504f)));
-    // ln 2 in two parts, the first exact in few bits, so that x − n·ln 2 keeps all of x's
-    V r = fma(n, set1(-0.693359375f), x);
-    r = fma(n, set1(2.12194440e-4f), r);
+// e^r of an r between −ln 2 / 2 and ln 2 / 2
+inline V vexp_small(V r) {
     V p = set1(1.9875691500e-4f);
     p = fma(p, r, set1(1.3981999507e-3f));
     p = fma(p, r, set1(8.3334519073e-3f));
@@ -19,6 +15,15 @@ inline V vexp_parts(V x, V &n) {
     p = fma(p, r, set1(1.6666665459e-1f));
     p = fma(p, r, set1(5.0000001201e-1f));
     return add(fma(p, mul(r, r), r), set1(1.0f));
+}
+
+// e^r · 2^n of an x between −87.33 and 88.72, as (e^r, n). x is taken apart as n·ln 2 + r.
+inline V vexp_parts(V x, V &n) {
+    n = round_small(mul(x, set1(1.44269504f)));
+    // ln 2 in two parts, the first exact in few bits, so that x − n·ln 2 keeps all of x's
+    V r = fma(n, set1(-0.693359375f), x);
+    r = fma(n, set1(2.12194440e-4f), r);
+    return vexp_small(r);
 }
 
 // e^x within 1 ulp for x up to 88.72, infinite above; below −87.33 it stays at the smallest normal numbers. NaN stays
@@ -39,6 +44,14 @@ inline V vexp_bounded(V x) {
     V n;
     const V p = vexp_parts(vmin(set1(87.0f), vmax(set1(-87.33654f), x)), n);
     return mul(p, exp2_whole(n));
+}
+
+// e^x of a logit's distance from the largest, so of x up to 0: within 1 ulp and 3e-9·|x|; 0 below −87, and of NaN.
+inline V weight_of(V x) {
+    const V shift = set1(12583039.0f); // 1.5·2^23 + 127: n + 127 ends up in the lowest bits
+    const V shifted = fma(x, set1(1.44269504f), shift), n = sub(shifted, shift);
+    const V r = fma(n, set1(-0.693147181f), x);
+    return where_gt(x, set1(-87.0f), mul(vexp_small(r), exponent_of(shifted)), set1(0.0f));
 }
 
 inline V sigmoid(V x) { return div(set1(1.0f), add(set1(1.0f), vexp_bounded(sub(set1(0.0f), x)))); }

@@ -21,11 +21,12 @@ struct Rowwise {
     static constexpr int64_t block() { return KB; }
 };
 
-// c[R, NR] = (more: c +) a[R, depth] · b[depth, NR]. A slice of the depth is summed by itself and then added: an error
-// grows with the length of a slice and the number of slices, not with their product.
+// c[R, NR] = (more: c +, or c · fade[r] +) a[R, depth] · b[depth, NR]. A slice of the depth is summed by itself and
+// then added: an error grows with the length of a slice and the number of slices, not with their product.
 template <int R, class Layout>
-inline __attribute__((always_inline)) void
-tile_f32(const float *a, Layout layout, const float *b, int64_t depth, float *c, int64_t c_stride, bool more) {
+inline __attribute__((always_inline)) void tile_f32(
+    const float *a, Layout layout, const float *b, int64_t depth, float *c, int64_t c_stride, bool more,
+    const float *fade) {
     V sums[R][2];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
@@ -57,27 +58,32 @@ tile_f32(const float *a, Layout layout, const float *b, int64_t depth, float *c,
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
         float *to = c + r * c_stride;
-        store(to, more ? add(load(to), sums[r][0]) : sums[r][0]);
-        store(to + W, more ? add(load(to + W), sums[r][1]) : sums[r][1]);
+        for (int half = 0; half < 2; ++half, to += W)
+            if (fade != nullptr)
+                store(to, fma(load(to), set1(fade[r]), sums[r][half]));
+            else
+                store(to, more ? add(load(to), sums[r][half]) : sums[r][half]);
     }
 }
 
 template <int R, class Layout>
-__attribute__((noinline)) void
-tile_f32_of(const float *a, Layout layout, const float *b, int64_t depth, float *c, int64_t c_stride, bool more) {
-    tile_f32<R>(a, layout, b, depth, c, c_stride, more);
+__attribute__((noinline)) void tile_f32_of(
+    const float *a, Layout layout, const float *b, int64_t depth, float *c, int64_t c_stride, bool more,
+    const float *fade) {
+    tile_f32<R>(a, layout, b, depth, c, c_stride, more, fade);
 }
 
 // The same of `rows` rows, at most MR.
 template <class Layout, int R = MR>
 inline void multiply_f32(
-    int rows, const float *a, Layout layout, const float *b, int64_t depth, float *c, int64_t c_stride, bool more) {
+    int rows, const float *a, Layout layout, const float *b, int64_t depth, float *c, int64_t c_stride, bool more,
+    const float *fade = nullptr) {
     if constexpr (R == 1)
-        tile_f32_of<1>(a, layout, b, depth, c, c_stride, more);
+        tile_f32_of<1>(a, layout, b, depth, c, c_stride, more, fade);
     else if (rows == R)
-        tile_f32_of<R>(a, layout, b, depth, c, c_stride, more);
+        tile_f32_of<R>(a, layout, b, depth, c, c_stride, more, fade);
     else
-        multiply_f32<Layout, R - 1>(rows, a, layout, b, depth, c, c_stride, more);
+        multiply_f32<Layout, R - 1>(rows, a, layout, b, depth, c, c_stride, more, fade);
 }
 
 constexpr int I8_VECTORS = NR / I8_LANES;

@@ -40,6 +40,8 @@ inline V exp2_whole(V n) {
     const __m256i i = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
     return _mm256_castsi256_ps(_mm256_slli_epi32(i, 23));
 }
+// 2^(n − 127) of an x whose lowest bits are n, of 1 to 254
+inline V exponent_of(V x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x), 23)); }
 inline V load_i32(const int32_t *p) {
     return _mm256_cvtepi32_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
 }

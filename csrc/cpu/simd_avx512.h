@@ -38,6 +38,8 @@ inline V exp2_whole(V n) {
     const __m512i i = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
     return _mm512_castsi512_ps(_mm512_slli_epi32(i, 23));
 }
+// 2^(n − 127) of an x whose lowest bits are n, of 1 to 254
+inline V exponent_of(V x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x), 23)); }
 inline V load_i32(const int32_t *p) { return _mm512_cvtepi32_ps(_mm512_loadu_si512(p)); }
 inline float sum(V v) { return _mm512_reduce_add_ps(v); }
 inline float max(V v) { return _mm512_reduce_max_ps(v); }

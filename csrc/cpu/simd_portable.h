@@ -56,6 +56,11 @@ inline V exp2_whole(V n) {
         static_cast<int32_t>(n[0]), static_cast<int32_t>(n[1]), static_cast<int32_t>(n[2]), static_cast<int32_t>(n[3])};
     return (V)((i + 127) << 23);
 }
+// 2^(n − 127) of an x whose lowest bits are n, of 1 to 254
+inline V exponent_of(V x) {
+    typedef uint32_t Bits __attribute__((vector_size(16)));
+    return (V)((Bits)x << 23);
+}
 inline V load_i32(const int32_t *p) {
     return V{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]), static_cast<float>(p[3])};
 }
