@@ -194,7 +194,12 @@ template <class Kernel> void product_task(const Product &p, const Cut<Kernel> &c
                     const void *b = Kernel::panel(p, panel * cut.halves + half, k, depth, b_buffer);
                     C *column = sums + ((panel - chunk) * cut.halves + half) * tiles * cut.tile_size;
                     const int width = static_cast<int>(least(p.columns - panel * NR, NR));
-                    const Ahead ahead(p, panel * cut.halves + half + 1, k, depth, tiles);
+                    int64_t next = panel * cut.halves + half + 1, next_k = k;
+                    if (next == chunk_end * cut.halves) { // the next slice of the depth, then the next chunk
+                        next = ends ? next : chunk * cut.halves;
+                        next_k = ends ? p.skip : k + depth;
+                    }
+                    const Ahead ahead(p, next, next_k, depth, tiles);
                     for (int64_t i = 0; i < tiles; ++i) {
                         const int64_t m = begin + i * Kernel::ROWS;
                         const int count = static_cast<int>(least(stop - m, Kernel::ROWS));
