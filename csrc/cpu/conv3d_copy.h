@@ -36,21 +36,28 @@ struct ConvShape {
 // A pixel of x [channels] in fp32 at `to`, normed and activated.
 inline void see(const kinema_conv3d_args &a, const float *x, float *to) {
     const int64_t channels = a.in_channels;
-    if (a.x_stride_c == 1)
-        std::memcpy(to, x, channels * sizeof(float));
-    else
+    if (a.x_stride_c != 1) {
         for (int64_t c = 0; c < channels; ++c)
             to[c] = x[c * a.x_stride_c];
-    if (a.norm != nullptr) {
-        const float length = std::sqrt(row_sum(to, channels, 0.0f, [](V v) { return mul(v, v); }));
-        const float root = std::sqrt(static_cast<float>(channels)), gain = root / (length > 1e-12f ? length : 1e-12f);
-        for (int64_t c = 0; c < channels; c += W) {
-            const int lanes = static_cast<int>(least(channels - c, W));
-            store_some(to + c, mul(mul(load_some(to + c, lanes), set1(gain)), load_some(a.norm + c, lanes)), lanes);
-        }
+        x = to;
     }
-    if (a.activation != KINEMA_NONE)
-        activate(a.activation, channels, to, to);
+    V gain = set1(1.0f);
+    if (a.norm != nullptr) {
+        const float length = std::sqrt(row_sum(x, channels, 0.0f, [](V v) { return mul(v, v); }));
+        gain = set1(std::sqrt(static_cast<float>(channels)) / (length > 1e-12f ? length : 1e-12f));
+    }
+    for (int64_t c = 0; c < channels; c += W) {
+        const int lanes = static_cast<int>(least(channels - c, W));
+        V y = load_some(x + c, lanes);
+        if (a.norm != nullptr)
+            y = mul(mul(y, gain), load_some(a.norm + c, lanes));
+        store_some(to + c, activated(y, a.activation), lanes);
+    }
+}
+
+// Whether a line of the cache lies as one of the copy does.
+inline bool cached_alike(const kinema_conv3d_args &a) {
+    return (a.cache_stride_c == 1 || a.in_channels == 1) && a.cache_stride_w == a.in_channels;
 }
 
 // f(pixel, channel, offset in the cache) over a line of the cache, in the order in which it lies there.
@@ -77,7 +84,10 @@ copy_line(const kinema_conv3d_args &a, const ConvShape &shape, int64_t b, int64_
     float *pixel = line + a.pad_left * channels;
     if (t < shape.history) {
         const float *past = a.cache + b * a.cache_stride_b + t * a.cache_stride_t + inside * a.cache_stride_h;
-        each_cached(a, shape, [&](int64_t i, int64_t c, int64_t at) { pixel[i * channels + c] = past[at]; });
+        if (cached_alike(a))
+            std::memcpy(pixel, past, shape.inner_w * channels * sizeof(float));
+        else
+            each_cached(a, shape, [&](int64_t i, int64_t c, int64_t at) { pixel[i * channels + c] = past[at]; });
         pixel += shape.inner_w * channels;
     } else {
         const float *x =
@@ -98,7 +108,10 @@ renew_line(const kinema_conv3d_args &a, const ConvShape &shape, int64_t b, int64
     const int64_t channels = a.in_channels;
     const float *pixel = line + a.pad_left * channels;
     float *past = a.cache + b * a.cache_stride_b + t * a.cache_stride_t + y * a.cache_stride_h;
-    each_cached(a, shape, [&](int64_t i, int64_t c, int64_t at) { past[at] = pixel[i * channels + c]; });
+    if (cached_alike(a))
+        std::memcpy(past, pixel, shape.inner_w * channels * sizeof(float));
+    else
+        each_cached(a, shape, [&](int64_t i, int64_t c, int64_t at) { past[at] = pixel[i * channels + c]; });
 }
 
 inline bool any_sound(const float *x, int64_t count) {
@@ -108,7 +121,7 @@ inline bool any_sound(const float *x, int64_t count) {
     return found != 0;
 }
 
-constexpr int64_t BAND_BYTES = 8ll << 20; // of lines at a time: of the last cache
+constexpr int64_t BAND_BYTES = 2ll << 20; // of lines at a time: with what they become in the last cache
 
 // Lines of a sample, in a ring of `kept`: the next band finds those that both read.
 struct Lines {
