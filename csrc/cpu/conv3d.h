@@ -1,5 +1,5 @@
 // A causal convolution as a product that gathers its left matrix from the lines of conv3d_copy.h: runs of
-// kernel_w · channels numbers. Weights that are packed for it go through winograd.h.
+// kernel_w · channels numbers. Weights that are packed for it go through winograd.h, few outputs through conv3d_few.h.
 #pragma once
 
 #include <cstdint>
@@ -120,6 +120,8 @@ inline int64_t conv3d_workspace(const kinema_conv3d_args &a) {
         return winograd_workspace(a);
     const ConvShape shape(a);
     const ConvBands bands(a, shape);
+    if (has_few_outputs(a, shape))
+        return Lines::bytes(shape, bands.kept) + FewTiles(a, shape, bands.kept, nullptr).bytes();
     ConvSource source{{}, &a, shape, nullptr};
     Product p = conv_product(a, source);
     int64_t scratch = 0;
@@ -141,12 +143,27 @@ inline void conv3d(const kinema_conv3d_args &a, Pool &pool) {
     ConvSource source{{}, &a, shape, &lines};
     Product p = conv_product(a, source);
     p.workspace = memory + Lines::bytes(shape, bands.kept);
+    const bool few = has_few_outputs(a, shape), in_place = reads_in_place(a, shape);
+    const FewTiles few_tiles(a, shape, bands.kept, p.workspace);
+    if (few)
+        few_tiles.turn_weights();
+    const auto turn = [&](int64_t t, int64_t y) {
+        if (few)
+            few_tiles.turn(lines.line(t, y), t, y);
+    };
+    const auto convolve = [&](int64_t row, int64_t skip) {
+        const Place at(shape, row);
+        if (few)
+            few_tiles.convolve_line(row, at.t, at.h, skip);
+        else
+            convolve_line(source, p, row, skip);
+    };
     for (int64_t b = 0; b < a.batch; ++b) {
         int64_t laid = 0;
         for (int64_t first = 0; first < shape.out_h; first += bands.band) {
             const int64_t top = first * a.stride_h;
             const int64_t bottom = (least(first + bands.band, shape.out_h) - 1) * a.stride_h + a.kernel_h;
-            lines.lay_out(b, laid, bottom, pool);
+            lines.lay_out(b, laid, bottom, pool, turn);
             laid = bottom;
             const int64_t silent = lines.silent(top, bottom);
             const auto skip = [&](int64_t t) { return least(most(0, silent - t * a.stride_t), a.kernel_t - 1); };
@@ -156,12 +173,12 @@ inline void conv3d(const kinema_conv3d_args &a, Pool &pool) {
                 p.first = ((b * shape.out_t + t) * shape.out_h + first) * shape.out_w;
                 p.rows = bands.rows(shape, first, count);
                 p.skip = skip(t) * a.kernel_h * a.kernel_w * a.in_channels;
-                if (!reads_in_place(a, shape))
+                if (!few && !in_place)
                     multiply(p, pool);
                 else
                     each_row(
-                        pool, a.threads, p.rows / shape.out_w, shape.out_w * a.out_channels,
-                        [&](int64_t row, int) { convolve_line(source, p, p.first + row * shape.out_w, skip(t)); });
+                        pool, a.threads, p.rows / shape.out_w, TASK_VALUES, // a line at a time
+                        [&](int64_t row, int) { convolve(p.first + row * shape.out_w, skip(t)); });
             }
         }
         if (a.cache != nullptr && laid < shape.height)

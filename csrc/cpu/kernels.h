@@ -14,6 +14,7 @@
 #include "conv3d_copy.h"
 #include "winograd_transforms.h"
 #include "winograd.h"
+#include "conv3d_few.h"
 #include "conv3d.h"
 #include "probe.h"
 #include "table.h"

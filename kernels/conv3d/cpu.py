@@ -71,6 +71,8 @@ class Conv3dArguments(ctypes.Structure):
 
 # With fewer channels to sum over, the transforms cost more than they save.
 WINOGRAD_CHANNELS = 8
+# So few output channels (of a picture) have a direct kernel of their own, csrc/cpu/conv3d_few.h.
+FEW_OUTPUTS = 3
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ def pack_conv3d(
     target: Target,
 ) -> CpuWeight:
     plain = weight.shape[-2:] == (3, 3) and stride == (1, 1, 1)
-    return _pack(weight, bias, stride, padding, winograd=plain and weight.shape[1] >= WINOGRAD_CHANNELS)
+    worth = weight.shape[1] >= WINOGRAD_CHANNELS and weight.shape[0] > FEW_OUTPUTS
+    return _pack(weight, bias, stride, padding, winograd=plain and worth)
 
 
 def pack_direct(

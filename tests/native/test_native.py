@@ -325,12 +325,15 @@ def convolved(x, weight, bias, norm, past, residual, upsample):
 
 # (Cin, Cout, kt, frames, height, width, upsample): all that a band, a block and a group of tiles can leave over
 LARGE = [
-    (24, 17, 3, 6, 131, 83, 1),  # two bands in two parts of the frames
+    (24, 17, 3, 6, 131, 83, 1),  # bands in two parts of the frames
     (10, 33, 2, 5, 37, 26, 1),
     (20, 70, 1, 5, 33, 47, 2),  # doubled
     (10, 5, 3, 2, 9, 7, 2),  # doubled with a past, which is of the doubled frame
     (130, 18, 3, 1, 12, 11, 1),  # two slices of the depth
     (8, 400, 1, 1, 3, 3, 1),  # more columns than wait together
+    (16, 3, 3, 4, 70, 131, 1),  # few outputs: bands, and a last tile that is not whole
+    (9, 2, 2, 3, 11, 64, 1),  # whole tiles
+    (5, 1, 3, 1, 9, 45, 2),
 ]
 
 
@@ -347,7 +350,7 @@ def test_convolutions_of_large_pictures(isa, threads, into, out, taps, frames, h
     residual = random(2, out, frames, height * upsample, width * upsample, seed=5)
     truth, after = convolved(x, weight, bias, norm, before, residual, upsample)
     packed = pack(weight, bias, target=target("fp32"))
-    assert packed.winograd == (pack is conv3d_cpu.pack_conv3d)
+    assert packed.winograd == (pack is conv3d_cpu.pack_conv3d and out > conv3d_cpu.FEW_OUTPUTS)
     results = []
     for count in (1, 3):
         threads(count)
@@ -361,12 +364,13 @@ def test_convolutions_of_large_pictures(isa, threads, into, out, taps, frames, h
 
 
 def test_what_is_summed_directly(isa):
-    """Winograd is for 3×3 kernels without strides, of channels enough; `cpu-direct` is for whoever wants none of it."""
+    """Winograd is for 3×3 kernels without strides, of channels enough on both sides, and not for `cpu-direct`."""
 
     def transformed(pack, *shape, **options):
         return pack(random(*shape), target=target("fp32"), **options).winograd
 
-    assert transformed(conv3d_cpu.pack_conv3d, 3, 8, 3, 3, 3)
+    assert transformed(conv3d_cpu.pack_conv3d, 4, 8, 3, 3, 3)
+    assert not transformed(conv3d_cpu.pack_conv3d, 3, 8, 3, 3, 3)
     assert not transformed(conv3d_cpu.pack_conv3d, 8, 3, 3, 3, 3)
     assert not transformed(conv3d_cpu.pack_conv3d, 8, 8, 3, 1, 1)
     assert not transformed(conv3d_cpu.pack_conv3d, 8, 8, 1, 3, 3, stride=(1, 2, 2))
