@@ -24,7 +24,9 @@ class Maps:
         if not self._enabled or torch.is_grad_enabled():
             return None
         flat, wanted = self._flat.get(name), math.prod(shape)
-        if flat is None or flat.numel() < wanted or flat.dtype != like.dtype or flat.device != like.device:
+        # nothing but a pointer may write into an inference tensor outside of inference mode
+        other = flat is not None and flat.is_inference() != torch.is_inference_mode_enabled()
+        if flat is None or other or flat.numel() < wanted or flat.dtype != like.dtype or flat.device != like.device:
             self._flat.pop(name, None)  # before there is another
             flat = None
             flat = self._flat[name] = torch.empty(wanted, dtype=like.dtype, device=like.device)

@@ -32,6 +32,10 @@ def test_a_name_has_one_memory():
         assert maps.get("wide", (5, 5), like).numel() == 25, "larger: a new one"
         assert maps.get("wide", (4, 3), like.double()).dtype == torch.float64
         assert maps.onto(like) is like
+    with torch.inference_mode():
+        maps.get("wide", (4, 3), like).zero_()
+    with torch.no_grad():
+        assert maps.get("wide", (4, 3), like).add_(1).shape == (4, 3), "not one of inference mode"
 
 
 def test_autograd_and_those_who_do_not_want_them_get_none():
