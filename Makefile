@@ -19,7 +19,7 @@ INSTALLED := $(VENV)/installed-$(shell ls -d kernels/*/ benchmarks/ | cksum | cu
 NATIVE := CMakeLists.txt $(wildcard csrc/*.cpp csrc/include/* csrc/cpu/*)
 CPP = git ls-files '*.c' '*.cpp' '*.cc' '*.h' '*.cu' '*.cuh' | xargs -r $(BIN)/clang-format
 
-.PHONY: video test test-slow test-gpu mutants sanitize aot aot-update native bench lint format types clean
+.PHONY: video test test-slow test-gpu mutants mutants-native sanitize aot aot-update native bench lint format types clean
 
 video: $(INSTALLED)
 	@$(BIN)/kinema generate "$$PROMPT" --model "$(MODEL)" --output "$$OUT" --seed $(SEED)
@@ -35,9 +35,13 @@ test-gpu: $(VENV)/test-tools
 	then $(BIN)/pytest -m "not slow" tests/ops tests/triton tests/pipeline; \
 	else echo "skipped: torch sees no GPU on this machine (docs/gpu.md)"; fi
 
-# minutes: wrong edits of every Triton kernel, which the tests must notice
+# hours: wrong edits of every Triton kernel, which the tests must notice
 mutants: $(VENV)/test-tools
 	$(BIN)/python tests/mutants/run.py
+
+# the same of the native kernels, each mutant a build of its own
+mutants-native: $(VENV)/test-tools
+	$(BIN)/python tests/mutants/native_run.py
 
 # every Triton kernel compiled for every GPU, without one, and compared with tests/aot/table.json (an hour, then seconds)
 aot: $(VENV)/test-tools

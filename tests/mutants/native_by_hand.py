@@ -1,0 +1,374 @@
+"""Mistakes that a kernel author makes in the native kernels, by hand, all of which must be killed; and the automatic
+mutants that change nothing that can be seen, with the reason."""
+
+from __future__ import annotations
+
+# file: (name, text in the file, what it becomes)
+MUTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "gemm.h": (
+        (
+            "the last part of the columns ends early",
+            "to = cut.panels * (part + 1) / parts;",
+            "to = (part + 1) * (cut.panels / parts);",
+        ),
+        ("parts are counted from the first task", "part = behind % parts;", "part = task % parts;"),
+        (
+            "every slice of the depth is packed to the same place",
+            "(cut.keeps ? k / Kernel::DEPTH * cut.slice_bytes : 0)",
+            "0",
+        ),
+        ("the first slice is added to what was there", "tile, k > p.skip);", "tile, true);"),
+        ("the gate is the value", "p.gated ? tile - tiles * cut.tile_size : nullptr", "p.gated ? tile : nullptr"),
+        ("sums of several slices share a tile", "C *tile = once ? sums :", "C *tile = !p.gated ? sums :"),
+        ("a block packs for the first chunk of the product", "if (chunk == from) // else", "if (chunk == 0) // else"),
+        ("scales of the block's first rows", "width, scales + i * Kernel::ROWS);", "width, scales);"),
+    ),
+    "linear.h": (
+        (
+            "the second source is read from its first feature",
+            "args.x2 + x2_row(args, m) + from - args.x_features",
+            "args.x2 + x2_row(args, m)",
+        ),
+        (
+            "the second source lies as the first",
+            "each_piece(args.x2 + x2_row(args, m)",
+            "each_piece(args.x2 + x_row(args, m)",
+        ),
+        ("codes without their zero", "fma(given, steps, zero)", "mul(given, steps)"),
+        ("infinity becomes a code", "scales[r].scale += sum(odd);", ";"),
+        ("scales of the first rows for all blocks", "args.x_scale[m + r] : 1.0f", "args.x_scale[r] : 1.0f"),
+        ("the row's range begins below 0", "V low = set1(0.0f), high = low,", "V low = set1(-1.0f), high = low,"),
+        (
+            "the smallest number may be infinite",
+            "range = high - low > 1e-12f ? high - low : 1e-12f",
+            "range = high - low",
+        ),
+        (
+            "a row is placed from its group's start",
+            "for (int64_t i = 0; i < here; ++i)\n            to[inside + i]",
+            "for (int64_t i = 0; i < here; ++i)\n            to[i]",
+        ),
+    ),
+    "epilogue.h": (
+        ("rows run on into the next sample", "s = 0;\n            ++b;", "s = 0;"),
+        ("one gate for all groups", "s / args.gate_tokens * args.gate_stride_g", "0"),
+        ("residual of the first sample", "args.residual + b * args.residual_stride_b", "args.residual"),
+        ("scale of the gate's rows", "scales[r], value + n + c, lanes);", "scales[r], n + c, lanes);"),
+        ("column sums of the gate", "(gate_tile != nullptr ? 2 * n + NR : n)", "(gate_tile != nullptr ? 2 * n : n)"),
+        (
+            "the token's scale is not applied",
+            "y = mul(mul(y, set1(scales[r].scale)), scale[half]);",
+            "y = mul(y, scale[half]);",
+        ),
+    ),
+    "micro.h": (
+        ("the last of an odd depth is lost", "for (int step = 0; k < depth;", "for (int step = 0; k + 1 < depth;"),
+        ("sums do not fade", "fma(load(to), set1(fade[r]), sums[r][half])", "add(load(to), sums[r][half])"),
+        ("all rows fade as the first", "set1(fade[r])", "set1(fade[0])"),
+    ),
+    "panels.h": (
+        ("fp16 read as bf16", "store(buffer + i, widen_f16(from + i));", "store(buffer + i, widen_bf16(from + i));"),
+        (
+            "a gate's panel behind its value's",
+            "panel % halves * columns + column;",
+            "(halves - 1 - panel % halves) * columns + column;",
+        ),
+        (
+            "columns behind the last are the next row's",
+            "to[k * NR + c] = c < width ? rows[c * depth + k] : T(0);",
+            "to[k * NR + c] = rows[least(c, width - 1) * depth + k + (c >= width)];",
+        ),
+    ),
+    "rows.h": (
+        ("the mean is not taken off the squares", "const V d = sub(v, middle);", "const V d = v;"),
+        (
+            "shift read with scale's groups",
+            "s / a.shift_tokens * a.shift_stride_g",
+            "s / a.scale_tokens * a.shift_stride_g",
+        ),
+        ("RMS norm takes a mean off", "if (norm == KINEMA_LAYER_NORM)", "if (norm != KINEMA_NO_NORM)"),
+        (
+            "tokens before the rotation's first are turned",
+            "turned >= 0 && turned < a.rope_tokens;\n        const",
+            "turned < a.rope_tokens;\n        const",
+        ),
+        (
+            "one table for all samples",
+            "b * a.rope_stride_b + turned * (a.head_dim / 2) : 0",
+            "turned * (a.head_dim / 2) : 0",
+        ),
+        ("weights of the first head for all", "a.across_heads ? head * a.head_dim : 0", "0"),
+        ("the second of a pair turned the other way", "x[2 * j + 1] = a * sines[j] + b", "x[2 * j + 1] = b"),
+        ("8 bits of what was not normed", "from = wide;", ";"),
+        ("codes cut instead of rounded", "round_small(vmin(limit,", "(vmin(limit,"),
+        (
+            "an output is written before all are summed",
+            "const int64_t b = row / blocks, first = row % blocks * BLOCK,",
+            "const int64_t b = 0, first = row % blocks * BLOCK,",
+        ),
+        ("a term whose coefficient is 0 is read", "if (c[k] != 0.0f)\n            sum", "sum"),
+        (
+            "the first sample's coefficients for all",
+            "a.coefficients + b * a.out_count * a.term_count",
+            "a.coefficients",
+        ),
+        (
+            "every output gets the first one's coefficients",
+            "weigh<AT_ONCE>(a, c + m * a.term_count,",
+            "weigh<AT_ONCE>(a, c,",
+        ),
+    ),
+    "attention.h": (
+        ("keys behind a sample's length are real", "most(0, least(given, a.slots[s]))", "a.slots[s]"),
+        ("a longer length than there are slots", "most(0, least(given, a.slots[s]))", "most(0, given)"),
+        ("lengths of the first sample for all", "a.lengths[s][b]", "a.lengths[s][0]"),
+        ("keys that fill up a panel are left as they were", "key[d * NR] = 0.0f;", ";"),
+        (
+            "values that fill up a panel are left as they were",
+            "values[(d / NR * cut.keys + j) * NR + d % NR] = 0.0f;",
+            ";",
+        ),
+        ("channels that fill up a panel are left as they were", "place_of_value[d] = 0.0f;", ";"),
+        (
+            "keys are turned by their place among all slots",
+            "const int64_t turned = slot - a.rope_start[s];",
+            "const int64_t turned = j - a.rope_start[s];",
+        ),
+        ("sums start with what was there", "std::memset(sums, 0, tiles() * MR * padded() * sizeof(float));", ";"),
+        ("a query sees the block before its own only", "(block + 1) * a.causal_block", "block * a.causal_block"),
+        ("the offset of the queries is forgotten", "first + r + a.causal_offset", "first + r"),
+        ("blocks before the first round up", "if (position % a.causal_block < 0)\n            --block;", ""),
+        (
+            "biases of keys by their number, not their slot",
+            "bias[slot_of(key + j) * a.bias_stride_r]",
+            "bias[(key + j) * a.bias_stride_r]",
+        ),
+        ("biases of the first segment's queries for the second", "(segment == 1 ? a.q_tokens[0] : 0)", "0"),
+        (
+            "a new largest logit fades nothing",
+            "fade[r] = top[r] == -__builtin_inff() ? 0.0f : exp_of(top[r] - high);",
+            ";",
+        ),
+        ("totals do not fade", "total[r] = total[r] * fade[r] + sum(added);", "total[r] += sum(added);"),
+        ("the largest logit is forgotten", "top[r] = high;\n        const V base", "const V base"),
+        ("NaN that nothing else is seen beside is lost", "total[r] += row[j] != row[j] ? row[j] : 0.0f;", ";"),
+        ("weights behind the last seen key stay logits", "std::memset(row + end, 0, (to - end) * sizeof(float));", ";"),
+        (
+            "the rest of a row is not in the total",
+            "std::memcpy(row + j, rest, lanes * sizeof(float));\n            added = add(added, weight);",
+            "std::memcpy(row + j, rest, lanes * sizeof(float));",
+        ),
+        (
+            "keys of a panel before the first are summed",
+            "const int64_t from = most(0, lo - key), to",
+            "const int64_t from = 0, to",
+        ),
+        (
+            "lists of the first tile of queries for all",
+            "const int64_t tile = first / a.query_tile;",
+            "const int64_t tile = 0;",
+        ),
+        (
+            "a list's last run is left out",
+            "        visit(lo, hi);\n    }\n\n    void finish()",
+            "    }\n\n    void finish()",
+        ),
+        (
+            "residuals of the first head for all",
+            "s * a.residual_stride_s + n * a.head_dim;",
+            "s * a.residual_stride_s;",
+        ),
+        (
+            "NaN in a total becomes 0",
+            "else if (total[r] != 0.0f) // NaN, which may not be lost\n                    y = divisor;",
+            "",
+        ),
+        (
+            "the second segment's queries are the first's",
+            "a.q[segment] + b * a.q_stride_b[segment]",
+            "a.q[0] + b * a.q_stride_b[segment]",
+        ),
+    ),
+    "patches.h": (
+        (
+            "tokens run T, W, H",
+            "s / columns % rows * a.patch_h * a.x_stride_h + s % columns * a.patch_w",
+            "s % rows * a.patch_h * a.x_stride_h + s / rows % columns * a.patch_w",
+        ),
+        (
+            "samples follow each other in patches",
+            "const int64_t b = (m + r) / patches.epilogue.tokens,",
+            "const int64_t b = m / patches.epilogue.tokens,",
+        ),
+        ("one position for all samples", "e.residual_stride_b = a.position_stride_b;", "e.residual_stride_b = 0;"),
+        (
+            "channel-first tokens read patch first",
+            "a.channel_first ? c * inside + first : first * a.channels + c",
+            "first * a.channels + c",
+        ),
+        (
+            "rows of a patch side by side",
+            "(t % a.patch_t * a.patch_h + y % a.patch_h) * a.patch_w",
+            "(t % a.patch_t * a.patch_h + y % a.patch_h)",
+        ),
+    ),
+    "conv3d_copy.h": (
+        ("the norm's floor is added", "(length > 1e-12f ? length : 1e-12f)", "(length + 1e-6f)"),
+        (
+            "the norm is not scaled by the root of the channels",
+            "set1(std::sqrt(static_cast<float>(channels)) /",
+            "set1(1.0f /",
+        ),
+        (
+            "activated before the norm",
+            "store_some(to + c, activated(y, a.activation), lanes);",
+            "store_some(to + c, y, lanes);",
+        ),
+        (
+            "the border on the right is left as it was",
+            "std::memset(pixel, 0, a.pad_right * channels * sizeof(float));",
+            ";",
+        ),
+        (
+            "the border on the left is left as it was",
+            "std::memset(line, 0, a.pad_left * channels * sizeof(float));",
+            ";",
+        ),
+        (
+            "upsampled pixels are not repeated",
+            "std::memcpy(pixel, pixel - channels, channels * sizeof(float));",
+            "std::memset(pixel, 0, channels * sizeof(float));",
+        ),
+        (
+            "upsampled rows are not repeated",
+            "inside / a.upsample * a.x_stride_h;",
+            "least(inside, a.height - 1) * a.x_stride_h;",
+        ),
+        (
+            "the past is one frame late",
+            "line(shape.seen - shape.history + t, y));",
+            "line(most(0, shape.seen - shape.history + t - 1), y));",
+        ),
+        (
+            "a past with one number that is not zero is silent",
+            "a.cache != nullptr && any_sound(line(t, y), shape.line);",
+            "false;",
+        ),
+        (
+            "silent lines of the top speak for all",
+            "for (int64_t y = from; y < end; ++y)\n                if (marks",
+            "for (int64_t y = from; y < from + 1; ++y)\n                if (marks",
+        ),
+        (
+            "renewed lines include the border",
+            "const float *pixel = line + a.pad_left * channels;",
+            "const float *pixel = line;",
+        ),
+    ),
+    "conv3d.h": (
+        (
+            "taps run down before they run right",
+            "line + at.w * a.stride_w * a.in_channels + inside, here);",
+            "line + at.w * a.in_channels + inside, here);",
+        ),
+        (
+            "rows at stride 1",
+            "at.h * a.stride_h + taps % a.kernel_h);\n            place",
+            "at.h + taps % a.kernel_h);\n            place",
+        ),
+        ("lines no output sees are no past", "if (a.cache != nullptr && laid < shape.height)", "if (false)"),
+        (
+            "a silent past is skipped for all frames",
+            "least(most(0, silent - t * a.stride_t), a.kernel_t - 1)",
+            "least(silent, a.kernel_t - 1)",
+        ),
+        (
+            "the second sample's lines follow the first's",
+            "int64_t laid = 0;\n        for",
+            "int64_t laid = b > 0 ? a.height : 0;\n        for",
+        ),
+        ("the second panel of an in-place line is the first", "n += NR, panels += p.depth * NR)", "n += NR)"),
+        ("what a skipped tap left is kept", "run, tile, NR, taps > first);", "run, tile, NR, taps > 0);"),
+    ),
+    "conv3d_few.h": (
+        (
+            "the bias of the first output for all",
+            "(a.bias != nullptr ? a.bias[r] : 0.0f)",
+            "(a.bias != nullptr ? a.bias[0] : 0.0f)",
+        ),
+        ("the residual is left out", "y = a.residual[at + i * R + r] + y;", ";"),
+        (
+            "what a skipped tap left is kept",
+            "weights() + taps * step, tile, taps > first);",
+            "weights() + taps * step, tile, taps > 0);",
+        ),
+        (
+            "pixels behind the line are the next one's",
+            "to[c * stride + i] = i < count ? pixel[c] : 0.0f;",
+            "to[c * stride + i] = i < count - 1 ? pixel[c] : 0.0f;",
+        ),
+        (
+            "weights of a tap of time before its line",
+            "panel += a.kernel_w * a.in_channels * NR)",
+            "panel += a.kernel_w * NR)",
+        ),
+    ),
+    "winograd.h": (
+        ("outputs behind the picture's last column are written", "j < 2 && x + j < w.out_w;", "j < 2;"),
+        ("outputs behind the picture's last row are written", "i < 2 && y + i < w.out_h;", "i < 2;"),
+        (
+            "of a doubled frame the third row of the weight",
+            "(row + row / 2) * 4 + column + column / 2",
+            "row * 4 + column",
+        ),
+        (
+            "the silent past is multiplied as it was",
+            "const int64_t start = most(0, band.silent - block.frame - t) * w.channels, k = most(from, start);",
+            "const int64_t start = 0, k = from;",
+        ),
+        (
+            "what a skipped slice left is kept",
+            "(g * block.frames + t) * MR * NR, NR, k > start);",
+            "(g * block.frames + t) * MR * NR, NR, from > 0);",
+        ),
+        ("the residual is left out", "v = add(load_some(w.a.residual + at, lanes), v);", ";"),
+        (
+            "bands begin at the first row",
+            "const int64_t y = (band.first + tile / w.tiles_w) * 2,",
+            "const int64_t y = tile / w.tiles_w * 2,",
+        ),
+        (
+            "blocks of frames begin at the first",
+            "band.b * w.shape.out_t + block.frame + t;",
+            "band.b * w.shape.out_t + t;",
+        ),
+    ),
+    "winograd_transforms.h": (
+        ("the middle taps are not halved", "{0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}", "{0.5, 0.5, 0.5}, {0.5, 0.5, 0.5}"),
+        ("the doubled middle counts once", "to[1] = add(d[1], d[1]);", "to[1] = d[1];"),
+        ("the second output leaves the last sum out", "to[i][1] = sub(to[i][1], half[i][SIZE - 1]);", ";"),
+    ),
+    "math.h": (
+        ("NaN stops at a bound", "vmin(most, vmax(least, x))", "vmin(vmax(x, least), most)"),
+        (
+            "2^128 in one scale",
+            "p = mul(mul(p, exp2_whole(half)), exp2_whole(sub(n, half)));",
+            "p = mul(p, exp2_whole(n));",
+        ),
+        (
+            "weights below e^-87 are not 0",
+            "where_gt(x, set1(-87.0f), mul(vexp_small(r), exponent_of(shifted)), set1(0.0f))",
+            "mul(vexp_small(r), exponent_of(shifted))",
+        ),
+        ("erf's two pieces meet elsewhere", "set1(0.927734375f)", "set1(1.5f)"),
+        ("the tanh form without its cube", "fma(mul(set1(0.044715f), x), x, set1(1.0f))", "set1(1.0f)"),
+    ),
+}
+
+# (file, part of the mutant's words): why nothing can be seen of it
+REASONS: dict[tuple[str, str], str] = {}
+
+
+def reason(file: str, what: str) -> str | None:
+    """Why a mutant survives, None if nobody has said."""
+    return next((text for (known, part), text in REASONS.items() if known == file and part in what), None)
