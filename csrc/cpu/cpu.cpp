@@ -173,6 +173,8 @@ int32_t check(const kinema_conv3d_args *a) {
         a->stride_t <= 0 || a->stride_h <= 0 || a->stride_w <= 0 || a->pad_top < 0 || a->pad_bottom < 0 ||
         a->pad_left < 0 || a->pad_right < 0)
         return KINEMA_BAD_SIZE;
+    if (a->winograd != 0 && a->winograd != 2 && a->winograd != 4)
+        return KINEMA_BAD_OPTION;
     if (a->winograd &&
         (a->kernel_h != 3 || a->kernel_w != 3 || a->stride_t != 1 || a->stride_h != 1 || a->stride_w != 1))
         return KINEMA_BAD_SIZE;
@@ -364,19 +366,21 @@ int32_t kinema_unpatchify(const kinema_cpu *cpu, const kinema_unpatchify_args *a
     return KINEMA_OK;
 }
 
-int64_t
-kinema_winograd_packed_bytes(const kinema_cpu *cpu, int64_t in_channels, int64_t out_channels, int64_t kernel_t) {
-    return cpu->table->winograd_packed_bytes(in_channels, out_channels, kernel_t);
+int64_t kinema_winograd_packed_bytes(
+    const kinema_cpu *cpu, int64_t in_channels, int64_t out_channels, int64_t kernel_t, int32_t tile) {
+    return tile == 2 || tile == 4 ? cpu->table->winograd_packed_bytes(in_channels, out_channels, kernel_t, tile) : 0;
 }
 
 int32_t kinema_winograd_pack(
-    const kinema_cpu *cpu, int64_t in_channels, int64_t out_channels, int64_t kernel_t, const float *weight,
-    void *packed) {
+    const kinema_cpu *cpu, int64_t in_channels, int64_t out_channels, int64_t kernel_t, int32_t tile,
+    const float *weight, void *packed) {
     if (weight == nullptr || packed == nullptr)
         return KINEMA_NO_POINTER;
     if (in_channels <= 0 || out_channels <= 0 || kernel_t <= 0)
         return KINEMA_BAD_SIZE;
-    cpu->table->winograd_pack(in_channels, out_channels, kernel_t, weight, packed);
+    if (tile != 2 && tile != 4)
+        return KINEMA_BAD_OPTION;
+    cpu->table->winograd_pack(in_channels, out_channels, kernel_t, tile, weight, packed);
     return KINEMA_OK;
 }
 

@@ -24,9 +24,9 @@ struct Table {
     int64_t (*patch_embed_workspace)(const kinema_patch_embed_args &args);
     void (*patch_embed)(const kinema_patch_embed_args &args, Pool &pool);
     void (*unpatchify)(const kinema_unpatchify_args &args, Pool &pool);
-    int64_t (*winograd_packed_bytes)(int64_t in_channels, int64_t out_channels, int64_t kernel_t);
+    int64_t (*winograd_packed_bytes)(int64_t in_channels, int64_t out_channels, int64_t kernel_t, int64_t tile);
     void (*winograd_pack)(
-        int64_t in_channels, int64_t out_channels, int64_t kernel_t, const float *weight, void *packed);
+        int64_t in_channels, int64_t out_channels, int64_t kernel_t, int64_t tile, const float *weight, void *packed);
     int64_t (*conv3d_workspace)(const kinema_conv3d_args &args);
     void (*conv3d)(const kinema_conv3d_args &args, Pool &pool);
     int64_t (*probe)(int32_t dtype, int64_t steps);

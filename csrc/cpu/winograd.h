@@ -1,6 +1,7 @@
-// A convolution with 3×3 taps over a frame as 16 products instead of 36 a tile of 2×2 outputs.
+// A convolution with 3×3 taps over a frame as 16 products instead of 36 a tile of 2×2 outputs, or 36 instead of 144 a
+// tile of 4×4.
 //
-// Inputs and sums are transformed (winograd_transforms.h); between them lies a product for each of the 16 places, of
+// Inputs and sums are transformed (winograd_transforms.h); between them lies a product for each of the places, of
 // [tiles, taps of time · channels] with [taps of time · channels, outputs]. The frames of a tile lie side by side in
 // the left matrices, so a frame is transformed once for all the taps that see it.
 #pragma once
@@ -25,6 +26,7 @@ struct Winograd {
     kinema_conv3d_args a;                   // of what is laid out
     ConvShape shape;                        // of that, with a border that makes whole tiles of it
     bool doubled;                           // of a frame that is to be doubled only its own pixels are laid out
+    int64_t outputs;                        // of a tile's side
     int64_t step, size, places;             // pixels from tile to tile and of a patch; places whose products are not 0
     int64_t out_h, out_w, tiles_h, tiles_w; // of the result
     int64_t channels, depth, panels, chunk; // channels in whole groups; panels whose sums wait together
@@ -35,26 +37,27 @@ struct Winograd {
     int64_t lines_bytes, left_bytes, thread_bytes;
 
     static bool doubles(const kinema_conv3d_args &a) {
-        return a.upsample == 2 && a.kernel_t == 1 && a.pad_top == 1 && a.pad_bottom == 1 && a.pad_left == 1 &&
-               a.pad_right == 1;
+        return a.winograd == 2 && a.upsample == 2 && a.kernel_t == 1 && a.pad_top == 1 && a.pad_bottom == 1 &&
+               a.pad_left == 1 && a.pad_right == 1;
     }
+    static int64_t to_whole_tiles(int64_t count, int64_t tile) { return ceil_div(count, tile) * tile - count; }
     static kinema_conv3d_args laid_out(kinema_conv3d_args a) {
         if (doubles(a)) {
             a.upsample = 1;
             return a;
         }
-        a.pad_bottom += (a.height * a.upsample + a.pad_top + a.pad_bottom) % 2;
-        a.pad_right += (a.width * a.upsample + a.pad_left + a.pad_right) % 2;
+        a.pad_bottom += to_whole_tiles(a.height * a.upsample + a.pad_top + a.pad_bottom - 2, a.winograd);
+        a.pad_right += to_whole_tiles(a.width * a.upsample + a.pad_left + a.pad_right - 2, a.winograd);
         return a;
     }
 
     explicit Winograd(const kinema_conv3d_args &args)
-        : a(laid_out(args)), shape(a), doubled(doubles(args)), step(doubled ? 1 : 2), size(doubled ? 3 : 4),
-          places(size * size) {
+        : a(laid_out(args)), shape(a), doubled(doubles(args)), outputs(args.winograd), step(doubled ? 1 : outputs),
+          size(doubled ? 3 : patch_size(outputs)), places(size * size) {
         out_h = args.height * args.upsample + args.pad_top + args.pad_bottom - 2;
         out_w = args.width * args.upsample + args.pad_left + args.pad_right - 2;
-        tiles_h = ceil_div(out_h, 2);
-        tiles_w = ceil_div(out_w, 2);
+        tiles_h = ceil_div(out_h, outputs);
+        tiles_w = ceil_div(out_w, outputs);
         channels = whole_groups(a.in_channels);
         depth = a.kernel_t * channels;
         panels = ceil_div(a.out_channels, NR);
@@ -68,7 +71,7 @@ struct Winograd {
         kept = (band - 1) * step + size;
         groups = least(groups, ceil_div(band * tiles_w, MR));
         left_group = (frames + shape.history) * channels * MR;
-        left_place = groups * left_group + NR; // a little more, or all 16 fall into the same lines of a cache
+        left_place = groups * left_group + NR; // a little more, or all places fall into the same lines of a cache
         sums_place = chunk * groups * frames * MR * NR + NR;
         lines_bytes = Lines::bytes(shape, kept);
         left_bytes = aligned(places * left_place * 4);
@@ -96,7 +99,7 @@ struct Block {
     float *left, *sums;
 };
 
-// Patches of MR tiles of frame t, transformed, to where the 16 products read them.
+// Patches of MR tiles of frame t, transformed, to where the products read them.
 template <int SIZE> void transform_group(const Band &band, int64_t tile, int count, int64_t t, float *to) {
     const Winograd &w = band.w;
     const float *lines[MR][SIZE];
@@ -129,8 +132,10 @@ inline void transform_block(const Band &band, const Block &block) {
             float *to = block.left + g * w.left_group + t * w.channels * MR;
             if (w.doubled)
                 transform_group<3>(band, tile, count, block.frame + t, to);
-            else
+            else if (w.outputs == 2)
                 transform_group<4>(band, tile, count, block.frame + t, to);
+            else
+                transform_group<6>(band, tile, count, block.frame + t, to);
         }
     }
 }
@@ -162,11 +167,12 @@ inline void multiply_place(
 
 // Outputs of a tile, `lanes` of its channels, with bias and residual, to where they belong; no further than the
 // picture.
+template <int OUTPUTS>
 inline void
-finish_tile(const Winograd &w, const V (*made)[2], int64_t frame, int64_t y, int64_t x, int64_t n, int lanes) {
+finish_tile(const Winograd &w, const V (*made)[OUTPUTS], int64_t frame, int64_t y, int64_t x, int64_t n, int lanes) {
     const V bias = w.a.bias != nullptr ? load_some(w.a.bias + n, lanes) : set1(0.0f);
-    for (int64_t i = 0; i < 2 && y + i < w.out_h; ++i)
-        for (int64_t j = 0; j < 2 && x + j < w.out_w; ++j) {
+    for (int64_t i = 0; i < OUTPUTS && y + i < w.out_h; ++i)
+        for (int64_t j = 0; j < OUTPUTS && x + j < w.out_w; ++j) {
             const int64_t at = ((frame * w.out_h + y + i) * w.out_w + x + j) * w.a.out_channels + n;
             V v = add(made[i][j], bias);
             if (w.a.residual != nullptr)
@@ -178,18 +184,19 @@ finish_tile(const Winograd &w, const V (*made)[2], int64_t frame, int64_t y, int
 // The sums of panels `first` to `end` become outputs.
 template <int SIZE> void finish_block(const Band &band, const Block &block, int64_t first, int64_t end) {
     const Winograd &w = band.w;
+    constexpr int OUTPUTS = outputs_of(SIZE);
     const int64_t tiles = band.rows * w.tiles_w;
     for (int64_t g = 0; g < block.groups; ++g)
         for (int64_t t = 0; t < block.frames; ++t)
             for (int64_t r = 0, tile = (block.group + g) * MR; r < MR && tile < tiles; ++r, ++tile) {
                 const int64_t frame = band.b * w.shape.out_t + block.frame + t;
-                const int64_t y = (band.first + tile / w.tiles_w) * 2, x = tile % w.tiles_w * 2;
+                const int64_t y = (band.first + tile / w.tiles_w) * OUTPUTS, x = tile % w.tiles_w * OUTPUTS;
                 for (int64_t panel = first; panel < end; ++panel)
                     for (int64_t n = panel * NR; n < least(panel * NR + NR, w.a.out_channels); n += W) {
                         const int64_t at = ((panel - first) * block.groups + g) * block.frames + t;
-                        V made[2][2];
+                        V made[OUTPUTS][OUTPUTS];
                         transform_sums<SIZE>(block.sums + at * MR * NR + r * NR + n % NR, w.sums_place, made);
-                        finish_tile(w, made, frame, y, x, n, static_cast<int>(least(w.a.out_channels - n, W)));
+                        finish_tile<OUTPUTS>(w, made, frame, y, x, n, static_cast<int>(least(w.a.out_channels - n, W)));
                     }
             }
 }
@@ -211,19 +218,28 @@ inline void convolve_block(const Band &band, const Block &block) {
                     block.sums + place * w.sums_place + (panel - first) * block.groups * block.frames * MR * NR);
             }
         }
-        w.doubled ? finish_block<3>(band, block, first, end) : finish_block<4>(band, block, first, end);
+        if (w.doubled)
+            finish_block<3>(band, block, first, end);
+        else if (w.outputs == 2)
+            finish_block<4>(band, block, first, end);
+        else
+            finish_block<6>(band, block, first, end);
     }
 }
 
 inline void convolve_band(const Band &band, Pool &pool) {
     const Winograd &w = band.w;
-    const int64_t blocks = ceil_div(band.groups(), w.groups), times = ceil_div(w.shape.out_t, w.frames);
+    const int64_t times = ceil_div(w.shape.out_t, w.frames), threads = most(1, w.a.threads);
+    // few blocks are a multiple of the threads, or some of those wait
+    int64_t blocks = ceil_div(band.groups(), w.groups);
+    if (blocks * times < 4 * threads)
+        blocks = least(band.groups(), ceil_div(ceil_div(blocks * times, threads) * threads, times));
     struct Work {
         const Band &band;
         int64_t blocks, times;
     } work{band, blocks, times};
     pool.run(
-        static_cast<int>(most(1, w.a.threads)), blocks * times,
+        static_cast<int>(threads), blocks * times,
         [](void *data, int64_t task, int thread) {
             const Work &all = *static_cast<const Work *>(data);
             const Winograd &cut = all.band.w;

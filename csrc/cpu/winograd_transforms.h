@@ -1,7 +1,12 @@
-// The transforms of Winograd's F(2×2, 3×3) (Lavin and Gray 2016, arXiv 1509.09308): y = Aᵀ[(G g Gᵀ) ∘ (Bᵀ d B)]A.
+// The transforms of Winograd's F(2×2, 3×3) and F(4×4, 3×3) (Lavin and Gray 2016, arXiv 1509.09308):
+// y = Aᵀ[(G g Gᵀ) ∘ (Bᵀ d B)]A.
 //
-// g: 3×3 taps, transformed when the weight is packed; d: a patch of 4×4 inputs; y: a tile of 2×2 outputs. ∘ is the
-// product of the 16 places, each for itself: winograd.h.
+// g: 3×3 taps, transformed when the weight is packed; d: a patch of 4×4 or 6×6 inputs; y: a tile of 2×2 or 4×4 outputs.
+// ∘ is the product of the 16 or 36 places, each for itself: winograd.h.
+//
+// F(4×4) multiplies polynomials by their values at 0, ±3/4, ±3/2 and infinity. The field's 0, ±1, ±2 need simpler
+// factors, but their rounding errors are twice as large; these are exact in fp32 too. What an inverse divides by is in
+// G.
 #pragma once
 
 #include <cstdint>
@@ -12,32 +17,46 @@
 namespace kinema {
 namespace KINEMA_ISA {
 
-constexpr int64_t PLACES = 16; // of a transformed patch
+// A side of a patch that makes `tile` outputs, and the outputs of a patch of `size`: of 3 are those that are doubled.
+constexpr int64_t patch_size(int64_t tile) { return tile + 2; }
+constexpr int outputs_of(int size) { return size == 6 ? 4 : 2; }
 
 inline int64_t whole_groups(int64_t channels) { return ceil_div(channels, KB) * KB; }
 
-// ---- the weight: [16 places][panels][taps of time · channels, whole groups of them][NR]
+// ---- the weight: [places][panels][taps of time · channels, whole groups of them][NR]
 
-inline int64_t winograd_packed_bytes(int64_t in_channels, int64_t out_channels, int64_t kernel_t) {
-    return PLACES * packed_bytes(kernel_t * whole_groups(in_channels), out_channels, KINEMA_F32, 0);
+inline int64_t winograd_packed_bytes(int64_t in_channels, int64_t out_channels, int64_t kernel_t, int64_t tile) {
+    return patch_size(tile) * patch_size(tile) *
+           packed_bytes(kernel_t * whole_groups(in_channels), out_channels, KINEMA_F32, 0);
 }
 
 // weight: [out_channels, kernel_t, 3, 3, in_channels]. Transformed in float64 and rounded once.
-inline void
-winograd_pack(int64_t in_channels, int64_t out_channels, int64_t kernel_t, const float *weight, void *packed) {
-    static const double G[4][3] = {{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}};
+inline void winograd_pack(
+    int64_t in_channels, int64_t out_channels, int64_t kernel_t, int64_t tile, const float *weight, void *packed) {
+    static const double two[4][3] = {{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}};
+    // (1, p, p²) / Π (p − the other points) of p = 0, 3/4, −3/4, 3/2, −3/2; of infinity the last tap
+    constexpr double ZERO = 64.0 / 81, NEAR = -128.0 / 243, FAR = 32.0 / 243;
+    static const double four[6][3] = {
+        {ZERO, 0, 0},
+        {NEAR, NEAR * 3 / 4, NEAR * 9 / 16},
+        {NEAR, NEAR * -3 / 4, NEAR * 9 / 16},
+        {FAR, FAR * 3 / 2, FAR * 9 / 4},
+        {FAR, FAR * -3 / 2, FAR * 9 / 4},
+        {0, 0, 1}};
+    const double (*G)[3] = tile == 2 ? two : four;
     const int64_t panels = ceil_div(out_channels, NR), depth = kernel_t * whole_groups(in_channels);
+    const int64_t size = patch_size(tile);
     float *to = static_cast<float *>(packed);
-    std::memset(to, 0, winograd_packed_bytes(in_channels, out_channels, kernel_t));
+    std::memset(to, 0, winograd_packed_bytes(in_channels, out_channels, kernel_t, tile));
     for (int64_t n = 0; n < out_channels; ++n)
         for (int64_t tap = 0; tap < kernel_t; ++tap)
             for (int64_t c = 0; c < in_channels; ++c) {
                 const float *taps = weight + (n * kernel_t + tap) * 9 * in_channels + c;
-                for (int64_t place = 0; place < PLACES; ++place) {
+                for (int64_t place = 0; place < size * size; ++place) {
                     double sum = 0;
                     for (int i = 0; i < 3; ++i)
                         for (int j = 0; j < 3; ++j)
-                            sum += G[place / 4][i] * G[place % 4][j] * taps[(i * 3 + j) * in_channels];
+                            sum += G[place / size][i] * G[place % size][j] * taps[(i * 3 + j) * in_channels];
                     const int64_t k = tap * whole_groups(in_channels) + c;
                     to[((place * panels + n / NR) * depth + k) * NR + n % NR] = static_cast<float>(sum);
                 }
@@ -47,16 +66,47 @@ winograd_pack(int64_t in_channels, int64_t out_channels, int64_t kernel_t, const
 // ---- the transforms
 
 // Bᵀ of four numbers in a row. Of three, each but the last two of which was doubled (a, b, b, c): the third is zero.
-inline void patch_row(const V *d, V *to) {
-    to[0] = sub(d[0], d[2]);
-    to[1] = add(d[1], d[2]);
-    to[2] = sub(d[2], d[1]);
-    to[3] = sub(d[1], d[3]);
+// Of six: the polynomials that are 0 at all points but one.
+template <int SIZE> inline __attribute__((always_inline)) void patch_row(const V *d, V *to) {
+    if constexpr (SIZE == 3) {
+        to[0] = sub(d[0], d[1]);
+        to[1] = add(d[1], d[1]);
+        to[2] = sub(d[1], d[2]);
+    } else if constexpr (SIZE == 4) {
+        to[0] = sub(d[0], d[2]);
+        to[1] = add(d[1], d[2]);
+        to[2] = sub(d[2], d[1]);
+        to[3] = sub(d[1], d[3]);
+    } else {
+        const V sum = set1(-45.0f / 16), product = set1(81.0f / 64); // of the squares of 3/4 and 3/2
+        to[0] = fma(product, d[0], fma(sum, d[2], d[4]));
+        V even = fma(set1(-9.0f / 4), d[2], d[4]), odd = fma(set1(-9.0f / 4), d[1], d[3]);
+        to[1] = fma(set1(0.75f), odd, even);
+        to[2] = fma(set1(-0.75f), odd, even);
+        even = fma(set1(-9.0f / 16), d[2], d[4]);
+        odd = fma(set1(-9.0f / 16), d[1], d[3]);
+        to[3] = fma(set1(1.5f), odd, even);
+        to[4] = fma(set1(-1.5f), odd, even);
+        to[5] = fma(product, d[1], fma(sum, d[3], d[5]));
+    }
 }
-inline void patch_row_doubled(const V *d, V *to) {
-    to[0] = sub(d[0], d[1]);
-    to[1] = add(d[1], d[1]);
-    to[2] = sub(d[1], d[2]);
+
+// Aᵀ of a row of sums.
+template <int SIZE> inline __attribute__((always_inline)) void sums_row(const V *m, V *to) {
+    if constexpr (SIZE == 3) {
+        to[0] = add(m[0], m[1]);
+        to[1] = sub(m[1], m[2]);
+    } else if constexpr (SIZE == 4) {
+        to[0] = add(add(m[0], m[1]), m[2]);
+        to[1] = sub(sub(m[1], m[2]), m[3]);
+    } else {
+        const V near = add(m[1], m[2]), near_odd = sub(m[1], m[2]);
+        const V far = add(m[3], m[4]), far_odd = sub(m[3], m[4]);
+        to[0] = add(add(near, far), m[0]);
+        to[1] = fma(set1(0.75f), near_odd, mul(set1(1.5f), far_odd));
+        to[2] = fma(set1(9.0f / 16), near, mul(set1(9.0f / 4), far));
+        to[3] = fma(set1(27.0f / 64), near_odd, fma(set1(27.0f / 8), far_odd, m[5]));
+    }
 }
 
 // Bᵀ d B of `lanes` channels of a patch of SIZE×SIZE pixels whose lines begin at `lines`.
@@ -64,48 +114,45 @@ template <int SIZE>
 inline __attribute__((always_inline)) void
 transform_patch(const float *const *lines, int64_t offset, int64_t pixel, int lanes, V (*to)[SIZE]) {
     V half[SIZE][SIZE]; // [column][row]
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int j = 0; j < SIZE; ++j) {
         V column[SIZE];
-#pragma GCC unroll 4
+#pragma GCC unroll 6
         for (int i = 0; i < SIZE; ++i)
             column[i] = load_some(lines[i] + offset + j * pixel, lanes);
-        SIZE == 4 ? patch_row(column, half[j]) : patch_row_doubled(column, half[j]);
+        patch_row<SIZE>(column, half[j]);
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int i = 0; i < SIZE; ++i) {
         V row[SIZE];
-#pragma GCC unroll 4
+#pragma GCC unroll 6
         for (int j = 0; j < SIZE; ++j)
             row[j] = half[j][i];
-        SIZE == 4 ? patch_row(row, to[i]) : patch_row_doubled(row, to[i]);
+        patch_row<SIZE>(row, to[i]);
     }
 }
 
-// Aᵀ m A: the four outputs of a tile, from sums that lie `stride` apart.
+// Aᵀ m A: the outputs of a tile, from sums that lie `stride` apart.
 template <int SIZE>
-inline __attribute__((always_inline)) void transform_sums(const float *sums, int64_t stride, V (*to)[2]) {
-    V half[2][SIZE];
-#pragma GCC unroll 4
+inline __attribute__((always_inline)) void
+transform_sums(const float *sums, int64_t stride, V (*to)[outputs_of(SIZE)]) {
+    constexpr int OUTPUTS = outputs_of(SIZE);
+    V half[SIZE][OUTPUTS]; // [column][row]
+#pragma GCC unroll 6
     for (int j = 0; j < SIZE; ++j) {
-        const V first = load(sums + j * stride), second = load(sums + (SIZE + j) * stride);
-        const V third = load(sums + (2 * SIZE + j) * stride);
-        if (SIZE == 4) {
-            half[0][j] = add(add(first, second), third);
-            half[1][j] = sub(sub(second, third), load(sums + (3 * SIZE + j) * stride));
-        } else {
-            half[0][j] = add(first, second);
-            half[1][j] = sub(second, third);
-        }
+        V column[SIZE];
+#pragma GCC unroll 6
+        for (int i = 0; i < SIZE; ++i)
+            column[i] = load(sums + (i * SIZE + j) * stride);
+        sums_row<SIZE>(column, half[j]);
     }
-#pragma GCC unroll 2
-    for (int i = 0; i < 2; ++i) {
-        to[i][0] = add(half[i][0], half[i][1]);
-        to[i][1] = sub(half[i][1], half[i][2]);
-        if (SIZE == 4) {
-            to[i][0] = add(to[i][0], half[i][2]);
-            to[i][1] = sub(to[i][1], half[i][SIZE - 1]);
-        }
+#pragma GCC unroll 4
+    for (int i = 0; i < OUTPUTS; ++i) {
+        V row[SIZE];
+#pragma GCC unroll 6
+        for (int j = 0; j < SIZE; ++j)
+            row[j] = half[j][i];
+        sums_row<SIZE>(row, to[i]);
     }
 }
 

@@ -24,7 +24,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a struct or a function below changes. */
-#define KINEMA_ABI_VERSION 4
+#define KINEMA_ABI_VERSION 5
 
 enum kinema_status {
     KINEMA_OK = 0,
@@ -279,18 +279,19 @@ typedef struct kinema_conv3d_args {
     float *out;
     void *workspace;    /* kinema_conv3d_workspace() bytes, 64-byte aligned */
     int32_t activation; /* of x, behind the norm */
-    int32_t winograd;   /* the weight is one of kinema_winograd_pack */
+    int32_t winograd;   /* the tile of kinema_winograd_pack, which packed the weight; 0: kinema_linear_pack did */
     int32_t threads;
 } kinema_conv3d_args;
 
-/* Bytes of a kernel [out_channels, kernel_t, 3, 3, in_channels] in the form of Winograd's F(2x2, 3x3), 2.25 times fewer
- * multiplications and a larger rounding error. 16/9 of the size, and more where the channels are no whole vectors. */
-KINEMA_API int64_t
-kinema_winograd_packed_bytes(const kinema_cpu *cpu, int64_t in_channels, int64_t out_channels, int64_t kernel_t);
+/* Bytes of a kernel [out_channels, kernel_t, 3, 3, in_channels] in the form of Winograd's F(tile x tile, 3x3), tile 2
+ * or 4: 2.25 or 4 times fewer multiplications, 16/9 or 4 times the size (and more where the channels are no whole
+ * vectors), and a larger rounding error. */
+KINEMA_API int64_t kinema_winograd_packed_bytes(
+    const kinema_cpu *cpu, int64_t in_channels, int64_t out_channels, int64_t kernel_t, int32_t tile);
 /* packed: 64-byte aligned */
 KINEMA_API int32_t kinema_winograd_pack(
-    const kinema_cpu *cpu, int64_t in_channels, int64_t out_channels, int64_t kernel_t, const float *weight,
-    void *packed);
+    const kinema_cpu *cpu, int64_t in_channels, int64_t out_channels, int64_t kernel_t, int32_t tile,
+    const float *weight, void *packed);
 
 KINEMA_API int64_t kinema_conv3d_workspace(const kinema_cpu *cpu, const kinema_conv3d_args *args);
 KINEMA_API int32_t kinema_conv3d(const kinema_cpu *cpu, const kinema_conv3d_args *args);

@@ -22,7 +22,7 @@ import torch
 from kinema.ops.common.capability import Implementation, Target
 from kinema.ops.common.rope import Rope
 
-ABI_VERSION = 4  # of csrc/include/kinema.h
+ABI_VERSION = 5  # of csrc/include/kinema.h
 ISA_VARIABLE = "KINEMA_CPU_ISA"  # forces an instruction set: portable, avx2, avx512, avx512vnni
 LIBRARY_VARIABLE = "KINEMA_CPU_LIBRARY"  # another build of the library: make sanitize
 LIBRARY = Path(os.environ.get(LIBRARY_VARIABLE) or Path(__file__).with_name("libkinema_cpu.so"))
@@ -52,8 +52,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "kinema_linear_packed_bytes": (_INT64, [_POINTER, _INT64, _INT64, _INT32, _INT32]),
     "kinema_linear_code_top": (_INT32, [_POINTER]),
     "kinema_linear_pack": (_INT32, [_POINTER, _INT64, _INT64, _INT32, _INT32, _POINTER, _POINTER]),
-    "kinema_winograd_packed_bytes": (_INT64, [_POINTER, _INT64, _INT64, _INT64]),
-    "kinema_winograd_pack": (_INT32, [_POINTER, _INT64, _INT64, _INT64, _POINTER, _POINTER]),
+    "kinema_winograd_packed_bytes": (_INT64, [_POINTER, _INT64, _INT64, _INT64, _INT32]),
+    "kinema_winograd_pack": (_INT32, [_POINTER, _INT64, _INT64, _INT64, _INT32, _POINTER, _POINTER]),
     **{f"kinema_{op}": (_INT32, [_POINTER, _POINTER]) for op in OPS},
     **{f"kinema_{op}_workspace": (_INT64, [_POINTER, _POINTER]) for op in WITH_WORKSPACE},
 }

@@ -1,5 +1,5 @@
-"""`conv3d` on the native CPU kernels, channels last: Winograd's F(2×2, 3×3) where that is faster (csrc/cpu/winograd.h),
-else a product that gathers its taps (csrc/cpu/conv3d.h)."""
+"""`conv3d` on the native CPU kernels, channels last: Winograd's F(4×4, 3×3) or F(2×2, 3×3) where that is faster
+(csrc/cpu/winograd.h), else a product that gathers its taps (csrc/cpu/conv3d.h)."""
 
 from __future__ import annotations
 
@@ -71,6 +71,8 @@ class Conv3dArguments(ctypes.Structure):
 
 # With fewer channels to sum over, the transforms cost more than they save.
 WINOGRAD_CHANNELS = 8
+# F(4×4) takes four times a kernel's memory, F(2×2) 16/9: larger ones stay with that. They are those of small pictures.
+LARGE_TILE_BYTES = 16 << 20
 # So few output channels (of a picture) have a direct kernel of their own, csrc/cpu/conv3d_few.h.
 FEW_OUTPUTS = 3
 
@@ -79,11 +81,11 @@ FEW_OUTPUTS = 3
 class CpuWeight(Conv3dWeight):
     """panels: uint8, laid out by the instruction set of `cpu`, taps before channels; bias: [Cout] fp32.
 
-    winograd: whether they are transformed.
+    winograd: outputs of a side of the tiles that they are transformed for; 0: they are not.
     """
 
     cpu: Cpu
-    winograd: bool
+    winograd: int
     panels: torch.Tensor
     bias: torch.Tensor | None
 
@@ -98,7 +100,15 @@ def pack_conv3d(
 ) -> CpuWeight:
     plain = weight.shape[-2:] == (3, 3) and stride == (1, 1, 1)
     worth = weight.shape[1] >= WINOGRAD_CHANNELS and weight.shape[0] > FEW_OUTPUTS
-    return _pack(weight, bias, stride, padding, winograd=plain and worth)
+    return _pack(weight, bias, stride, padding, winograd=_tile(weight) if plain and worth else 0)
+
+
+def _tile(weight: torch.Tensor) -> int:
+    """Outputs of a tile's side, of a 3×3 kernel."""
+    taps = weight.shape[2] if weight.ndim == 5 else 1
+    # with no taps of time it is one that follows a doubling, of whose pixels F(2×2) multiplies a quarter too
+    small = 36 * 4 * taps * weight.shape[0] * weight.shape[1] <= LARGE_TILE_BYTES
+    return 4 if taps > 1 and small else 2
 
 
 def pack_direct(
@@ -110,7 +120,7 @@ def pack_direct(
     target: Target,
 ) -> CpuWeight:
     """`pack_conv3d` without Winograd's transforms."""
-    return _pack(weight, bias, stride, padding, winograd=False)
+    return _pack(weight, bias, stride, padding, winograd=0)
 
 
 def _pack(
@@ -119,7 +129,7 @@ def _pack(
     stride: tuple[int, int, int],
     padding: tuple[int, int, int, int] | None,
     *,
-    winograd: bool,
+    winograd: int,
 ) -> CpuWeight:
     if weight.ndim == 4:
         weight = weight.unsqueeze(2)
@@ -127,15 +137,15 @@ def _pack(
     if padding is None:
         padding = ((kh - 1) // 2, (kh - 1) // 2, (kw - 1) // 2, (kw - 1) // 2)
     native, rows = cpu(), weight.movedim(1, -1)  # [Cout, kt, kh, kw, Cin]
-    panels = _pack_winograd(native, rows) if winograd else pack_panels(native, rows.flatten(1))
+    panels = _pack_winograd(native, rows, winograd) if winograd else pack_panels(native, rows.flatten(1))
     return CpuWeight(cin, cout, (kt, kh, kw), stride, padding, native, winograd, panels, fp32(bias))
 
 
-def _pack_winograd(native: Cpu, rows: torch.Tensor) -> torch.Tensor:
-    """A kernel [Cout, kt, 3, 3, Cin], transformed and packed in fp32."""
+def _pack_winograd(native: Cpu, rows: torch.Tensor, tile: int) -> torch.Tensor:
+    """A kernel [Cout, kt, 3, 3, Cin], transformed for tiles of tile×tile outputs and packed in fp32."""
     refuse_gradients(rows)
     rows = rows.detach().float().contiguous()
-    shape = (rows.shape[-1], rows.shape[0], rows.shape[1])
+    shape = (rows.shape[-1], rows.shape[0], rows.shape[1], tile)
     panels = aligned_bytes(native.library.kinema_winograd_packed_bytes(native.handle, *shape))
     native.check(native.library.kinema_winograd_pack(native.handle, *shape, rows.data_ptr(), panels.data_ptr()))
     return panels

@@ -339,8 +339,8 @@ LARGE = [
 
 @pytest.mark.parametrize(("into", "out", "taps", "frames", "height", "width", "upsample"), LARGE)
 @pytest.mark.parametrize("past", ["random", "silent above", "silent"])
-@pytest.mark.parametrize("pack", [conv3d_cpu.pack_conv3d, conv3d_cpu_direct.pack_conv3d], ids=["winograd", "direct"])
-def test_convolutions_of_large_pictures(isa, threads, into, out, taps, frames, height, width, upsample, past, pack):
+@pytest.mark.parametrize("tile", [4, 2, 0])
+def test_convolutions_of_large_pictures(isa, threads, into, out, taps, frames, height, width, upsample, past, tile):
     """Where pictures are cut; results and caches are the same on any number of threads."""
     x, norm = random(2, into, frames, height, width), 0.5 + random(into, seed=3).abs()
     weight, bias = random(out, into, taps, 3, 3, seed=1, std=(9 * taps * into) ** -0.5), random(out, seed=2)
@@ -349,8 +349,8 @@ def test_convolutions_of_large_pictures(isa, threads, into, out, taps, frames, h
         before[:, :, :1, : before.shape[3] if past == "silent" else before.shape[3] // 2] = 0
     residual = random(2, out, frames, height * upsample, width * upsample, seed=5)
     truth, after = convolved(x, weight, bias, norm, before, residual, upsample)
-    packed = pack(weight, bias, target=target("fp32"))
-    assert packed.winograd == (pack is conv3d_cpu.pack_conv3d and out > conv3d_cpu.FEW_OUTPUTS)
+    tile = tile if out > conv3d_cpu.FEW_OUTPUTS else 0
+    packed = conv3d_cpu._pack(weight, bias, (1, 1, 1), None, winograd=tile)
     results = []
     for count in (1, 3):
         threads(count)
@@ -364,12 +364,15 @@ def test_convolutions_of_large_pictures(isa, threads, into, out, taps, frames, h
 
 
 def test_what_is_summed_directly(isa):
-    """Winograd is for 3×3 kernels without strides, of channels enough on both sides, and not for `cpu-direct`."""
+    """Winograd is for 3×3 kernels without strides, of channels enough on both sides, and not for `cpu-direct`: large
+    tiles for kernels over time that are not large."""
 
     def transformed(pack, *shape, **options):
         return pack(random(*shape), target=target("fp32"), **options).winograd
 
-    assert transformed(conv3d_cpu.pack_conv3d, 4, 8, 3, 3, 3)
+    assert transformed(conv3d_cpu.pack_conv3d, 4, 8, 3, 3, 3) == 4
+    assert transformed(conv3d_cpu.pack_conv3d, 4, 8, 1, 3, 3) == 2
+    assert transformed(conv3d_cpu.pack_conv3d, 256, 192, 3, 3, 3) == 2
     assert not transformed(conv3d_cpu.pack_conv3d, 3, 8, 3, 3, 3)
     assert not transformed(conv3d_cpu.pack_conv3d, 8, 3, 3, 3, 3)
     assert not transformed(conv3d_cpu.pack_conv3d, 8, 8, 3, 1, 1)
@@ -378,13 +381,15 @@ def test_what_is_summed_directly(isa):
     arguments = conv3d_cpu.Conv3dArguments()
     for name, _ in conv3d_cpu.Conv3dArguments._fields_[:6]:
         setattr(arguments, name, 8)
-    for name in ("kernel_t", "kernel_h", "kernel_w", "stride_t", "stride_h", "stride_w", "upsample", "winograd"):
+    for name in ("kernel_t", "kernel_h", "kernel_w", "stride_t", "stride_h", "stride_w", "upsample"):
         setattr(arguments, name, 1)
     some = torch.zeros(4)
     for name in ("x", "weight", "out", "workspace"):
         setattr(arguments, name, some.data_ptr())
-    with pytest.raises(ValueError, match="a size is negative or does not fit"):
-        native.cpu().call("kinema_conv3d", arguments)
+    for tile, reason in ((2, "a size is negative or does not fit"), (4, "a size"), (3, "an option has no such value")):
+        arguments.winograd = tile
+        with pytest.raises(ValueError, match=reason):
+            native.cpu().call("kinema_conv3d", arguments)
 
 
 # ---- threads

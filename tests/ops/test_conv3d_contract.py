@@ -11,6 +11,7 @@ from kinema.ops.conv3d import cpu as native_conv3d
 
 OP = conv3d.OP
 FP32, BF16, FP16, FP64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
+WINOGRAD_LOST = 3 * 2.0**-23  # of the sum of absolute terms of the largest output of a tile
 REACHES_ONEDNN = (1, 40, 3, (16, 30, 2))  # more than one clip's 20480 = Cin·T·H that torch runs naively
 
 
@@ -194,8 +195,11 @@ def check_conv3d(impl, case: Case):
         return torch.cat(parts, dim=2)
 
     inputs = [t for t in (x, weight, bias, norm, residual) if t is not None]
+    lost = 0.0
+    if impl.backend == "cpu":  # Winograd's 4×4 outputs share their errors: kernels/conv3d/README.md, "Error budget"
+        size, lost = torch.nn.functional.max_pool3d(size, (1, 7, 7), stride=1, padding=(0, 3, 3)), WINOGRAD_LOST
     # what is normed and activated is rounded to x's dtype before the sum, which is in fp32
-    impl.judge(call, y, size, case.dtype, rounded=size, unchanged=inputs)
+    impl.judge(call, y, size, case.dtype, rounded=size, unchanged=inputs, lost=lost)
 
 
 @pytest.mark.parametrize("name", CASES)
