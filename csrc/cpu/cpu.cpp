@@ -72,6 +72,12 @@ constexpr int32_t COUNT = sizeof KNOWN / sizeof KNOWN[0];
 // Features whose products of a code and an int8 weight are sure to add up in 32 bits: 2^31 / (255 * 128).
 constexpr int64_t MOST_CODES = 65793;
 
+int32_t check(const kinema_norm &norm) {
+    if ((norm.scale != nullptr && norm.scale_tokens <= 0) || (norm.shift != nullptr && norm.shift_tokens <= 0))
+        return KINEMA_BAD_SIZE;
+    return norm.kind >= KINEMA_NO_NORM && norm.kind <= KINEMA_LAYER_NORM ? KINEMA_OK : KINEMA_BAD_OPTION;
+}
+
 int32_t check(const kinema_linear_args *a) {
     if (a == nullptr || a->x == nullptr || a->weight == nullptr || a->out == nullptr)
         return KINEMA_NO_POINTER;
@@ -83,15 +89,15 @@ int32_t check(const kinema_linear_args *a) {
         return KINEMA_BAD_SIZE;
     if (a->x_dtype != KINEMA_F32 && a->x_dtype != KINEMA_E4M3 && a->x_dtype != KINEMA_I8)
         return KINEMA_BAD_DTYPE;
-    if (a->x_dtype != KINEMA_F32 && (a->x2 != nullptr || a->quantize != 0))
+    if (a->x_dtype != KINEMA_F32 && (a->x2 != nullptr || a->quantize != 0 || a->norm != nullptr))
         return KINEMA_BAD_DTYPE;
     if (a->weight_dtype < KINEMA_F32 || a->weight_dtype > KINEMA_I8 || (a->quantize && a->weight_dtype != KINEMA_I8))
         return KINEMA_BAD_DTYPE;
     if (a->weight_dtype == KINEMA_I8 && a->in_features > MOST_CODES)
         return KINEMA_BAD_SIZE;
-    if (a->activation < KINEMA_NONE || a->activation > KINEMA_SILU)
+    if (a->activation < KINEMA_NONE || a->activation > KINEMA_SILU || (a->norm != nullptr && a->x2 != nullptr))
         return KINEMA_BAD_OPTION;
-    return KINEMA_OK;
+    return a->norm != nullptr ? check(*a->norm) : KINEMA_OK;
 }
 
 int32_t check(const kinema_norm_modulate_args *a) {
@@ -99,13 +105,11 @@ int32_t check(const kinema_norm_modulate_args *a) {
         return KINEMA_NO_POINTER;
     if (a->batch < 0 || a->tokens < 0 || a->channels <= 0)
         return KINEMA_BAD_SIZE;
-    if ((a->scale != nullptr && a->scale_tokens <= 0) || (a->shift != nullptr && a->shift_tokens <= 0))
-        return KINEMA_BAD_SIZE;
     if (a->out_dtype != KINEMA_F32 && a->out_dtype != KINEMA_E4M3 && a->out_dtype != KINEMA_I8)
         return KINEMA_BAD_DTYPE;
     if (a->out_dtype != KINEMA_F32 && (a->out_scale == nullptr || a->workspace == nullptr))
         return KINEMA_NO_POINTER;
-    return a->norm >= KINEMA_NO_NORM && a->norm <= KINEMA_LAYER_NORM ? KINEMA_OK : KINEMA_BAD_OPTION;
+    return check(a->norm);
 }
 
 int32_t check(const kinema_qk_norm_rope_args *a) {

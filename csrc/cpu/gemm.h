@@ -20,10 +20,12 @@ constexpr int64_t BLOCK_COLUMNS = 768;
 constexpr int64_t LAST_PARTS = 4;   // of the last blocks of rows, so that no thread waits long for another's
 constexpr int64_t PART_PANELS = 24; // at least: each part packs the left matrix again
 
-// What multiplies a row's sums; and the code that stands for 0 in a row of codes, x = scale · (code − zero).
+// What multiplies a row's sums; the code that stands for 0 in a row of codes, x = scale · (code − zero); and the moments
+// of a row that is normed while it is packed.
 struct RowScale {
     float scale;
     int32_t zero;
+    Moments of = {};
 };
 
 // One product. rows: of the left matrix; columns: of the result (a gated weight has twice as many).

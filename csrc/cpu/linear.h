@@ -45,10 +45,22 @@ inline int64_t x2_row(const kinema_linear_args &args, int64_t m) {
     return m / args.tokens * args.x2_stride_b + m % args.tokens * args.x2_stride_s;
 }
 
-// Features k to k + count of row m in fp32, in up to two pieces: (piece, its first feature, its length).
+// Features k to k + count of row m in fp32, piece by piece: (piece, its first feature, its length). They are those of up
+// to two sources, or of one that is normed on the way, whose moments `row` has.
 template <class F>
-inline void pieces(const kinema_linear_args &args, int64_t m, int64_t k, int64_t count, F each_piece) {
+inline void
+pieces(const kinema_linear_args &args, int64_t m, int64_t k, int64_t count, const RowScale &row, F each_piece) {
     const float *x = static_cast<const float *>(args.x);
+    if (args.norm != nullptr) {
+        float normed[F32_DEPTH];
+        x += x_row(args, m) + k;
+        for (int64_t at = 0, length; at < count; at += length) {
+            length = least(count - at, F32_DEPTH);
+            modulate(*args.norm, row.of, m / args.tokens, m % args.tokens, k + at, length, x + at, normed);
+            each_piece(normed, at, length);
+        }
+        return;
+    }
     if (k < args.x_features)
         each_piece(x + x_row(args, m) + k, 0, least(count, args.x_features - k));
     if (k + count > args.x_features) {
@@ -57,11 +69,12 @@ inline void pieces(const kinema_linear_args &args, int64_t m, int64_t k, int64_t
     }
 }
 
-inline void pack_f32(const void *source, int64_t m, int count, int64_t k, int64_t depth, const RowScale *, void *to) {
+inline void
+pack_f32(const void *source, int64_t m, int count, int64_t k, int64_t depth, const RowScale *scales, void *to) {
     const kinema_linear_args &args = *static_cast<const kinema_linear_args *>(source);
     float *tile = static_cast<float *>(to);
     for (int r = 0; r < count; ++r)
-        pieces(args, m + r, k, depth, [&](const float *from, int64_t at, int64_t length) {
+        pieces(args, m + r, k, depth, scales[r], [&](const float *from, int64_t at, int64_t length) {
             place(tile, r, at, from, length);
         });
 }
@@ -97,10 +110,17 @@ inline void pack_i8(const void *source, int64_t m, int count, int64_t k, int64_t
     }
 }
 
+inline Moments row_moments(const kinema_linear_args &args, int64_t m) {
+    if (args.norm == nullptr)
+        return {};
+    const float *x = static_cast<const float *>(args.x) + x_row(args, m);
+    return moments(x, args.in_features, args.norm->kind, args.norm->eps);
+}
+
 inline void given_scales(const void *source, int64_t m, int64_t count, RowScale *scales) {
     const kinema_linear_args &args = *static_cast<const kinema_linear_args *>(source);
     for (int64_t r = 0; r < count; ++r)
-        scales[r] = {args.x_scale != nullptr ? args.x_scale[m + r] : 1.0f, 128};
+        scales[r] = {args.x_scale != nullptr ? args.x_scale[m + r] : 1.0f, 128, row_moments(args, m + r)};
 }
 
 // ---- fp32 rows that become codes first: steps from the smallest to the largest number of a row, one of them 0
@@ -115,7 +135,8 @@ inline void row_scales(const void *source, int64_t m, int64_t count, RowScale *s
     const kinema_linear_args &args = *static_cast<const kinema_linear_args *>(source);
     for (int64_t r = 0; r < count; ++r) {
         V low = set1(0.0f), high = low, odd = low; // odd: NaN once there was one, or an infinity
-        pieces(args, m + r, 0, args.in_features, [&](const float *from, int64_t, int64_t length) {
+        scales[r].of = row_moments(args, m + r);
+        pieces(args, m + r, 0, args.in_features, scales[r], [&](const float *from, int64_t, int64_t length) {
             for (int64_t i = 0; i < length; i += W) {
                 const V x = length - i >= W ? load(from + i) : load_n(from + i, static_cast<int>(length - i));
                 low = vmin(x, low);
@@ -123,8 +144,9 @@ inline void row_scales(const void *source, int64_t m, int64_t count, RowScale *s
                 odd = fma(x, set1(0.0f), odd);
             }
         });
-        scales[r] = code_scale(-max(sub(set1(0.0f), low)), max(high));
-        scales[r].scale += sum(odd); // a code has no NaN
+        const RowScale codes = code_scale(-max(sub(set1(0.0f), low)), max(high));
+        scales[r].scale = codes.scale + sum(odd); // a code has no NaN
+        scales[r].zero = codes.zero;
     }
 }
 
@@ -143,7 +165,7 @@ pack_codes(const void *source, int64_t m, int count, int64_t k, int64_t depth, c
     const kinema_linear_args &args = *static_cast<const kinema_linear_args *>(source);
     uint8_t row[I8_DEPTH + W];
     for (int r = 0; r < count; ++r) {
-        pieces(args, m + r, k, depth, [&](const float *from, int64_t at, int64_t length) {
+        pieces(args, m + r, k, depth, scales[r], [&](const float *from, int64_t at, int64_t length) {
             to_codes(from, scales[r], length, row + at);
         });
         std::memset(row + depth, 0, ceil_div(depth, 4) * 4 - depth);

@@ -60,7 +60,9 @@ struct Moments {
     float mean, factor; // norm(x) = (x − mean)·factor
 };
 
-inline Moments moments(const float *x, int64_t count, int32_t norm, float eps) {
+// One copy for all who call it, as of modulate(): a compiler may fuse a multiplication and an addition in one copy and
+// not in another.
+inline __attribute__((noinline)) Moments moments(const float *x, int64_t count, int32_t norm, float eps) {
     if (norm == KINEMA_NO_NORM)
         return {0.0f, 1.0f};
     float mean = 0.0f;
@@ -149,22 +151,24 @@ inline float quantize_row(const float *x, int64_t count, int32_t dtype, void *to
 
 // ---- norm_modulate
 
-inline void norm_modulate_row(const kinema_norm_modulate_args &a, int64_t row, float *to) {
-    const int64_t b = row / a.tokens, s = row % a.tokens;
-    const float *x = a.x + b * a.x_stride_b + s * a.x_stride_s, *scale = nullptr, *shift = nullptr;
-    if (a.scale != nullptr)
-        scale = a.scale + b * a.scale_stride_b + s / a.scale_tokens * a.scale_stride_g;
-    if (a.shift != nullptr)
-        shift = a.shift + b * a.shift_stride_b + s / a.shift_tokens * a.shift_stride_g;
-    const Moments of = moments(x, a.channels, a.norm, a.eps);
+// to = y of channels k to k + count of token s of sample b; x: the first of them
+inline __attribute__((noinline)) void modulate(
+    const kinema_norm &norm, const Moments &of, int64_t b, int64_t s, int64_t k, int64_t count, const float *x,
+    float *to) {
+    const float *weight = norm.weight != nullptr ? norm.weight + k : nullptr;
+    const float *bias = norm.bias != nullptr ? norm.bias + k : nullptr, *scale = nullptr, *shift = nullptr;
+    if (norm.scale != nullptr)
+        scale = norm.scale + b * norm.scale_stride_b + s / norm.scale_tokens * norm.scale_stride_g + k;
+    if (norm.shift != nullptr)
+        shift = norm.shift + b * norm.shift_stride_b + s / norm.shift_tokens * norm.shift_stride_g + k;
     const V mean = set1(of.mean), factor = set1(of.factor), one = set1(1.0f);
-    for (int64_t i = 0; i < a.channels; i += W) {
-        const int lanes = static_cast<int>(least(a.channels - i, W));
+    for (int64_t i = 0; i < count; i += W) {
+        const int lanes = static_cast<int>(least(count - i, W));
         V y = mul(sub(load_some(x + i, lanes), mean), factor);
-        if (a.weight != nullptr)
-            y = mul(y, load_some(a.weight + i, lanes));
-        if (a.bias != nullptr)
-            y = add(y, load_some(a.bias + i, lanes));
+        if (weight != nullptr)
+            y = mul(y, load_some(weight + i, lanes));
+        if (bias != nullptr)
+            y = add(y, load_some(bias + i, lanes));
         if (scale != nullptr)
             y = mul(y, add(one, load_some(scale + i, lanes)));
         if (shift != nullptr)
@@ -173,9 +177,15 @@ inline void norm_modulate_row(const kinema_norm_modulate_args &a, int64_t row, f
     }
 }
 
-inline bool only_quantizes(const kinema_norm_modulate_args &a) {
-    return a.norm == KINEMA_NO_NORM && a.weight == nullptr && a.bias == nullptr && a.scale == nullptr &&
-           a.shift == nullptr;
+inline void norm_modulate_row(const kinema_norm_modulate_args &a, int64_t row, float *to) {
+    const int64_t b = row / a.tokens, s = row % a.tokens;
+    const float *x = a.x + b * a.x_stride_b + s * a.x_stride_s;
+    modulate(a.norm, moments(x, a.channels, a.norm.kind, a.norm.eps), b, s, 0, a.channels, x, to);
+}
+
+inline bool only_quantizes(const kinema_norm &norm) {
+    return norm.kind == KINEMA_NO_NORM && norm.weight == nullptr && norm.bias == nullptr && norm.scale == nullptr &&
+           norm.shift == nullptr;
 }
 
 inline void norm_modulate(const kinema_norm_modulate_args &a, Pool &pool) {
@@ -187,7 +197,7 @@ inline void norm_modulate(const kinema_norm_modulate_args &a, Pool &pool) {
             return;
         }
         const float *from = a.x + row / a.tokens * a.x_stride_b + row % a.tokens * a.x_stride_s;
-        if (!only_quantizes(a)) {
+        if (!only_quantizes(a.norm)) {
             float *wide = static_cast<float *>(a.workspace) + thread * a.channels;
             norm_modulate_row(a, row, wide);
             from = wide;

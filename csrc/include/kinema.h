@@ -74,7 +74,23 @@ KINEMA_API int32_t kinema_activate(const kinema_cpu *cpu, int32_t activation, in
 /* y[i] = e^x[i], in fp32; results below the smallest normal number are cut to about it. */
 KINEMA_API int32_t kinema_exp(const kinema_cpu *cpu, int64_t count, const float *x, float *y);
 
-/* ---- linear: y = residual + gate * act(x W^T + b) ---- */
+/* ---- norms ---- */
+
+enum kinema_norm_kind { KINEMA_NO_NORM = 0, KINEMA_RMS_NORM = 1, KINEMA_LAYER_NORM = 2 };
+
+/* y = (1 + scale) * (norm(x) * weight + bias) + shift over a row of channels; every pointer may be null */
+typedef struct kinema_norm {
+    const float *weight;
+    const float *bias;
+    const float *scale; /* token s of sample b reads row s / scale_tokens */
+    int64_t scale_stride_b, scale_stride_g, scale_tokens;
+    const float *shift;
+    int64_t shift_stride_b, shift_stride_g, shift_tokens;
+    float eps;
+    int32_t kind;
+} kinema_norm;
+
+/* ---- linear: y = residual + gate * act(norm(x) W^T + b) ---- */
 
 /* Bytes of a packed weight of out_features rows (twice as many if gated) of in_features. */
 KINEMA_API int64_t kinema_linear_packed_bytes(
@@ -93,6 +109,7 @@ typedef struct kinema_linear_args {
     const float *x2; /* fp32; NULL: x holds all the features */
     int64_t x2_stride_b, x2_stride_s;
     const float *x_scale; /* [batch * tokens], of an x in 8 bits; NULL: 1 */
+    const kinema_norm *norm; /* of an fp32 x without x2, whose rows are normed on the way; NULL: they are as they are */
     /* the weight as it was packed; scale and bias per row, of a gated weight the gate's first; NULL: 1 and 0 */
     const void *weight;
     const float *weight_scale;
@@ -123,26 +140,17 @@ KINEMA_API int32_t kinema_linear_code_top(const kinema_cpu *cpu);
 
 /* ---- rows: norms, rotation, 8 bits ---- */
 
-enum kinema_norm { KINEMA_NO_NORM = 0, KINEMA_RMS_NORM = 1, KINEMA_LAYER_NORM = 2 };
-
-/* y = (1 + scale) * (norm(x) * weight + bias) + shift over rows of `channels`; every pointer but x and out may be null.
- * With neither norm nor weights and an out in 8 bits it rounds x itself. */
+/* y = norm(x) over rows of `channels`. A norm of zeros (no kind, no pointers) and an out in 8 bits: x itself is rounded.
+ */
 typedef struct kinema_norm_modulate_args {
     int64_t batch, tokens, channels;
     const float *x;
     int64_t x_stride_b, x_stride_s;
-    const float *weight;
-    const float *bias;
-    const float *scale; /* token s of sample b reads row s / scale_tokens */
-    int64_t scale_stride_b, scale_stride_g, scale_tokens;
-    const float *shift;
-    int64_t shift_stride_b, shift_stride_g, shift_tokens;
+    kinema_norm norm;
     void *out; /* fp32 with the strides below; or out_dtype E4M3 or I8, dense, each row divided by its out_scale */
     int64_t out_stride_b, out_stride_s;
     float *out_scale; /* [batch * tokens] */
     void *workspace;  /* threads * channels floats, of an out in 8 bits */
-    float eps;
-    int32_t norm;
     int32_t out_dtype;
     int32_t threads;
 } kinema_norm_modulate_args;

@@ -19,6 +19,7 @@ from torch.library import custom_op
 from kinema.ops.attention import KV, BlockCausal, BlockList
 from kinema.ops.common import Quantized, Rope
 from kinema.ops.linear import LinearWeight
+from kinema.ops.norm_modulate import Norm
 from kinema.ops.patch_embed import PatchEmbedWeight
 from kinema.ops.plan import Ops
 from kinema.ops.qk_norm_rope import HeadNorm
@@ -140,11 +141,14 @@ class _Calls:
         )
         return tuple(outputs)
 
-    def linear(self, x: Any, weight: LinearWeight, **options: Any) -> Tensor:
+    def linear(self, x: Any, weight: LinearWeight, *, norm: Norm | None = None, **options: Any) -> Tensor:
         assert isinstance(weight, NumberedLinear)
         if not torch.compiler.is_compiling():
-            return self.ops.linear(x, weight.entry.value, **options)
+            return self.ops.linear(x, weight.entry.value, norm=norm, **options)
         _refuse_out(options)
+        if norm is not None:
+            options.update(norm_kind=norm.kind, eps=norm.eps, norm_weight=norm.weight, norm_bias=norm.bias)
+            options.update(scale=norm.scale, shift=norm.shift)
         parts = [x.data, x.scale] if isinstance(x, Quantized) else list(x) if isinstance(x, tuple) else [x]
         quantized = isinstance(x, Quantized)
         return cast("Tensor", torch.ops.kinema.linear(self.number, parts, quantized, weight.number, **options))
@@ -295,11 +299,18 @@ def _linear(
     activation: str = "none",
     gate: Tensor | None = None,
     residual: Tensor | None = None,
+    norm_kind: str | None = None,
+    eps: float = 0.0,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
 ) -> Tensor:
+    norm = None if norm_kind is None else Norm(eps, cast("Any", norm_kind), norm_weight, norm_bias, scale, shift)
     given = Quantized(x[0], x[1]) if quantized else tuple(x) if len(x) > 1 else x[0]
     packed = _entries[weight].value
     return _ops(ops).linear(
-        cast("Any", given), packed, activation=cast("Any", activation), gate=gate, residual=residual
+        cast("Any", given), packed, norm=norm, activation=cast("Any", activation), gate=gate, residual=residual
     )
 
 

@@ -1,4 +1,4 @@
-"""linear: one GEMM over packed weights, with everything that follows it in a DiT block fused in."""
+"""linear: one GEMM over packed weights, with the norm before it and everything that follows it in a DiT block."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from kinema.ops.common import Implementation, Op, Quantized, Target
 from kinema.ops.common.native import cpu_implementation
 from kinema.ops.common.triton_target import fp8_unsupported, triton_implementation, triton_unsupported
 from kinema.ops.linear.libraries import TORCH
+from kinema.ops.norm_modulate import Norm
 
 Activation = Literal["none", "gelu", "gelu_tanh", "quick_gelu", "silu"]
 
@@ -61,12 +62,13 @@ class Linear(Protocol):
         x: torch.Tensor | Quantized | tuple[torch.Tensor, torch.Tensor],
         weight: LinearWeight,
         *,
+        norm: Norm | None = None,
         activation: Activation = "none",
         gate: torch.Tensor | None = None,
         residual: torch.Tensor | None = None,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """y = residual + gate · act(x·Wᵀ + b).
+        """y = residual + gate · act(n·Wᵀ + b), where n is x or, with a norm, `norm_modulate` of it.
 
         x: [B, S, in], any stride over B and S; or a pair whose features are taken one after the other, as if
         concatenated (blocks that project attention and MLP together); or already quantised. If the target's
@@ -74,10 +76,11 @@ class Linear(Protocol):
         `quantize` does, or, of a weight with a `code_top`, to scale · (code − zero) with codes of 0 to that and
         scale = max(max(x, 0) − min(x, 0), 1e-12) / top, zero = round(−min(x, 0) / scale),
         code = round(x / scale) + zero.
+        norm: of one x in 16 or 32 bits; n is rounded to x's dtype, or quantised straight from fp32.
         activation: "gelu" is the exact erf form, "gelu_tanh" the tanh form, "quick_gelu" x·σ(1.702x); of
         gated weights it is taken of the gate half.
         gate: [B or 1, G, out] by group of tokens (see `by_group`), fp32 or x's dtype, any stride over B and G.
-        residual, out: [B, S, out]; `out` may be `residual` itself. Sums accumulate in fp32.
+        residual, out: [B, S, out]; `out` may be `residual` itself, but neither x nor a part of it. Sums accumulate in fp32.
         Returns [B, S, out] in x's dtype; for quantised x in the target's dtype between ops.
         """
         ...

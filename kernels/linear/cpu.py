@@ -21,6 +21,8 @@ from kinema.ops.common.native import (
     workspace,
 )
 from kinema.ops.linear import Activation, LinearWeight, reference
+from kinema.ops.norm_modulate import Norm
+from kinema.ops.norm_modulate.cpu import norm_arguments, readable_norm
 
 
 class LinearArguments(ctypes.Structure):
@@ -37,6 +39,7 @@ class LinearArguments(ctypes.Structure):
         ("x2_stride_b", ctypes.c_int64),
         ("x2_stride_s", ctypes.c_int64),
         ("x_scale", ctypes.c_void_p),
+        ("norm", ctypes.c_void_p),
         ("weight", ctypes.c_void_p),
         ("weight_scale", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
@@ -116,6 +119,7 @@ def linear(
     x: torch.Tensor | Quantized | tuple[torch.Tensor, torch.Tensor],
     weight: LinearWeight,
     *,
+    norm: Norm | None = None,
     activation: Activation = "none",
     gate: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
@@ -124,6 +128,8 @@ def linear(
     assert isinstance(weight, CpuWeight)
     if activation not in ACTIVATIONS:
         raise ValueError(f"unknown activation {activation!r}: wanted one of {', '.join(ACTIVATIONS)}")
+    if norm is not None:
+        x, norm = reference.plain(x), readable_norm(norm)
     first, second = x if isinstance(x, tuple) else (x, None)
     scale = None
     if isinstance(first, Quantized):
@@ -143,6 +149,7 @@ def linear(
     if gate is not None and (gate.dtype != torch.float32 or gate.stride(-1) != 1):
         gate = gate.float().contiguous()
     gate_b, gate_g, gate_tokens = group_strides(y, gate)
+    normed = norm_arguments(first, norm) if norm is not None else None
     arguments = LinearArguments(
         batch,
         tokens,
@@ -152,6 +159,7 @@ def linear(
         address(second),
         *(second.stride()[:2] if second is not None else (0, 0)),
         address(scale),
+        ctypes.addressof(normed) if normed is not None else None,
         weight.panels.data_ptr(),
         address(weight.scale),
         address(weight.bias),

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 
 from kinema.ops.common import FP8_MAX, INT8_MAX, Quantized, QuantKind, Target, by_group, deliver
 from kinema.ops.linear import Activation, LinearWeight
+from kinema.ops.norm_modulate import Norm, NormModulate
+from kinema.ops.norm_modulate.reference import norm_modulate
+from kinema.ops.quantize import Quantize
 from kinema.ops.quantize.reference import quantize
 
 
@@ -86,18 +90,57 @@ def linear(
     x: torch.Tensor | Quantized | tuple[torch.Tensor, torch.Tensor],
     weight: LinearWeight,
     *,
+    norm: Norm | None = None,
     activation: Activation = "none",
     gate: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     assert isinstance(weight, ReferenceWeight)
-    if isinstance(x, tuple):
-        x = torch.cat(x, dim=-1)
-    dtype = weight.activations if isinstance(x, Quantized) else x.dtype
-    if weight.quantize_activations is not None and isinstance(x, torch.Tensor):
-        x = quantize(x, weight.quantize_activations)
-    return epilogue(_project(x, weight, dtype), weight, activation, gate, residual, dtype, out)
+    given, dtype = source(x, weight, norm, norm_modulate, quantize)
+    return epilogue(project(given, weight, dtype), weight, activation, gate, residual, dtype, out)
+
+
+def source(
+    x: torch.Tensor | Quantized | tuple[torch.Tensor, torch.Tensor],
+    weight: ReferenceWeight,
+    norm: Norm | None,
+    norm_modulate: NormModulate,
+    quantize: Quantize,
+) -> tuple[torch.Tensor | Quantized, torch.dtype]:
+    """What the product reads, made by these two ops, and the dtype of the result."""
+    kind = weight.quantize_activations
+    if norm is not None:
+        given = plain(x)
+        return normed(given, norm, norm_modulate, kind), given.dtype
+    if isinstance(x, Quantized):
+        return x, weight.activations
+    whole = torch.cat(x, dim=-1) if isinstance(x, tuple) else x
+    return whole if kind is None else quantize(whole, kind), whole.dtype
+
+
+def plain(x: torch.Tensor | Quantized | tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """The x of a call with a norm."""
+    if not isinstance(x, torch.Tensor):
+        raise ValueError("a norm is of one x in 16 or 32 bits, wanted neither a pair nor a quantised x with it")
+    return x
+
+
+def normed(
+    x: torch.Tensor, norm: Norm, norm_modulate: NormModulate, quantize: QuantKind | None
+) -> torch.Tensor | Quantized:
+    """The norm of x by an implementation of `norm_modulate`: one pass, 8 bits included."""
+    of = partial(
+        norm_modulate,
+        x,
+        norm=norm.kind,
+        eps=norm.eps,
+        weight=norm.weight,
+        bias=norm.bias,
+        scale=norm.scale,
+        shift=norm.shift,
+    )
+    return of() if quantize is None else of(quantize=quantize)
 
 
 def epilogue(
@@ -123,7 +166,7 @@ def epilogue(
     return deliver(y.to(dtype), out)
 
 
-def _project(x: torch.Tensor | Quantized, weight: ReferenceWeight, dtype: torch.dtype) -> torch.Tensor:
+def project(x: torch.Tensor | Quantized, weight: ReferenceWeight, dtype: torch.dtype) -> torch.Tensor:
     """x·Wᵀ + b in `dtype`, whatever the storage of either side."""
     if isinstance(x, Quantized) and weight.scale is None:
         x = x.dequantize(dtype)

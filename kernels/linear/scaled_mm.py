@@ -16,10 +16,12 @@ from typing import Any
 
 import torch
 
-from kinema.ops.common import PRECISIONS, Quantized, QuantKind, Target, takes_the_rest
+from kinema.ops.common import Op, Precision, Quantized, QuantKind, Target, takes_the_rest
 from kinema.ops.common.launch import architecture, is_hip
 from kinema.ops.linear import Activation, LinearWeight, reference
-from kinema.ops.linear.reference import ReferenceWeight, epilogue
+from kinema.ops.linear.reference import ReferenceWeight, epilogue, project, source
+from kinema.ops.norm_modulate import OP as NORM_MODULATE
+from kinema.ops.norm_modulate import Norm
 from kinema.ops.quantize import OP as QUANTIZE
 
 MULTIPLE = 16  # of features, on both sides
@@ -55,29 +57,29 @@ def linear(
     x: torch.Tensor | Quantized | tuple[torch.Tensor, torch.Tensor],
     weight: LinearWeight,
     *,
+    norm: Norm | None = None,
     activation: Activation = "none",
     gate: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    if isinstance(x, tuple):
-        x = torch.cat(x, dim=-1)
-    if not (isinstance(weight, NarrowWeight) and _is_taken(x, weight)):
-        return reference.linear(x, weight, activation=activation, gate=gate, residual=residual, out=out)
-    dtype = weight.activations if isinstance(x, Quantized) else x.dtype
-    given = x if isinstance(x, Quantized) else _quantized(x, weight)
-    y = _product(given, weight, dtype).view(*given.shape[:-1], -1)
+    assert isinstance(weight, ReferenceWeight)
+    given, dtype = source(x, weight, norm, _norm_modulate, _quantize)
+    if isinstance(weight, NarrowWeight) and isinstance(given, Quantized) and _is_taken(given, weight, dtype):
+        y = _product(given, weight, dtype).view(*given.shape[:-1], -1)
+    else:
+        y = project(given, weight, dtype)
     return epilogue(y, weight, activation, gate, residual, dtype, out)
 
 
-def _is_taken(x: torch.Tensor | Quantized, weight: NarrowWeight) -> bool:
+def _is_taken(x: Quantized, weight: NarrowWeight, dtype: torch.dtype) -> bool:
     """Whether the product is there for this input: torch._scaled_mm gives bf16, torch._int_mm wants LEAST_ROWS."""
     rows = math.prod(x.shape[:-1])
-    if isinstance(x, Quantized) and x.data.dtype != weight.weight.dtype:
+    if x.data.dtype != weight.weight.dtype:
         return False
     if weight.quantize_activations == "int8":
         return rows >= LEAST_ROWS
-    return rows > 0 and (weight.activations if isinstance(x, Quantized) else x.dtype) == torch.bfloat16
+    return rows > 0 and dtype == torch.bfloat16
 
 
 def _product(x: Quantized, weight: NarrowWeight, dtype: torch.dtype) -> torch.Tensor:
@@ -94,14 +96,20 @@ def _product(x: Quantized, weight: NarrowWeight, dtype: torch.dtype) -> torch.Te
     )
 
 
-def _quantized(x: torch.Tensor, weight: NarrowWeight) -> Quantized:
-    kind = weight.quantize_activations
-    assert kind is not None
-    made: Quantized = _quantizer(x.device, kind, architecture(x.device), is_hip()).quantize(x, kind)
+def _quantize(x: torch.Tensor, kind: QuantKind) -> Quantized:
+    made: Quantized = _best(QUANTIZE, x, kind).quantize(x, kind)
     return made
 
 
-@lru_cache(maxsize=16)
-def _quantizer(device: torch.device, kind: QuantKind, arch: int, hip: bool) -> Any:
-    """The op's best: Triton's, in one pass, where it runs."""
-    return takes_the_rest(QUANTIZE, Target(device, PRECISIONS["cuda"][kind])).load()
+def _norm_modulate(x: torch.Tensor, *, quantize: QuantKind | None = None, **options: Any) -> Any:
+    return _best(NORM_MODULATE, x, quantize).norm_modulate(x, quantize=quantize, **options)
+
+
+def _best(op: Op, x: torch.Tensor, kind: QuantKind | None) -> Any:
+    """The functions of the op's best for x: Triton's, in one pass, where they run."""
+    return _found(op, x.device, x.dtype, kind, architecture(x.device), is_hip())
+
+
+@lru_cache(maxsize=64)
+def _found(op: Op, device: torch.device, dtype: torch.dtype, kind: QuantKind | None, arch: int, hip: bool) -> Any:
+    return takes_the_rest(op, Target(device, Precision(kind or "plain", dtype, dtype, kind))).load()

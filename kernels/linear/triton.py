@@ -18,6 +18,8 @@ from kinema.ops.common.triton_numerics import FEWEST_FP32
 from kinema.ops.linear import Activation, LinearWeight, reference
 from kinema.ops.linear.triton_kernel import linear_kernel
 from kinema.ops.linear.triton_tables import TABLES
+from kinema.ops.norm_modulate import Norm
+from kinema.ops.norm_modulate.triton import norm_modulate
 from kinema.ops.quantize.triton import quantize_together
 
 SMALL_ROWS = 16  # up to here a tile of one tensor-core instruction's height is enough
@@ -70,6 +72,7 @@ def linear(
     x: torch.Tensor | Quantized | tuple[torch.Tensor, torch.Tensor],
     weight: LinearWeight,
     *,
+    norm: Norm | None = None,
     activation: Activation = "none",
     gate: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
@@ -78,7 +81,7 @@ def linear(
     assert isinstance(weight, TritonWeight)
     if activation not in get_args(Activation):
         raise ValueError(f"unknown activation {activation!r}: wanted one of {', '.join(get_args(Activation))}")
-    first, second, x_scale, dtype = _sources(x, weight)
+    first, second, x_scale, dtype = _sources(x, weight, norm)
     batch, tokens, features = first.shape
     more = 0 if second is None else second.shape[2]
     if features + more != weight.in_features:
@@ -163,9 +166,15 @@ def linear(
 
 
 def _sources(
-    x: torch.Tensor | Quantized | tuple[torch.Tensor, torch.Tensor], weight: TritonWeight
+    x: torch.Tensor | Quantized | tuple[torch.Tensor, torch.Tensor], weight: TritonWeight, norm: Norm | None
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.dtype]:
     """What the kernel reads: first and second source, a scale per token, and the dtype of the result."""
+    if norm is not None:
+        given = reference.plain(x)
+        read = reference.normed(given, norm, norm_modulate, weight.quantize_activations)
+        if isinstance(read, Quantized):
+            return read.data, None, read.scale.reshape(-1), given.dtype
+        return read, None, None, given.dtype
     first, second = x if isinstance(x, tuple) else (x, None)
     if isinstance(first, torch.Tensor):
         dtype = first.dtype

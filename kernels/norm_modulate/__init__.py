@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, Protocol, overload
 
 import torch
@@ -11,6 +12,18 @@ from kinema.ops.common.native import cpu_implementation
 from kinema.ops.common.triton_target import quantize_unsupported, triton_implementation
 
 NormKind = Literal["layer", "rms"]
+
+
+@dataclass(frozen=True)
+class Norm:
+    """What `norm_modulate` does to its x, for an op that does it to its own; fields as its arguments of these names."""
+
+    eps: float
+    kind: NormKind = "layer"
+    weight: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+    scale: torch.Tensor | None = None
+    shift: torch.Tensor | None = None
 
 
 class NormModulate(Protocol):

@@ -6,7 +6,7 @@ import torch
 
 from kinema.ops.common import Quantized, QuantKind
 from kinema.ops.common.native import E4M3, I8, cpu, readable, workspace
-from kinema.ops.norm_modulate.cpu import NO_NORM, NormModulateArguments
+from kinema.ops.norm_modulate.cpu import NormModulateArguments
 
 
 def quantize(x: torch.Tensor, kind: QuantKind) -> Quantized:
@@ -25,7 +25,6 @@ def quantize(x: torch.Tensor, kind: QuantKind) -> Quantized:
         out=data.data_ptr(),
         out_scale=scale.data_ptr(),
         workspace=workspace(4 * threads * channels),
-        norm=NO_NORM,
         out_dtype=I8 if kind == "int8" else E4M3,
         threads=threads,
     )

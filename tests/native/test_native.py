@@ -35,6 +35,7 @@ CPU = PRECISIONS["cpu"]
 MIRRORS = {
     "kinema_attention_args": attention_cpu.AttentionArguments,
     "kinema_conv3d_args": conv3d_cpu.Conv3dArguments,
+    "kinema_norm": norm_modulate_cpu.NormArguments,
     "kinema_linear_args": linear_cpu.LinearArguments,
     "kinema_norm_modulate_args": norm_modulate_cpu.NormModulateArguments,
     "kinema_patch_embed_args": patch_embed_cpu.PatchEmbedArguments,
@@ -131,6 +132,7 @@ def test_a_struct_of_arguments_is_the_one_of_the_header(name):
         for part in names.split(","):
             pointer, field, count = re.fullmatch(r"\s*((?:\*|const|\s)*)(\w+)(?:\[(\d)\])?", part).groups()
             types = {"int64_t": ctypes.c_int64, "int32_t": ctypes.c_int32, "float": ctypes.c_float}
+            types |= {"kinema_norm": norm_modulate_cpu.NormArguments}
             single = ctypes.c_void_p if "*" in pointer else types[kind]
             wanted.append((field, single * int(count) if count else single))
     assert list(MIRRORS[name]._fields_) == wanted
