@@ -151,30 +151,61 @@ inline float quantize_row(const float *x, int64_t count, int32_t dtype, void *to
 
 // ---- norm_modulate
 
-// to = y of channels k to k + count of token s of sample b; x: the first of them
+// Where what belongs to channels from k on of token s of sample b lies; what is not there is null.
+struct NormRow {
+    const float *weight = nullptr, *bias = nullptr, *scale = nullptr, *shift = nullptr;
+
+    NormRow(const kinema_norm &norm, int64_t b, int64_t s, int64_t k) {
+        if (norm.weight != nullptr)
+            weight = norm.weight + k;
+        if (norm.bias != nullptr)
+            bias = norm.bias + k;
+        if (norm.scale != nullptr)
+            scale = norm.scale + b * norm.scale_stride_b + s / norm.scale_tokens * norm.scale_stride_g + k;
+        if (norm.shift != nullptr)
+            shift = norm.shift + b * norm.shift_stride_b + s / norm.shift_tokens * norm.shift_stride_g + k;
+    }
+};
+
+enum class Given { AFFINE, MODULATED, ANY }; // weight and bias alone, scale and shift alone, or whatever is not null
+
+// to = y of `count` channels
+template <Given GIVEN>
+inline void modulate(const NormRow &row, const Moments &of, int64_t count, const float *x, float *to) {
+    constexpr bool AFFINE = GIVEN == Given::AFFINE, MODULATED = GIVEN == Given::MODULATED, ANY = GIVEN == Given::ANY;
+    const V mean = set1(of.mean), factor = set1(of.factor), one = set1(1.0f);
+    const auto value = [&](int64_t i, int lanes) __attribute__((always_inline)) {
+        V y = mul(sub(load_some(x + i, lanes), mean), factor);
+        if (AFFINE || (ANY && row.weight != nullptr))
+            y = mul(y, load_some(row.weight + i, lanes));
+        if (AFFINE || (ANY && row.bias != nullptr))
+            y = add(y, load_some(row.bias + i, lanes));
+        if (MODULATED || (ANY && row.scale != nullptr))
+            y = mul(y, add(one, load_some(row.scale + i, lanes)));
+        if (MODULATED || (ANY && row.shift != nullptr))
+            y = add(y, load_some(row.shift + i, lanes));
+        return y;
+    };
+    int64_t i = 0;
+    for (; i + W <= count; i += W)
+        store(to + i, value(i, W));
+    if (i < count)
+        store_n(to + i, value(i, static_cast<int>(count - i)), static_cast<int>(count - i));
+}
+
+// y of channels k to k + count of token s of sample b; x: the first of them
 inline __attribute__((noinline)) void modulate(
     const kinema_norm &norm, const Moments &of, int64_t b, int64_t s, int64_t k, int64_t count, const float *x,
     float *to) {
-    const float *weight = norm.weight != nullptr ? norm.weight + k : nullptr;
-    const float *bias = norm.bias != nullptr ? norm.bias + k : nullptr, *scale = nullptr, *shift = nullptr;
-    if (norm.scale != nullptr)
-        scale = norm.scale + b * norm.scale_stride_b + s / norm.scale_tokens * norm.scale_stride_g + k;
-    if (norm.shift != nullptr)
-        shift = norm.shift + b * norm.shift_stride_b + s / norm.shift_tokens * norm.shift_stride_g + k;
-    const V mean = set1(of.mean), factor = set1(of.factor), one = set1(1.0f);
-    for (int64_t i = 0; i < count; i += W) {
-        const int lanes = static_cast<int>(least(count - i, W));
-        V y = mul(sub(load_some(x + i, lanes), mean), factor);
-        if (weight != nullptr)
-            y = mul(y, load_some(weight + i, lanes));
-        if (bias != nullptr)
-            y = add(y, load_some(bias + i, lanes));
-        if (scale != nullptr)
-            y = mul(y, add(one, load_some(scale + i, lanes)));
-        if (shift != nullptr)
-            y = add(y, load_some(shift + i, lanes));
-        store_some(to + i, y, lanes);
-    }
+    const NormRow row(norm, b, s, k);
+    const bool affine = row.weight != nullptr || row.bias != nullptr;
+    const bool modulated = row.scale != nullptr || row.shift != nullptr;
+    if (!affine && row.scale != nullptr && row.shift != nullptr)
+        modulate<Given::MODULATED>(row, of, count, x, to);
+    else if (!modulated && row.weight != nullptr && row.bias != nullptr)
+        modulate<Given::AFFINE>(row, of, count, x, to);
+    else
+        modulate<Given::ANY>(row, of, count, x, to);
 }
 
 inline void norm_modulate_row(const kinema_norm_modulate_args &a, int64_t row, float *to) {
