@@ -10,6 +10,7 @@ from kinema.checkpoints.weights import Weights
 from kinema.maps import Maps
 from kinema.ops import Ops, Storage
 from kinema.ops.linear import Activation, LinearWeight
+from kinema.ops.norm_modulate import Norm
 
 
 def pack_linear(weights: Weights, name: str, ops: Ops, storage: Storage = "planned") -> LinearWeight:
@@ -43,8 +44,8 @@ class Mlp:
         """x: [B, S, in] → residual + mlp(x), [B, S, out]."""
         return self.ops.linear(self.ops.linear(x, self.up, activation=self.activation), self.down, residual=residual)
 
-    def onto(self, residual: torch.Tensor, x: torch.Tensor, gate: torch.Tensor, maps: Maps) -> torch.Tensor:
-        """residual + gate · mlp(x), [B, S, out], where the residual was; "wide" of `maps` is overwritten."""
+    def onto(self, x: torch.Tensor, norm: Norm, gate: torch.Tensor, maps: Maps) -> torch.Tensor:
+        """x + gate · mlp(norm(x)), [B, S, C], where x was; "wide" of `maps` is overwritten."""
         wide = maps.get("wide", (*x.shape[:2], self.up.out_features), x)
-        hidden = self.ops.linear(x, self.up, activation=self.activation, out=wide)
-        return self.ops.linear(hidden, self.down, gate=gate, residual=residual, out=maps.onto(residual))
+        hidden = self.ops.linear(x, self.up, norm=norm, activation=self.activation, out=wide)
+        return self.ops.linear(hidden, self.down, gate=gate, residual=x, out=maps.onto(x))

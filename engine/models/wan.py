@@ -22,6 +22,7 @@ from kinema.models.blocks import Mlp, pack_linear, sinusoid
 from kinema.ops import Ops
 from kinema.ops.attention import KV, BlockCausal
 from kinema.ops.common import Rope
+from kinema.ops.norm_modulate import Norm
 from kinema.ops.qk_norm_rope import HeadNorm
 
 
@@ -229,10 +230,8 @@ class WanBlock:
             self.image_norm_k = self._across_heads(cross["norm_added_k.weight"])
         self.norm2 = None
         if config.cross_attn_norm:
-            self.norm2 = (
-                weights["norm2.weight"].to(ops.device).float(),
-                weights["norm2.bias"].to(ops.device).float(),
-            )
+            weight, bias = (weights[f"norm2.{name}"].to(ops.device).float() for name in ("weight", "bias"))
+            self.norm2 = Norm(self.eps, weight=weight, bias=bias)
         self.ffn = Mlp(weights.sub("ffn"), ("net.0.proj", "net.2"), "gelu_tanh", ops)
 
     def _across_heads(self, weight: torch.Tensor) -> HeadNorm:
@@ -264,33 +263,29 @@ class WanBlock:
     ) -> torch.Tensor:
         """x: [R, S, C], whose memory the result may take; modulation: [R, G, 6, C] fp32 → [R, S, C]."""
         shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.table).unbind(2)
-        h = self.ops.norm_modulate(x, eps=self.eps, scale=scale1, shift=shift1, out=maps.get("narrow", x.shape, x))
-        h = self._self_attention(h, rope, causal, maps)
+        h = self._self_attention(x, Norm(self.eps, scale=scale1, shift=shift1), rope, causal, maps)
         x = self.ops.linear(h, self.out, gate=gate1, residual=x, out=maps.onto(x))
         h = self._cross_attention(x, text, text_bias, image, maps)
         x = self.ops.linear(h, self.cross_out, residual=x, out=maps.onto(x))
-        h = self.ops.norm_modulate(x, eps=self.eps, scale=scale2, shift=shift2, out=maps.get("narrow", x.shape, x))
-        return self.ffn.onto(x, h, gate2, maps)
+        return self.ffn.onto(x, Norm(self.eps, scale=scale2, shift=shift2), gate2, maps)
 
-    def _self_attention(self, h: torch.Tensor, rope: Rope, causal: BlockCausal | None, maps: Maps) -> torch.Tensor:
-        """h: [R, S, C], whose memory the result may take: it is no longer wanted once there are queries and keys."""
-        rows, tokens, channels = h.shape
+    def _self_attention(
+        self, x: torch.Tensor, norm: Norm, rope: Rope, causal: BlockCausal | None, maps: Maps
+    ) -> torch.Tensor:
+        rows, tokens, channels = x.shape
         heads = (rows, self.heads, tokens, channels // self.heads)
-        q, k, v = self.ops.linear(h, self.qkv, out=maps.get("wide", (rows, tokens, 3 * channels), h)).chunk(3, dim=-1)
-        q = self.ops.qk_norm_rope(q, self.heads, norm=self.norm_q, rope=rope, out=maps.get("q", heads, h))
-        k = self.ops.qk_norm_rope(k, self.heads, norm=self.norm_k, rope=rope, out=maps.get("k", heads, h))
+        wide = maps.get("wide", (rows, tokens, 3 * channels), x)
+        q, k, v = self.ops.linear(x, self.qkv, norm=norm, out=wide).chunk(3, dim=-1)
+        q = self.ops.qk_norm_rope(q, self.heads, norm=self.norm_q, rope=rope, out=maps.get("q", heads, x))
+        k = self.ops.qk_norm_rope(k, self.heads, norm=self.norm_k, rope=rope, out=maps.get("k", heads, x))
         v = v.view(*v.shape[:2], self.heads, -1).transpose(1, 2)
-        return self.ops.attention(q, KV(k, v), causal=causal, out=maps.onto(h))[0]
+        return self.ops.attention(q, KV(k, v), causal=causal, out=maps.get("narrow", x.shape, x))[0]
 
     def _cross_attention(
         self, x: torch.Tensor, text: KV, text_bias: torch.Tensor | None, image: KV | None, maps: Maps
     ) -> torch.Tensor:
         rows, tokens, channels = x.shape
-        h = x
-        if self.norm2 is not None:
-            weight, bias = self.norm2
-            h = self.ops.norm_modulate(x, eps=self.eps, weight=weight, bias=bias, out=maps.get("narrow", x.shape, x))
-        q = self.ops.linear(h, self.cross_q, out=maps.get("wide", x.shape, x))
+        q = self.ops.linear(x, self.cross_q, norm=self.norm2, out=maps.get("wide", x.shape, x))
         heads = (rows, self.heads, tokens, channels // self.heads)
         q = self.ops.qk_norm_rope(q, self.heads, norm=self.cross_norm_q, out=maps.get("q", heads, x))
         h = self.ops.attention(q, text, bias=text_bias, out=maps.get("narrow", x.shape, x))[0]
@@ -378,8 +373,8 @@ class WanTransformer:
             x = block(x, modulation, rope, context.text[i], bias, image, causal, maps)
 
         shift, scale = (time.unsqueeze(2) + self.table).unbind(2)
-        x = ops.norm_modulate(x, eps=config.eps, scale=scale, shift=shift, out=maps.onto(x))
-        return ops.unpatchify(ops.linear(x, self.proj_out), grid, config.patch_size).float()
+        patches = ops.linear(x, self.proj_out, norm=Norm(config.eps, scale=scale, shift=shift))
+        return ops.unpatchify(patches, grid, config.patch_size).float()
 
     def _modulation(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[R] or [R, G] → the time embedding [R, G, C] and the blocks' modulation [R, G, 6, C], fp32."""

@@ -14,6 +14,7 @@ from kinema.ops import build_ops, compiled, plan_ops, target_for
 from kinema.ops.attention import KV, BlockCausal, BlockList
 from kinema.ops.common import Rope
 from kinema.ops.compiled import compilable
+from kinema.ops.norm_modulate import Norm
 from kinema.ops.qk_norm_rope import HeadNorm
 
 CONFIG = WanConfig(
@@ -64,6 +65,8 @@ def calls():
             "attention_bias": lambda o, w, p: o.attention(heads, KV(heads, heads), bias=bias),
             "linear": lambda o, w, p: o.linear(x, w, activation="gelu_tanh"),
             "linear_gated": lambda o, w, p: o.linear(x, w, gate=gate, residual=residual),
+            "linear_normed": lambda o, w, p: o.linear(x, w, norm=Norm(1e-6, scale=by_three, shift=shared), gate=gate),
+            "linear_normed_rms": lambda o, w, p: o.linear(x, w, norm=Norm(1e-3, "rms", channels, channels.flip(0))),
             "linear_pair": lambda o, w, p: o.linear((x[..., :6], x[..., 6:]), w),
             "patch": lambda o, w, p: o.patch_embed(video, p, position=place),
             "unpatchify": lambda o, w, p: o.unpatchify(x, (1, 2, 3), (1, 2, 2), order="channel_first"),

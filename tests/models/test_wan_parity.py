@@ -176,6 +176,12 @@ def planted(model: WanTransformer, mistake: str) -> None:
         for part in [model, model.time_embed, model.text_embed, *model.blocks, *(b.ffn for b in model.blocks)]:
             part.ops = changed
 
+    def normed_as(change):
+        def linear(x, weight, norm=None, **kw):
+            return ops.linear(x, weight, norm=change(norm) if norm is not None else None, **kw)
+
+        replace(linear=linear)
+
     if mistake == "erf_gelu":
         for block in model.blocks:
             block.ffn.activation = "gelu"
@@ -193,9 +199,7 @@ def planted(model: WanTransformer, mistake: str) -> None:
 
         replace(linear=swap)
     elif mistake == "shift_for_scale":
-        replace(
-            norm_modulate=lambda x, scale=None, shift=None, **kw: ops.norm_modulate(x, scale=shift, shift=scale, **kw)
-        )
+        normed_as(lambda norm: dataclasses.replace(norm, scale=norm.shift, shift=norm.scale))
     elif mistake == "no_rope":
         replace(qk_norm_rope=lambda x, heads, rope=None, **kw: ops.qk_norm_rope(x, heads, **kw))
     elif mistake == "half_split_rope":
@@ -227,7 +231,7 @@ def planted(model: WanTransformer, mistake: str) -> None:
 
         replace(unpatchify=channel_first)
     elif mistake == "rms_for_layer":
-        replace(norm_modulate=lambda x, norm="layer", **kw: ops.norm_modulate(x, norm="rms", **kw))
+        normed_as(lambda norm: dataclasses.replace(norm, kind="rms"))
     elif mistake == "text_as_self":
         for block in model.blocks:
             block.cross_norm_q, block.cross_norm_k = block.norm_q, block.norm_k
