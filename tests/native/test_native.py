@@ -1,6 +1,7 @@
 """The native CPU kernels below their ops: instruction sets, elementary functions, threads, the C interface."""
 
 import ctypes
+import dataclasses
 import itertools
 import os
 import re
@@ -22,6 +23,7 @@ from kinema.ops.common import PRECISIONS, Quantized, Target, native
 from kinema.ops.conv3d import cpu as conv3d_cpu
 from kinema.ops.conv3d import cpu_direct as conv3d_cpu_direct
 from kinema.ops.linear import cpu as linear_cpu
+from kinema.ops.norm_modulate import Norm
 from kinema.ops.norm_modulate import cpu as norm_modulate_cpu
 from kinema.ops.patch_embed import cpu as patch_embed_cpu
 from kinema.ops.qk_norm_rope import HeadNorm
@@ -158,6 +160,30 @@ def test_what_makes_no_sense_is_refused_with_a_sentence():
         native.cpu().call("kinema_linear", arguments)
 
 
+@needs_library
+@pytest.mark.parametrize(
+    "field, value, reason",
+    [
+        ("x2", "some", "no such value"),
+        ("x_dtype", native.I8, "number format"),
+        ("kind", 3, "no such value"),
+        ("scale", "some", "a size is negative"),
+    ],
+)
+def test_a_norm_that_makes_no_sense_is_refused(field, value, reason):
+    some = torch.zeros(64)
+    norm = norm_modulate_cpu.NormArguments(kind=norm_modulate_cpu.NORMS["layer"])  # a scale would be of 0 tokens
+    arguments = linear_cpu.LinearArguments(batch=1, tokens=1, in_features=1, x_features=1, out_features=1)
+    arguments.norm = ctypes.addressof(norm)
+    for name in ("x", "weight", "out", "workspace"):
+        setattr(arguments, name, some.data_ptr())
+    assert native.cpu().ask("kinema_linear_workspace", arguments) > 0, "so far it is a call"
+    where = norm if field in ("kind", "scale") else arguments
+    setattr(where, field, some.data_ptr() if value == "some" else value)
+    with pytest.raises(ValueError, match=reason):
+        native.cpu().call("kinema_linear", arguments)
+
+
 # ---- elementary functions
 
 
@@ -282,6 +308,23 @@ def test_a_token_that_is_no_number_is_not_rounded_to_one(isa, odd):
     assert not bool(y[0, 4].isfinite().any())
     others = [token for token in range(9) if token != 4]
     assert torch.equal(y[0, others], plain[0, others])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_token_that_is_no_number_spoils_no_other_through_its_norm(isa, precision):
+    x, packed = random(1, 9, 50), linear_cpu.pack_linear(random(21, 50, seed=1), target=target(precision))
+    plain = linear_cpu.linear(x, packed, norm=Norm(1e-6))
+    x[0, 4, 37] = float("nan")
+    y = linear_cpu.linear(x, packed, norm=Norm(1e-6))
+    assert bool(y[0, 4].isnan().all())
+    others = [token for token in range(9) if token != 4]
+    assert torch.equal(y[0, others], plain[0, others])
+
+
+def test_a_norm_has_the_weights_of_its_channels(isa):
+    packed = linear_cpu.pack_linear(torch.ones(1, 5), target=target("fp32"))
+    with pytest.raises(ValueError, match=r"weight is \(4,\), wanted \[5\]"):
+        linear_cpu.linear(torch.ones(1, 1, 5), packed, norm=Norm(1e-6, weight=torch.ones(4)))
 
 
 def test_more_codes_than_add_up_in_32_bits_are_refused(isa):
@@ -416,6 +459,29 @@ def test_results_do_not_depend_on_the_threads(isa, threads, precision, rows, int
         packed = linear_cpu.pack_linear(w, target=target(precision))
         results.append(linear_cpu.linear(x, packed, activation="gelu_tanh"))
     assert all(torch.equal(result, results[0]) for result in results)
+
+
+@pytest.mark.parametrize("rows, into, out", [(3, 300, 211), (293, 300, 211), (601, 40, 1601), (20, 1545, 70)])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp8", "int8"])
+def test_a_norm_is_that_of_its_op_whatever_the_threads(isa, threads, precision, rows, into, out):
+    """To the last bit: rows are normed once for each range of columns, a slice of the depth at a time."""
+    x, w, row = random(1, rows, into, std=3.0), random(out, into, seed=1), random(into, seed=2)
+    table = random(1, rows, 2, into, seed=3)
+    packed = linear_cpu.pack_linear(w, target=target(precision))
+    norms = (
+        Norm(1e-6, scale=table[:, :, 0], shift=table[:, :1, 1]),
+        Norm(1e-6, weight=row, bias=row.flip(0)),
+        Norm(1e-6, "rms", weight=row, shift=table[:, :, 1]),
+    )
+    for norm in norms:
+        options = dataclasses.asdict(norm)
+        n = norm_modulate_cpu.norm_modulate(x, norm=options.pop("kind"), **options)
+        wanted = linear_cpu.linear(n, packed, activation="silu")
+        for count in (1, 2, 7):
+            threads(count)
+            got = torch.full_like(wanted, float("nan"))
+            linear_cpu.linear(x, packed, norm=norm, activation="silu", out=got)
+            assert torch.equal(got, wanted)
 
 
 @needs_library
