@@ -9,6 +9,7 @@ import torch
 
 from kinema.ops.attention import KV, BlockCausal, BlockList
 from kinema.ops.common import Quantized, QuantKind, Rope, Target
+from kinema.ops.norm_modulate import Norm
 from kinema.ops.qk_norm_rope import HeadNorm
 
 Call = partial[Any]
@@ -48,6 +49,7 @@ def linear(
     target: Target,
     new: Inputs,
     *,
+    norm: int | None = None,
     activation: str = "none",
     gate: int | None = None,
     residual: bool = False,
@@ -55,7 +57,7 @@ def linear(
     gated: bool = False,
     bias: bool = True,
 ) -> Call:
-    """gate: groups of tokens. second: features of a second source.
+    """norm, gate: groups of tokens of their modulation. second: features of a second source.
 
     8-bit precisions get their input in 8 bits, as the op before leaves it on a GPU; a CPU's product rounds it itself.
     """
@@ -70,12 +72,16 @@ def linear(
     x: Any = new(1, rows, into, dtype=dtype)
     if second:
         x = (x, new(1, rows, second, dtype=dtype))
-    elif kind is not None and target.device.type != "cpu":
+    elif kind is not None and norm is None and target.device.type != "cpu":
         stored = torch.float8_e4m3fn if kind == "fp8" else torch.int8
         x = Quantized(new(1, rows, into).to(stored), new(1, rows, 1))
     table = new(1, gate, 6, out)[:, :, 2] if gate is not None else None
     stream = new(1, rows, out, dtype=dtype) if residual else None
-    return partial(functions.linear, x, weight, activation=activation, gate=table, residual=stream)
+    of = None
+    if norm is not None:
+        modulation = new(1, norm, 6, into)
+        of = Norm(1e-6, scale=modulation[:, :, 1], shift=modulation[:, :, 0])
+    return partial(functions.linear, x, weight, norm=of, activation=activation, gate=table, residual=stream)
 
 
 def modulated(

@@ -64,7 +64,7 @@ ON_A_CPU = Transformer("1.3B on a CPU", 12, 128, 8960, {1280: ("fp32", "int8"), 
 
 def cpu_cases() -> tuple[Case, ...]:
     """Cases of a CPU alone."""
-    return tuple(case for tokens in ON_A_CPU.tokens for case in _layer(ON_A_CPU, tokens))
+    return tuple(case for tokens in ON_A_CPU.tokens for of in (_layer, _normed) for case in of(ON_A_CPU, tokens))
 
 
 def all_cases() -> tuple[Case, ...]:
@@ -106,6 +106,13 @@ def _layer(model: Transformer, tokens: int) -> Iterator[Case]:
     yield Case("qk_norm_rope", f"{name} cross q", flowing, partial(calls.qk, tokens, *size))
     yield Case("attention", f"{name} self", flowing, partial(calls.attention, *size, tokens, tokens, fused=True))
     yield Case("attention", f"{name} cross", flowing, partial(calls.attention, *size, tokens, TEXT))
+
+
+def _normed(model: Transformer, tokens: int) -> Iterator[Case]:
+    """The same linears of a norm, which a CPU's product does on its way; a GPU's are the two calls of `_layer`."""
+    for what, out, activation in (("qkv", 3 * model.dim, "none"), ("up", model.ffn, "gelu_tanh")):
+        prepare = partial(calls.linear, tokens, model.dim, out, norm=1, activation=activation)
+        yield Case("linear", f"{model.name} {tokens} {what} of a norm", model.tokens[tokens], prepare)
 
 
 def _other_linears() -> Iterator[Case]:

@@ -28,11 +28,11 @@ def torch_call(op: str, call: Call) -> Nearest | None:
     return make(*call.args, **call.keywords) if make is not None else None
 
 
-def _linear(x: Any, weight: Any, *, activation: str, gate: Any, residual: Any) -> Nearest | None:
+def _linear(x: Any, weight: Any, *, norm: Any, activation: str, gate: Any, residual: Any) -> Nearest | None:
     if not isinstance(x, torch.Tensor) or weight.scale is not None:
         return None
     bias = weight.bias.to(x.dtype) if weight.bias is not None else None
-    whole = activation == "none" and gate is None and residual is None and not weight.gated
+    whole = norm is None and activation == "none" and gate is None and residual is None and not weight.gated
     return Nearest(partial(F.linear, x, weight.weight.to(x.dtype), bias), whole)
 
 

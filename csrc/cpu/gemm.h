@@ -20,8 +20,8 @@ constexpr int64_t BLOCK_COLUMNS = 768;
 constexpr int64_t LAST_PARTS = 4;   // of the last blocks of rows, so that no thread waits long for another's
 constexpr int64_t PART_PANELS = 24; // at least: each part packs the left matrix again
 
-// What multiplies a row's sums; the code that stands for 0 in a row of codes, x = scale · (code − zero); and the moments
-// of a row that is normed while it is packed.
+// What multiplies a row's sums; the code that stands for 0 in a row of codes, x = scale · (code − zero); and the
+// moments of a row that is normed while it is packed.
 struct RowScale {
     float scale;
     int32_t zero;

@@ -45,8 +45,8 @@ inline int64_t x2_row(const kinema_linear_args &args, int64_t m) {
     return m / args.tokens * args.x2_stride_b + m % args.tokens * args.x2_stride_s;
 }
 
-// Features k to k + count of row m in fp32, piece by piece: (piece, its first feature, its length). They are those of up
-// to two sources, or of one that is normed on the way, whose moments `row` has.
+// Features k to k + count of row m in fp32, piece by piece: (piece, its first feature, its length). They are those of
+// up to two sources, or of one that is normed on the way, whose moments `row` has.
 template <class F>
 inline void
 pieces(const kinema_linear_args &args, int64_t m, int64_t k, int64_t count, const RowScale &row, F each_piece) {

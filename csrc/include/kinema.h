@@ -108,7 +108,7 @@ typedef struct kinema_linear_args {
     int64_t x_features;
     const float *x2; /* fp32; NULL: x holds all the features */
     int64_t x2_stride_b, x2_stride_s;
-    const float *x_scale; /* [batch * tokens], of an x in 8 bits; NULL: 1 */
+    const float *x_scale;    /* [batch * tokens], of an x in 8 bits; NULL: 1 */
     const kinema_norm *norm; /* of an fp32 x without x2, whose rows are normed on the way; NULL: they are as they are */
     /* the weight as it was packed; scale and bias per row, of a gated weight the gate's first; NULL: 1 and 0 */
     const void *weight;
@@ -140,7 +140,8 @@ KINEMA_API int32_t kinema_linear_code_top(const kinema_cpu *cpu);
 
 /* ---- rows: norms, rotation, 8 bits ---- */
 
-/* y = norm(x) over rows of `channels`. A norm of zeros (no kind, no pointers) and an out in 8 bits: x itself is rounded.
+/* y = norm(x) over rows of `channels`. A norm of zeros (no kind, no pointers) and an out in 8 bits: x itself is
+ * rounded.
  */
 typedef struct kinema_norm_modulate_args {
     int64_t batch, tokens, channels;

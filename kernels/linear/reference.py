@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from kinema.ops.common import FP8_MAX, INT8_MAX, Quantized, QuantKind, Target, by_group, deliver
 from kinema.ops.linear import Activation, LinearWeight
-from kinema.ops.norm_modulate import Norm, NormModulate
+from kinema.ops.norm_modulate import Norm
 from kinema.ops.norm_modulate.reference import norm_modulate
 from kinema.ops.quantize import Quantize
 from kinema.ops.quantize.reference import quantize
@@ -105,7 +105,7 @@ def source(
     x: torch.Tensor | Quantized | tuple[torch.Tensor, torch.Tensor],
     weight: ReferenceWeight,
     norm: Norm | None,
-    norm_modulate: NormModulate,
+    norm_modulate: Callable[..., torch.Tensor | Quantized],
     quantize: Quantize,
 ) -> tuple[torch.Tensor | Quantized, torch.dtype]:
     """What the product reads, made by these two ops, and the dtype of the result."""
@@ -127,7 +127,10 @@ def plain(x: torch.Tensor | Quantized | tuple[torch.Tensor, torch.Tensor]) -> to
 
 
 def normed(
-    x: torch.Tensor, norm: Norm, norm_modulate: NormModulate, quantize: QuantKind | None
+    x: torch.Tensor,
+    norm: Norm,
+    norm_modulate: Callable[..., torch.Tensor | Quantized],
+    quantize: QuantKind | None,
 ) -> torch.Tensor | Quantized:
     """The norm of x by an implementation of `norm_modulate`: one pass, 8 bits included."""
     of = partial(

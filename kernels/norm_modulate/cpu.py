@@ -59,9 +59,7 @@ def readable_norm(norm: Norm) -> Norm:
     """The norm with its tensors as a kernel reads them, which must outlive the call."""
     if norm.kind not in NORMS:
         raise ValueError(f"unknown norm {norm.kind!r}: wanted 'layer' or 'rms'")
-    return replace(
-        norm, weight=fp32(norm.weight), bias=fp32(norm.bias), scale=fp32(norm.scale), shift=fp32(norm.shift)
-    )
+    return replace(norm, weight=fp32(norm.weight), bias=fp32(norm.bias), scale=fp32(norm.scale), shift=fp32(norm.shift))
 
 
 def norm_arguments(x: torch.Tensor, norm: Norm) -> NormArguments:

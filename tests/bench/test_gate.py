@@ -200,6 +200,7 @@ def test_torchs_op_is_the_contract_where_it_says_so(op, prepare):
     [
         ("linear", partial(op_calls.linear, 5, 24, 16, activation="silu")),
         ("linear", partial(op_calls.linear, 5, 24, 16, residual=True)),
+        ("linear", partial(op_calls.linear, 5, 24, 16, norm=5)),
         ("linear", partial(op_calls.linear, 5, 24, 16, gated=True)),
         ("norm_modulate", partial(op_calls.modulated, 5, 24, 1)),
         ("conv3d", partial(op_calls.conv3d, 3, 4, (3, 3, 3), (2, 5, 7), norm=True)),

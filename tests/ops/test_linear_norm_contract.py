@@ -47,7 +47,7 @@ MODULATED = Case(scale=1, shift=1)
 SIZES = ((1, 1, 1, 1), (3, 7, 13, 5), (2, 19, 65, 31), (1, 66, 72, 37))  # and more than a slice of the depth: "deep"
 
 CASES = {
-    **{f"{k}_{b}x{s}x{i}": replace(MODULATED, size=(b, s, i, o), precision=CPU[k]) for k in CPU for b, s, i, o in SIZES},
+    **{f"{k}_{n[0]}x{n[1]}x{n[2]}": replace(MODULATED, size=n, precision=CPU[k]) for k in CPU for n in SIZES},
     **{f"gpu_{k}": replace(MODULATED, size=(2, 19, 65, 31), precision=GPU[k]) for k in GPU if k != "fp32"},
     **{f"rms_{k}": Case(kind="rms", weight=True, precision=CPU[k]) for k in ("fp32", "int8")},
     **{f"affine_{k}": Case(weight=True, bias=True, precision=CPU[k]) for k in ("fp32", "int8")},
@@ -234,7 +234,8 @@ def changed(**change):
     def plant(impl):
         def run(x, weight, *, norm=None, **options):
             if norm is not None:
-                norm = replace(norm, **{k: f(getattr(norm, k)) for k, f in change.items() if getattr(norm, k) is not None})
+                given = {name: getattr(norm, name) for name in change}
+                norm = replace(norm, **{k: change[k](v) for k, v in given.items() if v is not None})
             return impl.functions.linear(x, weight, norm=norm, **options)
 
         return run
@@ -251,8 +252,7 @@ def norm_of_the_first_tokens(impl):
 
     def run(x, weight, *, norm=None, **options):
         first = x[:, :1].expand(x.shape) if norm is not None and x.shape[1] > 1 else x
-        y = impl.functions.linear(first, weight, norm=norm, **options)
-        return y
+        return impl.functions.linear(first, weight, norm=norm, **options)
 
     return run
 
