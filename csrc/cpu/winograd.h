@@ -15,7 +15,7 @@
 namespace kinema {
 namespace KINEMA_ISA {
 
-constexpr int64_t WINOGRAD_ROWS = 96;     // of the left matrices at a time: what a weight is read for
+constexpr int64_t WINOGRAD_ROWS = 96;     // of the left matrices at a time: what a weight is read for; of 36 half
 constexpr int64_t WINOGRAD_DEPTH = 320;   // of a panel in the first-level cache
 constexpr int64_t WINOGRAD_COLUMNS = 384; // whose sums wait for their transform
 constexpr int64_t WINOGRAD_FRAMES = 4;    // of the result at a time
@@ -63,7 +63,7 @@ struct Winograd {
         panels = ceil_div(a.out_channels, NR);
         chunk = least(panels, most(1, WINOGRAD_COLUMNS / NR));
         frames = least(shape.out_t, WINOGRAD_FRAMES);
-        groups = most(1, WINOGRAD_ROWS / (MR * frames));
+        groups = most(1, WINOGRAD_ROWS / (outputs / 2 * MR * frames));
         const int64_t line = shape.seen * shape.line * 4;
         const int64_t enough = ceil_div(4 * groups * MR * most(1, args.threads), tiles_w); // for all threads
         band = most(enough, (BAND_BYTES / line - (size - step)) / step);
