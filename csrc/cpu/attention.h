@@ -2,7 +2,8 @@
 // cache.
 //
 // Heads are taken a few at a time. First their keys and values are packed into panels (rotated, if need be, and without
-// the slots that are not real); then every block of queries goes over them with a running maximum and sum.
+// the slots that are not real); then every block of queries goes over them with a running maximum and sum. In 8 bits
+// (attention_i8.h) queries and keys are codes, and all behind the logits is the same.
 #pragma once
 
 #include <cstdint>
@@ -14,137 +15,47 @@
 namespace kinema {
 namespace KINEMA_ISA {
 
-constexpr int64_t QUERY_BLOCK = 96;       // rows at most; with KEY_BLOCK 98 KB of logits
-constexpr int64_t KEY_BLOCK = 256;        // keys; of 128 channels 131 KB each of keys and values
-constexpr int64_t PACK_BLOCK = 512;       // keys that a thread packs at once
-constexpr int64_t PACKED_LIMIT = 1 << 24; // bytes of keys and values that are packed at once, if a head has no more
-
-// Where the real keys of a sample lie among all slots: those of a segment come first in it.
-struct RealKeys {
-    int64_t count[3], first[3], slot[3], total;
-
-    RealKeys(const kinema_attention_args &a, int64_t b) : count{}, first{}, slot{}, total(0) {
-        int64_t slots = 0;
-        for (int64_t s = 0; s < a.key_segments; ++s) {
-            const int64_t given = a.lengths[s] != nullptr ? a.lengths[s][b] : a.slots[s];
-            count[s] = most(0, least(given, a.slots[s]));
-            first[s] = total;
-            slot[s] = slots;
-            total += count[s];
-            slots += a.slots[s];
-        }
-    }
-
-    // How many real keys lie before a slot.
-    int64_t before(const kinema_attention_args &a, int64_t where) const {
-        int64_t found = 0;
-        for (int64_t s = 0; s < a.key_segments; ++s)
-            found += most(0, least(where - slot[s], count[s]));
-        return found;
-    }
-};
-
-inline int64_t all_slots(const kinema_attention_args &a) {
-    int64_t slots = 0;
-    for (int64_t s = 0; s < a.key_segments; ++s)
-        slots += a.slots[s];
-    return slots;
-}
-
-// How attention is cut, and where its scratch lies.
-struct AttentionCut {
-    int64_t key_panels, value_panels; // of NR keys, of NR channels
-    int64_t keys, head_floats;        // packed, of one head
-    int64_t group;                    // heads at once
-    int64_t query_block;              // rows of a task
-    int64_t tiles, blocks[2], rows_of[2], parts[2];
-    int64_t q_floats, logit_floats, out_floats, row_floats, thread_floats;
-
-    explicit AttentionCut(const kinema_attention_args &a) {
-        key_panels = ceil_div(all_slots(a), NR);
-        value_panels = ceil_div(a.head_dim, NR);
-        keys = key_panels * NR;
-        head_floats = keys * a.head_dim + keys * value_panels * NR;
-        const int64_t heads = a.batch * a.heads;
-        group = least(heads, most(1, PACKED_LIMIT / 4 / most(1, head_floats)));
-        // few short heads are cut finer, so that no thread waits long for the last one
-        const int64_t queries = a.q_tokens[0] + (a.query_segments > 1 ? a.q_tokens[1] : 0);
-        const int64_t threads = most(1, a.threads), wanted = ceil_div(heads * queries, 4 * threads);
-        query_block = threads == 1 ? QUERY_BLOCK : least(QUERY_BLOCK, ceil_div(most(wanted, 4 * MR), MR) * MR);
-        int64_t rows = 1;
-        for (int64_t s = 0; s < 2; ++s) {
-            const int64_t tokens = s < a.query_segments ? a.q_tokens[s] : 0;
-            // a block of queries reads one list of tiles
-            rows_of[s] = a.indices != nullptr ? a.query_tile : most(1, tokens);
-            parts[s] = ceil_div(least(rows_of[s], tokens), query_block);
-            blocks[s] = tokens > 0 ? ceil_div(tokens, rows_of[s]) * parts[s] : 0;
-            rows = most(rows, least(query_block, least(rows_of[s], tokens)));
-        }
-        tiles = ceil_div(rows, MR);
-        q_floats = tiles * MR * ceil_div(a.head_dim, KB) * KB;
-        logit_floats = tiles * MR * KEY_BLOCK;
-        out_floats = tiles * MR * value_panels * NR;
-        row_floats = ceil_div(3 * tiles * MR + a.head_dim, 16) * 16;
-        thread_floats = q_floats + logit_floats + out_floats + row_floats;
-    }
-
-    int64_t bytes(int32_t threads) const { return 4 * (group * head_floats + threads * thread_floats); }
-};
-
-// One head's packed keys [panel][channel][NR], then its values [panel of channels][key][NR].
-inline void pack_keys(
-    const kinema_attention_args &a, const AttentionCut &cut, int64_t b, int64_t n, int64_t from, int64_t to,
-    float *packed, float *row) {
-    const RealKeys real(a, b);
-    float *values = packed + cut.keys * a.head_dim;
-    const int64_t padded = cut.value_panels * NR;
-    for (int64_t j = from; j < to; ++j) {
-        float *key = packed + j / NR * NR * a.head_dim + j % NR;
-        if (j >= real.total) { // what fills up a panel
-            for (int64_t d = 0; d < a.head_dim; ++d)
-                key[d * NR] = 0.0f;
-            for (int64_t d = 0; d < padded; ++d)
-                values[(d / NR * cut.keys + j) * NR + d % NR] = 0.0f;
-            continue;
-        }
-        int64_t s = a.key_segments - 1;
-        while (j < real.first[s])
-            --s;
-        const int64_t slot = j - real.first[s];
-        const float *k = a.k[s] + b * a.k_stride_b[s] + n * a.k_stride_n[s] + slot * a.k_stride_r[s];
-        const float *v = a.v[s] + b * a.v_stride_b[s] + n * a.v_stride_n[s] + slot * a.v_stride_r[s];
-        const int64_t turned = slot - a.rope_start[s];
-        if (a.cosines[s] != nullptr && turned >= 0 && turned < a.rope_tokens[s]) {
-            std::memcpy(row, k, a.head_dim * sizeof(float));
-            const int64_t table = b * a.rope_stride_b[s] + turned * (a.head_dim / 2);
-            rotate(row, a.cosines[s] + table, a.sines[s] + table, a.head_dim / 2, a.interleaved[s] != 0);
-            k = row;
-        }
-        for (int64_t d = 0; d < a.head_dim; ++d)
-            key[d * NR] = k[d];
-        for (int64_t p = 0; p < cut.value_panels; ++p) {
-            const int64_t width = least(a.head_dim - p * NR, NR);
-            float *place_of_value = values + (p * cut.keys + j) * NR;
-            std::memcpy(place_of_value, v + p * NR, width * sizeof(float));
-            for (int64_t d = width; d < NR; ++d)
-                place_of_value[d] = 0.0f;
-        }
-    }
-}
-
 // A block of queries on its way over the keys of a head.
 struct QueryBlock {
     const kinema_attention_args &a;
     const AttentionCut &cut;
     const RealKeys real;
     int64_t b, n, segment, first, count; // rows first to first + count of a segment
-    const float *keys, *values;
-    float *q, *logits, *sums, *top, *total, *fade;
+    float *packed; // the head
+    float *q, *logits, *sums, *top, *total, *fade, *factor;
 
     int64_t tiles() const { return ceil_div(count, MR); }
     int64_t padded() const { return cut.value_panels * NR; }
+    const float *values() const { return packed + cut.key_floats; }
 
-    void begin() {
+    // row, codes: scratch of `cut.width` each
+    void begin(float *row, uint8_t *codes) {
+        for (int64_t r = 0; r < count; ++r) {
+            top[r] = -__builtin_inff();
+            total[r] = 0.0f;
+        }
+        std::memset(sums, 0, tiles() * MR * padded() * sizeof(float));
+        if (a.quantize != 0)
+            place_query_codes(row, codes);
+        else
+            place_queries();
+    }
+
+    void place_query_codes(float *row, uint8_t *codes) {
+        const float *from = a.q[segment] + b * a.q_stride_b[segment] + n * a.q_stride_n[segment];
+        std::memset(row, 0, cut.width * sizeof(float));
+        for (int64_t r = 0; r < count; ++r) {
+            std::memcpy(row, from + (first + r) * a.q_stride_s[segment], a.head_dim * sizeof(float));
+            factor[r] = to_even_codes(row, a.head_dim, codes) * a.scale;
+            place_codes(query_codes(r / I8_ROWS), static_cast<int>(r % I8_ROWS), codes, cut.code_groups);
+        }
+    }
+
+    uint8_t *query_codes(int64_t tile) const {
+        return reinterpret_cast<uint8_t *>(q) + tile * I8_ROWS * cut.code_groups * 4;
+    }
+
+    void place_queries() {
         const float *from = a.q[segment] + b * a.q_stride_b[segment] + n * a.q_stride_n[segment];
         const V scale = set1(a.scale);
         float *scaled = logits; // not in use yet; head_dim may be larger than it, so a piece at a time
@@ -159,10 +70,7 @@ struct QueryBlock {
                 }
                 place(tile, static_cast<int>(r % MR), d, scaled, here);
             }
-            top[r] = -__builtin_inff();
-            total[r] = 0.0f;
         }
-        std::memset(sums, 0, tiles() * MR * padded() * sizeof(float));
     }
 
     // Real keys that row r sees are those below this.
@@ -245,6 +153,21 @@ struct QueryBlock {
         return lanes[0];
     }
 
+    void score_panel(int64_t panel, float *to) {
+        for (int64_t i = 0; i < tiles(); ++i)
+            multiply_f32(
+                static_cast<int>(least(count - i * MR, MR)), q + i * MR * ceil_div(a.head_dim, KB) * KB, Packed{},
+                packed + panel * NR * a.head_dim, a.head_dim, to + i * MR * KEY_BLOCK, KEY_BLOCK, false);
+    }
+
+    void score_panel_codes(int64_t panel, float *to) {
+        const KeyCodes keys(cut, packed);
+        for (int64_t i = 0; i * I8_ROWS < count; ++i)
+            score_codes(
+                static_cast<int>(least(count - i * I8_ROWS, I8_ROWS)), query_codes(i), factor + i * I8_ROWS, keys,
+                panel, cut.code_groups, to + i * I8_ROWS * KEY_BLOCK, KEY_BLOCK);
+    }
+
     // Real keys from lo up to hi.
     void visit(int64_t lo, int64_t hi) {
         if (a.causal_block != 0)
@@ -254,18 +177,17 @@ struct QueryBlock {
         for (int64_t key = lo / NR * NR; key < hi; key += KEY_BLOCK) {
             const int64_t from = most(0, lo - key), to = least(hi - key, KEY_BLOCK);
             for (int64_t panel = from / NR; panel * NR < to; ++panel)
-                for (int64_t i = 0; i < tiles(); ++i)
-                    multiply_f32(
-                        static_cast<int>(least(count - i * MR, MR)), q + i * MR * ceil_div(a.head_dim, KB) * KB,
-                        Packed{}, keys + (key / NR + panel) * NR * a.head_dim, a.head_dim,
-                        logits + i * MR * KEY_BLOCK + panel * NR, KEY_BLOCK, false);
+                if (a.quantize != 0)
+                    score_panel_codes(key / NR + panel, logits + panel * NR);
+                else
+                    score_panel(key / NR + panel, logits + panel * NR);
             for (int64_t r = 0; r < count; ++r)
                 weigh(r, key, from, to);
             for (int64_t panel = 0; panel < cut.value_panels; ++panel)
                 for (int64_t i = 0; i < tiles(); ++i)
                     multiply_f32(
                         static_cast<int>(least(count - i * MR, MR)), logits + i * MR * KEY_BLOCK + from,
-                        Rowwise{KEY_BLOCK}, values + (panel * cut.keys + key + from) * NR, to - from,
+                        Rowwise{KEY_BLOCK}, values() + (panel * cut.keys + key + from) * NR, to - from,
                         sums + i * MR * padded() + panel * NR, padded(), true, fade + i * MR);
         }
     }
@@ -314,19 +236,48 @@ struct RunningAttention {
     const kinema_attention_args &a;
     const AttentionCut cut;
     int64_t head; // the first of the group
-    float *packed() const { return static_cast<float *>(a.workspace); }
-    float *scratch(int thread) const { return packed() + cut.group * cut.head_floats + thread * cut.thread_floats; }
+    float *packed(int64_t local) const { return static_cast<float *>(a.workspace) + local * cut.head_floats; }
+    double *key_sums(int64_t local) const {
+        return reinterpret_cast<double *>(packed(cut.group) + local * cut.sum_floats);
+    }
+    float *scratch(int thread) const {
+        return packed(cut.group) + cut.group * cut.sum_floats + thread * cut.thread_floats;
+    }
+    float *rows(int thread) const { return scratch(thread) + cut.q_floats + cut.logit_floats + cut.out_floats; }
+    float *row(int thread) const { return rows(thread) + ceil_div(4 * cut.tiles * MR, 16) * 16; }
+    float *mean(int thread) const { return row(thread) + cut.width; }
+    uint8_t *codes(int thread) const { return reinterpret_cast<uint8_t *>(mean(thread) + cut.width); }
 };
+
+inline void sum_task(void *data, int64_t task, int thread) {
+    const RunningAttention &run = *static_cast<const RunningAttention *>(data);
+    const int64_t local = task / run.cut.chunks, chunk = task % run.cut.chunks, head = run.head + local;
+    const int64_t b = head / run.a.heads;
+    sum_keys(
+        run.a, RealKeys(run.a, b), b, head % run.a.heads, chunk * PACK_BLOCK, (chunk + 1) * PACK_BLOCK, run.row(thread),
+        run.key_sums(local) + chunk * run.a.head_dim);
+}
 
 inline void pack_task(void *data, int64_t task, int thread) {
     const RunningAttention &run = *static_cast<const RunningAttention *>(data);
-    const int64_t chunks = ceil_div(run.cut.keys, PACK_BLOCK), local = task / chunks, head = run.head + local;
-    const int64_t from = task % chunks * PACK_BLOCK;
+    const kinema_attention_args &a = run.a;
     const AttentionCut &cut = run.cut;
-    float *row = run.scratch(thread) + cut.q_floats + cut.logit_floats + cut.out_floats + 3 * cut.tiles * MR;
-    pack_keys(
-        run.a, cut, head / run.a.heads, head % run.a.heads, from, least(from + PACK_BLOCK, cut.keys),
-        run.packed() + local * cut.head_floats, row);
+    const int64_t local = task / cut.chunks, chunk = task % cut.chunks, head = run.head + local, b = head / a.heads;
+    const RealKeys real(a, b);
+    float *packed = run.packed(local), *row = run.row(thread), *mean = run.mean(thread);
+    if (a.quantize != 0) {
+        mean_of_keys(run.key_sums(local), cut.chunks, real.total, a.head_dim, mean);
+        std::memset(row, 0, cut.width * sizeof(float));
+    }
+    for (int64_t j = chunk * PACK_BLOCK; j < least((chunk + 1) * PACK_BLOCK, cut.keys); ++j) {
+        const KeyValue read =
+            j < real.total ? read_key(a, real, b, head % a.heads, j, row) : KeyValue{nullptr, nullptr};
+        if (a.quantize != 0)
+            pack_key_codes(read.k, mean, a.head_dim, cut, j, row, run.codes(thread), packed);
+        else
+            pack_key(read.k, a.head_dim, j, packed);
+        pack_value(read.v, a.head_dim, cut, j, packed);
+    }
 }
 
 inline void query_task(void *data, int64_t task, int thread) {
@@ -341,9 +292,8 @@ inline void query_task(void *data, int64_t task, int thread) {
     const int64_t end = least((tile + 1) * cut.rows_of[segment], run.a.q_tokens[segment]);
     if (first >= end)
         return;
-    float *scratch = run.scratch(thread), *rows = scratch + cut.q_floats + cut.logit_floats + cut.out_floats;
+    float *scratch = run.scratch(thread), *rows = run.rows(thread);
     const int64_t b = head / run.a.heads;
-    const float *packed = run.packed() + local * cut.head_floats;
     QueryBlock query{
         run.a,
         cut,
@@ -353,15 +303,15 @@ inline void query_task(void *data, int64_t task, int thread) {
         segment,
         first,
         least(end - first, cut.query_block),
-        packed,
-        packed + cut.keys * run.a.head_dim,
+        run.packed(local),
         scratch,
         scratch + cut.q_floats,
         scratch + cut.q_floats + cut.logit_floats,
         rows,
         rows + cut.tiles * MR,
-        rows + 2 * cut.tiles * MR};
-    query.begin();
+        rows + 2 * cut.tiles * MR,
+        rows + 3 * cut.tiles * MR};
+    query.begin(run.row(thread), run.codes(thread));
     if (run.a.indices != nullptr)
         query.visit_listed();
     else
@@ -378,7 +328,9 @@ inline void attention(const kinema_attention_args &a, Pool &pool) {
     const int threads = a.threads > 1 ? a.threads : 1;
     for (run.head = 0; run.head < a.batch * a.heads; run.head += run.cut.group) {
         const int64_t here = least(run.cut.group, a.batch * a.heads - run.head);
-        pool.run(threads, here * ceil_div(run.cut.keys, PACK_BLOCK), pack_task, &run);
+        if (a.quantize != 0)
+            pool.run(threads, here * run.cut.chunks, sum_task, &run);
+        pool.run(threads, here * run.cut.chunks, pack_task, &run);
         pool.run(threads, here * (run.cut.blocks[0] + run.cut.blocks[1]), query_task, &run);
     }
 }

@@ -149,7 +149,7 @@ int32_t check(const kinema_attention_args *a) {
     }
     if (a->indices != nullptr && (a->counts == nullptr || a->query_tile <= 0 || a->key_tile <= 0 || a->listed < 0))
         return a->counts == nullptr ? KINEMA_NO_POINTER : KINEMA_BAD_SIZE;
-    return KINEMA_OK;
+    return a->quantize == 0 || a->quantize == 1 ? KINEMA_OK : KINEMA_BAD_OPTION;
 }
 
 int32_t check(const kinema_patch_embed_args *a) {

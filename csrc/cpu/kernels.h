@@ -9,6 +9,8 @@
 #include "gemm.h"
 #include "epilogue.h"
 #include "linear.h"
+#include "attention_keys.h"
+#include "attention_i8.h"
 #include "attention.h"
 #include "patches.h"
 #include "conv3d_copy.h"

@@ -229,6 +229,7 @@ typedef struct kinema_attention_args {
     void *workspace; /* kinema_attention_workspace() bytes, 64-byte aligned */
     float scale;
     int32_t interleaved[3];
+    int32_t quantize; /* 1: logits are of queries and keys that are rounded to 181 steps; 0: of fp32 */
     int32_t threads;
 } kinema_attention_args;
 

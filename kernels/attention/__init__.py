@@ -14,6 +14,7 @@ from kinema.ops.common.triton_target import quantize_unsupported, triton_impleme
 
 FP8_BLOCK = 128  # keys that share a scale in 8 bits
 FP8_PEAK = 256.0  # the largest weight in 8 bits: a power of two below e4m3's 448
+INT8_TOP = 90.0  # the largest code: of 0 to 180 and −90 to 90 two products fit the 16 bits that AVX2 adds them in
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Attention(Protocol):
         residual: [B, S, N·D], added to the result (two softmaxes over one query: Wan's image attention); `out`
         may be `residual` itself.
         A query that sees no key at all gives 0 (or its residual). Logits and sums in fp32.
-        quantize: "fp8" multiplies in e4m3, nothing else is known; lossy, and defined to the last rounding:
+        quantize: "fp8" or "int8"; lossy, and defined to the last rounding. "fp8" multiplies in e4m3:
 
         - x ≈ data · s with s = max(max|x|, 1e-12) / 448, to nearest even. Queries have one s per token and head, keys
           and values one per FP8_BLOCK slots of a segment (from its slot 0) and head, over the real ones, after the
@@ -93,6 +94,15 @@ class Attention(Protocol):
           far, its own tile's included. So it is FP8_PEAK at most and saturates nowhere, whatever the logits; and
           tiles (128 keys in the reference, their order and size an implementation's choice) change its rounding only.
         - Row sums are of these rounded weights: values of 1 give 1.
+
+        "int8" takes the logits from integers; weights, values and sums are as without it:
+
+        - x ≈ data · s with s = max(max|x|, 1e-12) / INT8_TOP, data whole numbers, to nearest even. Queries and keys
+          have one s per token and head.
+        - Keys are rounded after the rotation, and less their mean, which adds the same to all logits of a query. It
+          is that of a head's real keys in all segments, channel by channel, summed in fp64 and rounded to fp32 (not
+          of fp64 inputs). What is not finite, which only what no query sees may be, counts as 0 in it.
+        - Sums of products are whole numbers; each becomes a logit in fp32, times both s and scale.
 
         Returns one contiguous [B, S, N·D] per query segment, in q's dtype, ready for the output projection.
         """

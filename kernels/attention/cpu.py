@@ -66,6 +66,7 @@ class AttentionArguments(ctypes.Structure):
         ("workspace", ctypes.c_void_p),
         ("scale", ctypes.c_float),
         ("interleaved", ctypes.c_int32 * 3),
+        ("quantize", ctypes.c_int32),
         ("threads", ctypes.c_int32),
     )
 
@@ -87,7 +88,7 @@ def attention(
     outputs = out if isinstance(out, tuple) else (out,) * len(queries)
     if len(queries) > 1 and (causal is not None or blocks is not None or residual is not None):
         raise ValueError("causal, blocks and residual are for a single query segment")
-    if quantize is not None:  # a CPU has no arithmetic in 8-bit floats: the truth is the only way to compute it
+    if quantize not in (None, "int8"):  # a CPU has no arithmetic in 8-bit floats: the truth is the only way to compute it
         return reference.attention(
             q,
             kv,
@@ -149,6 +150,7 @@ def attention(
         rope_tokens=_Three(*(table[4] for table in ropes)),
         interleaved=(ctypes.c_int32 * 3)(*(s.rope is not None and s.rope.interleaved for s in segments)),
         scale=head_dim**-0.5 if scale is None else scale,
+        quantize=int(quantize == "int8"),
         threads=torch.get_num_threads(),
     )
     if residual is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from kinema.ops.attention import FP8_BLOCK, FP8_PEAK, KV, BlockCausal, BlockList
+from kinema.ops.attention import FP8_BLOCK, FP8_PEAK, INT8_TOP, KV, BlockCausal, BlockList
 from kinema.ops.common import FP8_MAX, QuantKind, deliver, wide
 
 FP8_TILE = 128  # keys that are weighted together in 8 bits
@@ -28,8 +28,8 @@ def attention(
     outputs = out if isinstance(out, tuple) else (out,) * len(queries)
     if len(queries) > 1 and (causal is not None or blocks is not None or residual is not None):
         raise ValueError("causal, blocks and residual are for a single query segment")
-    if quantize not in (None, "fp8"):
-        raise ValueError(f"attention does not quantize to {quantize!r}: wanted 'fp8' or None")
+    if quantize not in (None, "fp8", "int8"):
+        raise ValueError(f"attention does not quantize to {quantize!r}: wanted 'fp8', 'int8' or None")
 
     query = _joined(list(queries))
     keys = [s.rope.rotate(s.k) if s.rope is not None else s.k for s in segments]
@@ -37,6 +37,9 @@ def attention(
     if quantize == "fp8":
         query = _in_e4m3(wide(query), 1)
         keys, values = ([_real_in_e4m3(x, s) for x, s in zip(t, segments, strict=True)] for t in (keys, values))
+    elif quantize == "int8":
+        query = _in_int8(wide(query))
+        keys, values = _smoothed_in_int8([wide(k) for k in keys], segments), [wide(v) for v in values]
     key, value = _joined(keys), _joined(values)
     mask = _mask(query, segments, causal, blocks)
     dense = mask
@@ -51,7 +54,7 @@ def attention(
         tiles = [size for s in segments for size in _sizes(s.k.shape[2], FP8_TILE)]
         y = _weighted_in_e4m3(query, key, value, dense, scale, tiles).to(queries[0].dtype)
     else:
-        y = F.scaled_dot_product_attention(query, key, value, attn_mask=dense, scale=scale)
+        y = F.scaled_dot_product_attention(query, key, value, attn_mask=dense, scale=scale).to(queries[0].dtype)
     if dense is not None:
         # not every SDPA kernel gives 0 for a query that sees nothing
         blind = ~dense.any(-1) if dense.dtype == torch.bool else dense.isneginf().all(-1)
@@ -84,12 +87,32 @@ def _to_e4m3(x: torch.Tensor) -> torch.Tensor:
 
 def _real_in_e4m3(x: torch.Tensor, segment: KV) -> torch.Tensor:
     """A segment's keys or values [B, N, R, D]; what lies behind a length is 0."""
-    x = wide(x)
-    if segment.lengths is not None:
-        slots = torch.arange(x.shape[2], device=x.device)
-        real = slots < segment.lengths.to(x.device)[:, None]
-        x = torch.where(real[:, None, :, None], x, 0.0)
-    return _in_e4m3(x, FP8_BLOCK)
+    return _in_e4m3(_real(wide(x), segment), FP8_BLOCK)
+
+
+def _real(x: torch.Tensor, segment: KV) -> torch.Tensor:
+    """x [B, N, R, D] of a segment, with 0 behind a length."""
+    if segment.lengths is None:
+        return x
+    return torch.where(_real_keys((segment,), x.shape[0]).to(x.device).transpose(-1, -2), x, 0.0)
+
+
+def _in_int8(x: torch.Tensor) -> torch.Tensor:
+    """x [B, N, S, D] rounded to whole multiples of each token's step. NaN stays, and infinities become it."""
+    step = x.abs().nan_to_num(0.0, posinf=float("inf")).amax(-1, keepdim=True).clamp(min=1e-12) / INT8_TOP
+    return (x / step).round() * step
+
+
+def _smoothed_in_int8(keys: list[torch.Tensor], segments: tuple[KV, ...]) -> list[torch.Tensor]:
+    """Every segment's keys [B, N, R, D] without the mean of all real ones, rounded."""
+    real = _real_keys(segments, keys[0].shape[0])
+    total = sum(_finite(_real(k, s)).double().sum(2, keepdim=True) for k, s in zip(keys, segments, strict=True))
+    mean = (total / real.sum(-1, keepdim=True).clamp(min=1).to(keys[0].device)).to(keys[0].dtype)
+    return [_in_int8(k - mean) for k in keys]
+
+
+def _finite(x: torch.Tensor) -> torch.Tensor:
+    return torch.where(x.isfinite(), x, 0.0)
 
 
 def _weighted_in_e4m3(

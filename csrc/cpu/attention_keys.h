@@ -1,0 +1,142 @@
+// What attention reads of its keys and values: which of them are real, how the work is cut, and how a head is packed.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "kinema.h"
+#include "pool.h"
+
+namespace kinema {
+namespace KINEMA_ISA {
+
+constexpr int64_t QUERY_BLOCK = 96;       // rows at most; with KEY_BLOCK 98 KB of logits
+constexpr int64_t KEY_BLOCK = 256;        // keys; of 128 channels 131 KB each of keys and values
+constexpr int64_t PACK_BLOCK = 512;       // keys that a thread packs at once
+constexpr int64_t PACKED_LIMIT = 1 << 24; // bytes of keys and values that are packed at once, if a head has no more
+
+// Where the real keys of a sample lie among all slots: those of a segment come first in it.
+struct RealKeys {
+    int64_t count[3], first[3], slot[3], total;
+
+    RealKeys(const kinema_attention_args &a, int64_t b) : count{}, first{}, slot{}, total(0) {
+        int64_t slots = 0;
+        for (int64_t s = 0; s < a.key_segments; ++s) {
+            const int64_t given = a.lengths[s] != nullptr ? a.lengths[s][b] : a.slots[s];
+            count[s] = most(0, least(given, a.slots[s]));
+            first[s] = total;
+            slot[s] = slots;
+            total += count[s];
+            slots += a.slots[s];
+        }
+    }
+
+    // How many real keys lie before a slot.
+    int64_t before(const kinema_attention_args &a, int64_t where) const {
+        int64_t found = 0;
+        for (int64_t s = 0; s < a.key_segments; ++s)
+            found += most(0, least(where - slot[s], count[s]));
+        return found;
+    }
+};
+
+inline int64_t all_slots(const kinema_attention_args &a) {
+    int64_t slots = 0;
+    for (int64_t s = 0; s < a.key_segments; ++s)
+        slots += a.slots[s];
+    return slots;
+}
+
+// How attention is cut, and where its scratch lies.
+struct AttentionCut {
+    int64_t key_panels, value_panels;      // of NR keys, of NR channels
+    int64_t keys, key_floats, head_floats; // packed, of one head
+    int64_t chunks;                        // of keys that a thread packs at once
+    int64_t group;                         // heads at once
+    int64_t query_block;                   // rows of a task
+    int64_t tiles, blocks[2], rows_of[2], parts[2];
+    int64_t code_groups, sum_floats; // in 8 bits: channels in fours; sums over a head's keys
+    int64_t width;                   // channels of a row of scratch, whole vectors
+    int64_t q_floats, logit_floats, out_floats, row_floats, thread_floats;
+
+    explicit AttentionCut(const kinema_attention_args &a) {
+        key_panels = ceil_div(all_slots(a), NR);
+        value_panels = ceil_div(a.head_dim, NR);
+        keys = key_panels * NR;
+        chunks = ceil_div(keys, PACK_BLOCK);
+        code_groups = ceil_div(a.head_dim, 4);
+        key_floats = a.quantize != 0 ? keys * (code_groups + 2) : keys * a.head_dim; // a step and a shift each
+        sum_floats = a.quantize != 0 ? 2 * chunks * a.head_dim : 0;
+        head_floats = key_floats + keys * value_panels * NR;
+        const int64_t heads = a.batch * a.heads;
+        group = least(heads, most(1, PACKED_LIMIT / 4 / most(1, head_floats)));
+        // few short heads are cut finer, so that no thread waits long for the last one
+        const int64_t queries = a.q_tokens[0] + (a.query_segments > 1 ? a.q_tokens[1] : 0);
+        const int64_t threads = most(1, a.threads), wanted = ceil_div(heads * queries, 4 * threads);
+        query_block = threads == 1 ? QUERY_BLOCK : least(QUERY_BLOCK, ceil_div(most(wanted, 4 * MR), MR) * MR);
+        int64_t rows = 1;
+        for (int64_t s = 0; s < 2; ++s) {
+            const int64_t tokens = s < a.query_segments ? a.q_tokens[s] : 0;
+            // a block of queries reads one list of tiles
+            rows_of[s] = a.indices != nullptr ? a.query_tile : most(1, tokens);
+            parts[s] = ceil_div(least(rows_of[s], tokens), query_block);
+            blocks[s] = tokens > 0 ? ceil_div(tokens, rows_of[s]) * parts[s] : 0;
+            rows = most(rows, least(query_block, least(rows_of[s], tokens)));
+        }
+        tiles = ceil_div(rows, MR);
+        q_floats = tiles * MR * ceil_div(a.head_dim, KB) * KB;
+        logit_floats = tiles * MR * KEY_BLOCK;
+        out_floats = tiles * MR * value_panels * NR;
+        width = ceil_div(a.head_dim, 16) * 16;
+        row_floats = ceil_div(4 * tiles * MR, 16) * 16 + 2 * width + ceil_div(width, 64) * 16;
+        thread_floats = q_floats + logit_floats + out_floats + row_floats;
+    }
+
+    int64_t bytes(int32_t threads) const {
+        return 4 * (group * (head_floats + sum_floats) + threads * thread_floats);
+    }
+};
+
+struct KeyValue {
+    const float *k, *v;
+};
+
+// The jth real key of a head and its value; `row` is for a key that is rotated on read.
+inline KeyValue
+read_key(const kinema_attention_args &a, const RealKeys &real, int64_t b, int64_t n, int64_t j, float *row) {
+    int64_t s = a.key_segments - 1;
+    while (j < real.first[s])
+        --s;
+    const int64_t slot = j - real.first[s];
+    const float *k = a.k[s] + b * a.k_stride_b[s] + n * a.k_stride_n[s] + slot * a.k_stride_r[s];
+    const float *v = a.v[s] + b * a.v_stride_b[s] + n * a.v_stride_n[s] + slot * a.v_stride_r[s];
+    const int64_t turned = slot - a.rope_start[s];
+    if (a.cosines[s] != nullptr && turned >= 0 && turned < a.rope_tokens[s]) {
+        std::memcpy(row, k, a.head_dim * sizeof(float));
+        const int64_t table = b * a.rope_stride_b[s] + turned * (a.head_dim / 2);
+        rotate(row, a.cosines[s] + table, a.sines[s] + table, a.head_dim / 2, a.interleaved[s] != 0);
+        k = row;
+    }
+    return {k, v};
+}
+
+// A head's packed keys are [panel][channel][NR], its values [panel of channels][key][NR]. Null: what fills up a panel.
+inline void pack_key(const float *k, int64_t head_dim, int64_t j, float *packed) {
+    float *key = packed + j / NR * NR * head_dim + j % NR;
+    for (int64_t d = 0; d < head_dim; ++d)
+        key[d * NR] = k != nullptr ? k[d] : 0.0f;
+}
+
+inline void pack_value(const float *v, int64_t head_dim, const AttentionCut &cut, int64_t j, float *packed) {
+    for (int64_t p = 0; p < cut.value_panels; ++p) {
+        const int64_t width = v != nullptr ? least(head_dim - p * NR, NR) : 0;
+        float *value = packed + cut.key_floats + (p * cut.keys + j) * NR;
+        if (width > 0)
+            std::memcpy(value, v + p * NR, width * sizeof(float));
+        for (int64_t d = width; d < NR; ++d)
+            value[d] = 0.0f;
+    }
+}
+
+} // namespace KINEMA_ISA
+} // namespace kinema
