@@ -77,7 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise RequestError("wanted at least one round, one prompt, and 0 or more clips to judge")
     if arguments.json is not None:
         check_report(arguments.json)
-    pipe = _deterministic(open_pipeline(arguments, precision="fp32"))
+    exactly = {"precision": "fp32", "quantize_attention": None}
+    pipe = _deterministic(open_pipeline(arguments, **exactly))
     steps = arguments.steps or pipe.defaults.num_inference_steps
     asked = request_of(pipe, sizes_for(pipe, arguments.tokens, arguments.text_tokens), steps)
     exact = Setting(EXACT, EXACT, pipe, asked)
@@ -85,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     for name in names:
         option = OPTIONS[name]
         try:
-            changed = _deterministic(open_pipeline(arguments, **{"precision": "fp32", **option.load}))
+            changed = _deterministic(open_pipeline(arguments, **{**exactly, **option.load}))
         except UnsupportedError as error:
             refused.append({"name": name, "kind": option.kind, "failed": str(error)})
             continue

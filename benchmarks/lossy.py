@@ -29,3 +29,5 @@ def register(option: Lossy) -> Lossy:
 
 for _precision in ("bf16", "fp16", "fp8", "int8"):
     register(Lossy(_precision, "precision", load={"precision": _precision}))
+for _kind in ("int8", "fp8"):
+    register(Lossy(f"{_kind}-attention", "attention", load={"quantize_attention": _kind}))

@@ -19,6 +19,7 @@ from kinema.models import wan
 from kinema.models.facade import TransformerFacade
 from kinema.models.wan import WanConfig, WanTransformer
 from kinema.ops import Ops, build_ops, plan_ops, target_for
+from kinema.ops.common import QuantKind
 from kinema.options import LoadOptions
 from kinema.text import umt5
 from kinema.text.tokenizer import Tokenizer
@@ -30,10 +31,16 @@ Path = str | os.PathLike[str]
 
 
 def load_transformer(
-    path: Path, *, device: str = "auto", backend: str = "auto", precision: str = "auto", variant: str | None = None
+    path: Path,
+    *,
+    device: str = "auto",
+    backend: str = "auto",
+    precision: str = "auto",
+    variant: str | None = None,
+    quantize_attention: QuantKind | None = None,
 ) -> TransformerFacade:
     """A transformer alone, from its component folder, callable as the diffusers class."""
-    ops = build_ops(plan_ops(target_for(device, precision), backend))
+    ops = build_ops(plan_ops(target_for(device, precision), backend, quantize_attention))
     return TransformerFacade(_transformer(open_component(path, "transformer"), ops, variant))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from kinema.errors import CheckpointError, RequestError
 
@@ -19,6 +19,8 @@ class LoadOptions:
     components in memory after their stage; without it the peak is the largest stage. threads: CPU threads, None leaves
     torch's choice.
     cuda_graphs: on a GPU, replay a request's forwards as one graph; it keeps the memory of a forward for itself.
+    quantize_attention: None, or what the transformer's self-attention multiplies in: "int8" on a CPU, "fp8" on a GPU.
+    Lossy; a backend that has no kernel for it is an error.
     """
 
     device: str = "auto"
@@ -28,6 +30,7 @@ class LoadOptions:
     keep_loaded: bool = True
     threads: int | None = None
     cuda_graphs: bool = True
+    quantize_attention: Literal["fp8", "int8"] | None = None
 
     def __post_init__(self) -> None:
         cores = os.cpu_count() or 1

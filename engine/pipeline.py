@@ -46,7 +46,8 @@ class VideoPipeline:
     def __init__(self, folder: ModelFolder, options: LoadOptions) -> None:
         self.folder = folder
         self.options = options
-        self.ops = build_ops(plan_ops(target_for(options.device, options.precision), options.backend))
+        target = target_for(options.device, options.precision)
+        self.ops = build_ops(plan_ops(target, options.backend, options.quantize_attention))
         self.components = Components(folder, self.ops, options)
         self.cuda_graphs = options.cuda_graphs and self.ops.device.type == "cuda"
         self.experts = experts(folder)  # one, or Wan 2.2 A14B's high-noise and low-noise

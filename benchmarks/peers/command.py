@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
         peers["external"] = External(arguments.external)
     absent = {name: reason for name, p in peers.items() if (reason := missing(p, pipe.ops.device)) is not None}
     present = {name: p for name, p in peers.items() if name not in absent}
-    plain = open_pipeline(arguments, backend="reference", precision="fp32")
+    plain = open_pipeline(arguments, backend="reference", precision="fp32", quantize_attention=None)
     sizes = sizes_for(pipe, arguments.tokens, arguments.text_tokens)
     rows: list[Report] = []
     unit = unit_of(pipe.ops.plan.target.precision.activations)
@@ -180,9 +180,11 @@ def _generation(pipe: VideoPipeline, request: dict[str, Any]) -> Callable[[], An
 def _table(report: Report) -> str:
     from kinema.bench.intervals import Estimate, said
 
+    target = report["target"]
+    attention = f" with attention in {target['attention']}" if "attention" in target else ""
     lines = [
         f"{report['model']}: grid {' x '.join(map(str, report['grid']))}, {report['text_tokens']} tokens of text, "
-        f"{report['threads']} threads; kinema in {report['target']['precision']} on {report['target']['device']}, its "
+        f"{report['threads']} threads; kinema in {target['precision']}{attention} on {target['device']}, its "
         "reference ops in fp32",
         *(f"  {name}: {settings}" for name, settings in report["settings"].items()),
         f"  {'':36} {'median s':>10} {'of peak':>8} {'held':>7} {'error':>8} {'largest':>8}  kinema is faster",

@@ -21,7 +21,7 @@ struct QueryBlock {
     const AttentionCut &cut;
     const RealKeys real;
     int64_t b, n, segment, first, count; // rows first to first + count of a segment
-    float *packed; // the head
+    float *packed;                       // the head
     float *q, *logits, *sums, *top, *total, *fade, *factor;
 
     int64_t tiles() const { return ceil_div(count, MR); }

@@ -12,8 +12,8 @@
 namespace kinema {
 namespace KINEMA_ISA {
 
-// Codes are -LOGIT_TOP to LOGIT_TOP, a query's from 0 on: then two of its products fit the 16 bits of maddubs, whose sum
-// may saturate, whatever the codes: 2 · 180 · 90 = 32400.
+// Codes are -LOGIT_TOP to LOGIT_TOP, a query's from 0 on: then two of its products fit the 16 bits of maddubs, whose
+// sum may saturate, whatever the codes: 2 · 180 · 90 = 32400.
 constexpr int LOGIT_TOP = 90;
 static_assert(2 * (2 * LOGIT_TOP) * LOGIT_TOP <= INT16_MAX, "products of two codes saturate");
 static_assert(MR % I8_ROWS == 0, "codes of a block of queries take no more tiles than its numbers");

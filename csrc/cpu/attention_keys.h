@@ -92,9 +92,7 @@ struct AttentionCut {
         thread_floats = q_floats + logit_floats + out_floats + row_floats;
     }
 
-    int64_t bytes(int32_t threads) const {
-        return 4 * (group * (head_floats + sum_floats) + threads * thread_floats);
-    }
+    int64_t bytes(int32_t threads) const { return 4 * (group * (head_floats + sum_floats) + threads * thread_floats); }
 };
 
 struct KeyValue {

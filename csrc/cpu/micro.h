@@ -88,8 +88,8 @@ inline void multiply_f32(
 
 constexpr int I8_VECTORS = NR / I8_LANES;
 
-// c[R, NR] = (more: c +) a · b in int32, exactly. a: codes of 0 to CODE_TOP, or of up to 255 where b's are so small that
-// two products fit 16 bits, [depth/4][I8_ROWS][4]; b: [depth/4][NR][4].
+// c[R, NR] = (more: c +) a · b in int32, exactly. a: codes of 0 to CODE_TOP, or of up to 255 where b's are so small
+// that two products fit 16 bits, [depth/4][I8_ROWS][4]; b: [depth/4][NR][4].
 template <int R>
 __attribute__((noinline)) void tile_i8_of(const uint8_t *a, const int8_t *b, int64_t depth, int32_t *c, bool more) {
     I8Sum sums[R][I8_VECTORS];

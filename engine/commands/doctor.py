@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import kinema
-from kinema.commands.load import add_target_arguments
+from kinema.commands.load import add_attention_argument, add_target_arguments
 from kinema.commands.output import emit, emit_json
 
 if TYPE_CHECKING:
@@ -25,13 +25,13 @@ LIBRARIES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
-    add_target_arguments(parser)
+    add_attention_argument(add_target_arguments(parser))
 
 
 def run(arguments: argparse.Namespace) -> int:
     from kinema.ops import plan_ops, target_for
 
-    plan = plan_ops(target_for(arguments.device, arguments.precision), arguments.backend)
+    plan = plan_ops(target_for(arguments.device, arguments.precision), arguments.backend, arguments.quantize_attention)
     sections = {"machine": machine(), "libraries": libraries(), "target": target(plan)}
     sections["tuning"] = tuning(plan)
     if arguments.json:
@@ -79,7 +79,8 @@ def libraries() -> dict[str, str]:
 
 def target(plan: Plan) -> dict[str, str]:
     """What a model would be loaded for."""
-    return {"device": str(plan.target.device), "precision": plan.target.precision.name}
+    quantized = {"attention": plan.quantize_attention} if plan.quantize_attention is not None else {}
+    return {"device": str(plan.target.device), "precision": plan.target.precision.name, **quantized}
 
 
 def tuning(plan: Plan) -> dict[str, str]:

@@ -26,8 +26,18 @@ def add_target_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentG
     return group
 
 
+def add_attention_argument(group: argparse._ArgumentGroup) -> None:
+    """What the transformer's self-attention multiplies in."""
+    group.add_argument(
+        "--quantize-attention",
+        metavar="KIND",
+        help="self-attention in int8 (on a CPU) or fp8 (on a GPU): faster and less exact (left out: neither)",
+    )
+
+
 def add_load_arguments(parser: argparse.ArgumentParser) -> None:
     group = add_target_arguments(parser)
+    add_attention_argument(group)
     group.add_argument("--variant", metavar="NAME", help="middle name of the weight files, such as fp16")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (left out: torch's choice)")
     group.add_argument(
@@ -48,12 +58,14 @@ def load_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "threads": arguments.threads,
         "keep_loaded": not arguments.low_memory,
         "cuda_graphs": not arguments.no_cuda_graphs,
+        "quantize_attention": arguments.quantize_attention,
     }
 
 
 def load_words(arguments: argparse.Namespace) -> list[str]:
     """The same options on the command line of another process."""
-    given = {name: getattr(arguments, name) for name in ("device", "backend", "precision", "variant", "threads")}
-    words = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+    names = ("device", "backend", "precision", "variant", "threads", "quantize_attention")
+    given = {f"--{name.replace('_', '-')}": getattr(arguments, name) for name in names}
+    words = [word for option, value in given.items() if value is not None for word in (option, str(value))]
     switches = {"--no-cuda-graphs": arguments.no_cuda_graphs, "--low-memory": arguments.low_memory}
     return words + [switch for switch, on in switches.items() if on]

@@ -279,7 +279,8 @@ class WanBlock:
         q = self.ops.qk_norm_rope(q, self.heads, norm=self.norm_q, rope=rope, out=maps.get("q", heads, x))
         k = self.ops.qk_norm_rope(k, self.heads, norm=self.norm_k, rope=rope, out=maps.get("k", heads, x))
         v = v.view(*v.shape[:2], self.heads, -1).transpose(1, 2)
-        return self.ops.attention(q, KV(k, v), causal=causal, out=maps.get("narrow", x.shape, x))[0]
+        quantize, out = self.ops.plan.quantize_attention, maps.get("narrow", x.shape, x)
+        return self.ops.attention(q, KV(k, v), causal=causal, quantize=quantize, out=out)[0]
 
     def _cross_attention(
         self, x: torch.Tensor, text: KV, text_bias: torch.Tensor | None, image: KV | None, maps: Maps

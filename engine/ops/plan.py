@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
@@ -20,7 +20,7 @@ from kinema.ops import (
     scheduler_step,
     unpatchify,
 )
-from kinema.ops.common import PRECISIONS, Implementation, Op, Target, takes_the_rest
+from kinema.ops.common import PRECISIONS, Implementation, Op, QuantKind, Target, takes_the_rest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,8 +66,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class Plan:
+    """quantize_attention: what a transformer asks of its self-attention."""
+
     target: Target
     choices: tuple[Choice, ...]
+    quantize_attention: QuantKind | None = None
 
     def backend(self, op: str) -> str:
         """What runs an op."""
@@ -165,16 +168,42 @@ def target_for(device: str | torch.device = "auto", precision: str = "auto") -> 
     return Target(resolved, known[name])
 
 
-def plan_ops(target: Target, backend: str = "auto") -> Plan:
+def plan_ops(target: Target, backend: str = "auto", quantize_attention: QuantKind | None = None) -> Plan:
     """For each op the first implementation that can run on `target`, with the reasons against the others.
 
     A forced `backend` runs every op that it implements, or raises UnsupportedError with its reasons; ops that
-    it does not implement at all go to the best of the rest, which the plan says.
+    it does not implement at all go to the best of the rest, which the plan says. Where attention is to be quantized,
+    only what has kernels for it can run it.
     """
+    if quantize_attention not in (None, *get_args(QuantKind)):
+        wanted = " or ".join(map(repr, get_args(QuantKind)))
+        raise UnsupportedError(f"quantize_attention {quantize_attention!r} is not known: wanted {wanted}, or None")
     known = {i.backend for op in OPS for i in op.implementations}
     if backend != "auto" and backend not in known:
         raise UnsupportedError(f"backend {backend!r} has no op in this build: wanted one of {sorted(known)} or 'auto'")
-    return Plan(target, tuple(_choose(op, target, backend) for op in OPS))
+    choices = []
+    for op in OPS:
+        if op.name == "attention" and quantize_attention is not None:
+            choices.append(_choose_quantizing(op, target, backend, quantize_attention))
+        else:
+            choices.append(_choose(op, target, backend))
+    return Plan(target, tuple(choices), quantize_attention)
+
+
+def _choose_quantizing(op: Op, target: Target, backend: str, kind: QuantKind) -> Choice:
+    """The choice among what has kernels for `kind`; the reference, which has every kind, where it is asked for."""
+
+    def narrowed(i: Implementation) -> Implementation:
+        if i.backend == "reference":
+            return replace(i, reluctant=lambda _: [f"{kind} is no faster in PyTorch"])
+        return replace(i, unsupported=lambda target: i.unsupported(target) or i.quantizes(target, kind))
+
+    try:
+        return _choose(replace(op, implementations=tuple(map(narrowed, op.implementations))), target, backend)
+    except UnsupportedError as error:
+        raise UnsupportedError(
+            f"quantize_attention={kind!r}: {error}; wanted a kind that a backend has here, None, or backend='reference'"
+        ) from None
 
 
 def _choose(op: Op, target: Target, backend: str) -> Choice:
@@ -195,7 +224,9 @@ def _choose(op: Op, target: Target, backend: str) -> Choice:
             chosen = implementation
         else:
             rejected.append((implementation.backend, f"{chosen.backend} is preferred"))
-    assert chosen is not None, f"{op.name} has no reference"
+    if chosen is None:
+        against = ", ".join(f"{name}: {reason}" for name, reason in rejected)
+        raise UnsupportedError(f"nothing runs {op.name} here ({against})")
     rest = takes_the_rest(op, target).backend if chosen.partial else None
     return Choice(op.name, chosen.backend, tuple(rejected), rest)
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 
 from kinema.ops.attention.libraries import FLASH_ATTN, SDPA
-from kinema.ops.common import Implementation, Op, QuantKind, Rope
+from kinema.ops.common import Implementation, Op, QuantKind, Rope, Target
 from kinema.ops.common.native import cpu_implementation
-from kinema.ops.common.triton_target import quantize_unsupported, triton_implementation
+from kinema.ops.common.triton_target import fp8_unsupported, quantize_unsupported, triton_implementation
 
 FP8_BLOCK = 128  # keys that share a scale in 8 bits
 FP8_PEAK = 256.0  # the largest weight in 8 bits: a power of two below e4m3's 448
@@ -109,14 +109,26 @@ class Attention(Protocol):
         ...
 
 
+def _in_triton(target: Target, kind: QuantKind) -> list[str]:
+    return fp8_unsupported(target) if kind == "fp8" else [f"multiplies in fp8, not in {kind}"]
+
+
+def _on_a_cpu(target: Target, kind: QuantKind) -> list[str]:
+    return [] if kind == "int8" else [f"multiplies in int8, not in {kind}"]
+
+
+def _in_pytorch(target: Target, kind: QuantKind) -> list[str]:
+    return []
+
+
 OP = Op(
     "attention",
     ("attention",),
     (
         FLASH_ATTN,
         SDPA,
-        triton_implementation("attention", quantize_unsupported),
-        cpu_implementation("attention"),
-        Implementation("reference", "kinema.ops.attention.reference"),
+        replace(triton_implementation("attention", quantize_unsupported), quantizes=_in_triton),
+        replace(cpu_implementation("attention"), quantizes=_on_a_cpu),
+        Implementation("reference", "kinema.ops.attention.reference", quantizes=_in_pytorch),
     ),
 )

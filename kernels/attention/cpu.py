@@ -88,7 +88,7 @@ def attention(
     outputs = out if isinstance(out, tuple) else (out,) * len(queries)
     if len(queries) > 1 and (causal is not None or blocks is not None or residual is not None):
         raise ValueError("causal, blocks and residual are for a single query segment")
-    if quantize not in (None, "int8"):  # a CPU has no arithmetic in 8-bit floats: the truth is the only way to compute it
+    if quantize not in (None, "int8"):  # a CPU has no arithmetic in 8-bit floats: only the truth can compute it
         return reference.attention(
             q,
             kv,

@@ -10,6 +10,7 @@ from types import ModuleType
 import torch
 
 from kinema.ops.common.precision import Precision
+from kinema.ops.common.quantized import QuantKind
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,10 @@ def no_reason(target: Target) -> list[str]:
     return []
 
 
+def no_eight_bits(target: Target, kind: QuantKind) -> list[str]:
+    return [f"does not multiply in {kind}"]
+
+
 @dataclass(frozen=True)
 class Implementation:
     """One way to run an op.
@@ -33,6 +38,7 @@ class Implementation:
     unsupported: the reasons why it cannot run on a target; an empty list means that it can.
     reluctant: the reasons why it runs there only when it is asked for by name.
     partial: a library's: it takes the common calls of the contract and hands the others to `takes_the_rest`.
+    quantizes: the reasons why it has no kernel for calls that quantize to a kind; only attention's are asked.
     """
 
     backend: str
@@ -40,6 +46,7 @@ class Implementation:
     unsupported: Callable[[Target], list[str]] = no_reason
     reluctant: Callable[[Target], list[str]] = no_reason
     partial: bool = False
+    quantizes: Callable[[Target, QuantKind], list[str]] = no_eight_bits
 
     def load(self) -> ModuleType:
         return importlib.import_module(self.module)

@@ -39,6 +39,8 @@ def words(model, output, **changed):
         ({"device": "tpu"}, ["'tpu'"]),
         ({"backend": "metal"}, ["'metal'"]),
         ({"precision": "fp31"}, ["'fp31'", "bf16"]),
+        ({"quantize_attention": "int4"}, ["'int4'", "int8"]),
+        ({"quantize_attention": "fp8", "device": "cpu"}, ["'fp8'", "not in fp8", "None"]),
         ({"threads": 0}, ["threads"]),
         ({"variant": "fp16"}, ["fp16"]),
         ({"image": "nothing.png"}, ["nothing.png"]),
@@ -284,7 +286,7 @@ def test_bench_refuses_no_rounds(cli, tiny, option):
 def test_a_message_of_several_lines_becomes_one(cli, monkeypatch):
     from kinema.errors import RequestError
 
-    def plan_ops(target, backend):
+    def plan_ops(*asked):
         raise RequestError("first\n  second")
 
     monkeypatch.setattr("kinema.ops.plan_ops", plan_ops)

@@ -86,6 +86,7 @@ def test_what_is_asked_reaches_the_request(cli, tiny, out, monkeypatch):
     monkeypatch.setattr(kinema.VideoPipeline, "complete", spy)
     words = ["--negative-prompt", "blur", "--guidance-scale", 1.0, "--seed", -1, "--max-sequence-length", 17, "--tiled"]
     words += ["--low-memory", "--backend", "reference", "--precision", "fp32", "--device", "cpu"]
+    words += ["--quantize-attention", "int8"]
     result = cli("generate", "-m", tiny, "-o", out / "a.npy", *SIZE, *words, "--json", "--", "-a dash")
     assert result.code == 0, result.err
     assert json.loads(result.out)["forwards"] == 3
@@ -93,7 +94,9 @@ def test_what_is_asked_reaches_the_request(cli, tiny, out, monkeypatch):
     assert (request.prompt, request.negative_prompt, request.seed) == ("-a dash", "blur", None)
     assert (request.guidance_scale, request.max_sequence_length, request.num_inference_steps) == (1.0, 17, 3)
     assert request.tiling is not None and request.clip == (9, 32, 48)
-    assert pipe.options == replace(pipe.options, keep_loaded=False, backend="reference", precision="fp32", device="cpu")
+    told = {"keep_loaded": False, "backend": "reference", "precision": "fp32", "device": "cpu"}
+    assert pipe.options == replace(pipe.options, **told, quantize_attention="int8")
+    assert pipe.ops.plan.quantize_attention == "int8"
 
 
 def test_one_frame_makes_an_image(cli, tiny, out):

@@ -62,6 +62,7 @@ def calls():
             "attention_causal": lambda o, w, p: o.attention(heads, kv, causal=BlockCausal(2, 1), residual=x),
             "attention_blocks": lambda o, w, p: o.attention(heads, KV(heads, heads), blocks=blocks),
             "attention_fp8": lambda o, w, p: o.attention(heads, kv, quantize="fp8"),
+            "attention_int8": lambda o, w, p: o.attention(heads, kv, quantize="int8"),
             "attention_bias": lambda o, w, p: o.attention(heads, KV(heads, heads), bias=bias),
             "linear": lambda o, w, p: o.linear(x, w, activation="gelu_tanh"),
             "linear_gated": lambda o, w, p: o.linear(x, w, gate=gate, residual=residual),

@@ -19,7 +19,7 @@ import torch
 from kinema.ops import linear
 from kinema.ops.attention import KV
 from kinema.ops.attention import cpu as attention_cpu
-from kinema.ops.common import PRECISIONS, Quantized, Target, native
+from kinema.ops.common import PRECISIONS, Quantized, Rope, Target, native
 from kinema.ops.conv3d import cpu as conv3d_cpu
 from kinema.ops.conv3d import cpu_direct as conv3d_cpu_direct
 from kinema.ops.linear import cpu as linear_cpu
@@ -182,6 +182,35 @@ def test_a_norm_that_makes_no_sense_is_refused(field, value, reason):
     setattr(where, field, some.data_ptr() if value == "some" else value)
     with pytest.raises(ValueError, match=reason):
         native.cpu().call("kinema_linear", arguments)
+
+
+@needs_library
+def test_attention_in_what_there_is_not_is_refused():
+    some = torch.zeros(4)
+    arguments = attention_cpu.AttentionArguments(heads=1, head_dim=4, query_segments=1, key_segments=1, quantize=2)
+    for name in ("q", "out", "k", "v"):
+        getattr(arguments, name)[0] = some.data_ptr()
+    with pytest.raises(ValueError, match="option"):
+        native.cpu().call("kinema_attention", arguments)
+
+
+@pytest.mark.parametrize("kind", [None, "int8"])
+def test_attention_reads_no_scratch_that_it_has_not_written(isa, kind, monkeypatch):
+    """And writes none behind what it asked for. Odd sizes, a rotation on read, a length, and keys in three packs."""
+    q, k, v = (random(1, 2, count, 22, seed=i) for i, count in enumerate((70, 1100, 1100)))
+    rope = Rope.from_positions(torch.arange(1100)[:, None], (22,))
+    kv = KV(k, v, torch.tensor([1037]), rope)
+    (plain,) = attention_cpu.attention(q, kv, quantize=kind)
+    held = []
+
+    def poisoned(count):
+        held.append(torch.full((count // 4 + 64,), float("nan")))
+        return held[0][-held[0].data_ptr() % 64 // 4 :].data_ptr()
+
+    monkeypatch.setattr(attention_cpu, "workspace", poisoned)
+    (y,) = attention_cpu.attention(q, kv, quantize=kind)
+    assert torch.equal(y, plain)
+    assert bool(held[0][-48:].isnan().all()), "written behind its end"
 
 
 # ---- elementary functions
@@ -616,17 +645,17 @@ def test_a_program_in_c(tmp_path):
 
 def test_no_op_depends_on_the_threads(isa, threads):
     """Attention, convolution and rows: enough of each for several tasks."""
-    q, k, v = (random(1, 2, 230, 20, seed=i) for i in range(3))
+    q, k, v = (random(1, 2, count, 20, seed=i) for i, count in enumerate((230, 1100, 1100)))
     video = random(1, 5, 4, 30, 21, seed=3)
     weight = conv3d_cpu.pack_conv3d(random(19, 5, 3, 3, 3, seed=4), target=target("fp32"))
     tokens, terms = random(1, 300, 120, seed=5), [random(2, 5000, seed=i) for i in (6, 7)]
     results = []
     for count in (1, 2, 5):
         threads(count)
-        (attended,) = attention_cpu.attention(q, KV(k, v))
+        (attended,), (rounded,) = (attention_cpu.attention(q, KV(k, v), quantize=kind) for kind in (None, "int8"))
         normed = norm_modulate_cpu.norm_modulate(tokens, eps=1e-6, quantize="int8")
         turned = qk_norm_rope_cpu.qk_norm_rope(tokens, 4, norm=HeadNorm("rms", 1e-6))
         (stepped,) = scheduler_step_cpu.scheduler_step(terms, torch.ones(2, 1, 2))
         seen = conv3d_cpu.conv3d(video, weight, activation="silu", cache=torch.zeros(1, 5, 2, 30, 21))
-        results.append((attended, normed.data, normed.scale, turned, stepped, seen))
+        results.append((attended, rounded, normed.data, normed.scale, turned, stepped, seen))
     assert all(torch.equal(a, b) for result in results for a, b in zip(result, results[0], strict=True))

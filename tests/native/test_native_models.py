@@ -38,8 +38,8 @@ TEXT = UMT5Config(
 )  # fmt: skip
 
 
-def ops(backend, precision="fp32"):
-    return build_ops(plan_ops(target_for("cpu", precision), backend))
+def ops(backend, precision="fp32", quantize_attention=None):
+    return build_ops(plan_ops(target_for("cpu", precision), backend, quantize_attention))
 
 
 def drawn(*shape, seed=0):
@@ -115,6 +115,21 @@ def test_a_transformer_forwards(precision):
     truth = WanTransformer(TRANSFORMER, weights, ops("reference"))
     exact = truth(latents, timesteps, truth.encode_context(text))
     assert distance(forward("cpu"), exact) < 2 * distance(forward("reference"), exact)
+
+
+@torch.no_grad()
+def test_a_transformer_attends_in_int8():
+    """As the reference does in int8: near what it is exactly, and not the same."""
+    weights = weights_of(wan.tensor_shapes(TRANSFORMER))
+    latents, timesteps, text = drawn(2, 4, 3, 6, 10), torch.tensor([500.0, 20.0]), drawn(2, 5, 16, seed=1)
+
+    def forward(backend, kind):
+        transformer = WanTransformer(TRANSFORMER, weights, ops(backend, quantize_attention=kind))
+        return transformer(latents, timesteps, transformer.encode_context(text))
+
+    exact, rounded = forward("cpu", None), forward("cpu", "int8")
+    assert 1e-4 < distance(rounded, exact) < 2e-2
+    assert distance(rounded, forward("reference", "int8")) < 0.1 * distance(rounded, exact)
 
 
 @torch.no_grad()

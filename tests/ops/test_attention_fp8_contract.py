@@ -252,5 +252,5 @@ def test_scales_follow_the_data(impl):
 
 def test_other_formats_are_refused(impl):
     q, k, v = random_qkv(impl, 1.0, queries=2, slots=3)
-    with pytest.raises(ValueError, match="does not quantize to 'int8'"):
-        impl.functions.attention(q, KV(k, v), quantize="int8")
+    with pytest.raises(ValueError, match="does not quantize to 'int4'"):
+        impl.functions.attention(q, KV(k, v), quantize="int4")

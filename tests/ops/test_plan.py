@@ -231,3 +231,46 @@ def test_wide_weights_are_not_in_8_bits(precision):
     weight = torch.randn(4, 4)
     wide, stored = ops.pack_linear(weight, storage="wide"), ops.pack_linear(weight)
     assert wide.nbytes == (32 if precision == "bf16" else 64) and stored.nbytes <= 32
+
+
+# ---- attention in 8 bits
+
+
+def test_attention_is_exact_unless_asked_for():
+    assert plan_ops(CPU).quantize_attention is None
+
+
+def test_attention_is_quantized_by_what_has_kernels_for_it(monkeypatch):
+    """Not by the first that runs attention; and other ops are chosen as ever."""
+    int8 = Implementation("cpu", "fakes.cpu", quantizes=lambda target, kind: [] if kind == "int8" else ["int8 alone"])
+    library = Implementation("torch", "fakes.torch", partial=True)
+    monkeypatch.setattr(plan, "OPS", (op("linear", FAST, REFERENCE), op("attention", library, int8, REFERENCE)))
+    made = plan_ops(CPU, quantize_attention="int8")
+    assert made.quantize_attention == "int8"
+    assert decisions(made) == {
+        "linear": ("cpu", {"reference": "cpu is preferred"}),
+        "attention": (
+            "cpu",
+            {"torch": "does not multiply in int8", "reference": "int8 is no faster in PyTorch"},
+        ),
+    }
+    for backend in ("auto", "cpu"):
+        with pytest.raises(UnsupportedError, match=r"quantize_attention='fp8': .*int8 alone.*wanted .* None"):
+            plan_ops(CPU, backend, "fp8")
+    with pytest.raises(UnsupportedError, match=r"backend 'torch' cannot run attention here: does not multiply in int8"):
+        plan_ops(CPU, "torch", "int8")
+    for kind in ("fp8", "int8"):
+        assert plan_ops(CPU, "reference", kind).backend("attention") == "reference"
+
+
+def test_an_unknown_kind_is_an_error_that_names_the_known():
+    with pytest.raises(UnsupportedError, match=r"quantize_attention 'int4'.*'fp8' or 'int8', or None"):
+        plan_ops(CPU, quantize_attention="int4")
+
+
+def test_kinds_are_those_that_an_implementation_takes():
+    """What says that it has no kernel for a kind is Triton for int8 and a CPU's for fp8; the reference has both."""
+    found = {i.backend: i for known in plan.OPS if known.name == "attention" for i in known.implementations}
+    assert [bool(found["cpu"].quantizes(CPU, kind)) for kind in ("int8", "fp8")] == [False, True]
+    assert [bool(found["reference"].quantizes(CPU, kind)) for kind in ("int8", "fp8")] == [False, False]
+    assert "not in int8" in found["triton"].quantizes(CPU, "int8")[0]

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 import kinema
-from kinema.errors import CheckpointError, RequestError
+from kinema.errors import CheckpointError, RequestError, UnsupportedError
 
 TOLERANCE = 1e-5  # of the largest value; the contract is 1e-4
 
@@ -52,6 +52,16 @@ def test_the_transformer_returns_what_return_dict_says(transformer):
     hidden_states, timestep, text = INPUTS
     named = ours(encoder_hidden_states=text, timestep=timestep, hidden_states=hidden_states, attention_kwargs=None)
     assert close(named, expected) and not named.is_inference() and not named.requires_grad
+
+
+def test_the_transformer_attends_in_int8_where_it_is_told_to(models, transformer):
+    """A little off, and not equal; in fp8, which no CPU multiplies in, it does not load."""
+    folder, (ours, _) = models("t2v").folder / "transformer", transformer
+    exact = ours(*INPUTS)
+    rounded = kinema.load_transformer(folder, device="cpu", backend="reference", quantize_attention="int8")(*INPUTS)
+    assert 1e-5 < float((rounded - exact).abs().max() / exact.abs().max()) < 2e-2
+    with pytest.raises(UnsupportedError, match=r"quantize_attention='fp8': .*not in fp8.*wanted"):
+        kinema.load_transformer(folder, device="cpu", quantize_attention="fp8")
 
 
 def test_the_transformer_keeps_the_dtype_of_its_input(transformer):
