@@ -258,6 +258,9 @@ inline void sum_task(void *data, int64_t task, int thread) {
         run.key_sums(local) + chunk * run.a.head_dim);
 }
 
+// A mean of keys that are packed at once is of no other task's sums: they need no wait for one another.
+inline bool sums_alone(const RunningAttention &run) { return run.a.quantize != 0 && run.cut.chunks == 1; }
+
 inline void pack_task(void *data, int64_t task, int thread) {
     const RunningAttention &run = *static_cast<const RunningAttention *>(data);
     const kinema_attention_args &a = run.a;
@@ -265,6 +268,8 @@ inline void pack_task(void *data, int64_t task, int thread) {
     const int64_t local = task / cut.chunks, chunk = task % cut.chunks, head = run.head + local, b = head / a.heads;
     const RealKeys real(a, b);
     float *packed = run.packed(local), *row = run.row(thread), *mean = run.mean(thread);
+    if (sums_alone(run))
+        sum_task(data, task, thread);
     if (a.quantize != 0) {
         mean_of_keys(run.key_sums(local), cut.chunks, real.total, a.head_dim, mean);
         std::memset(row, 0, cut.width * sizeof(float));
@@ -328,7 +333,7 @@ inline void attention(const kinema_attention_args &a, Pool &pool) {
     const int threads = a.threads > 1 ? a.threads : 1;
     for (run.head = 0; run.head < a.batch * a.heads; run.head += run.cut.group) {
         const int64_t here = least(run.cut.group, a.batch * a.heads - run.head);
-        if (a.quantize != 0)
+        if (a.quantize != 0 && !sums_alone(run))
             pool.run(threads, here * run.cut.chunks, sum_task, &run);
         pool.run(threads, here * run.cut.chunks, pack_task, &run);
         pool.run(threads, here * (run.cut.blocks[0] + run.cut.blocks[1]), query_task, &run);
