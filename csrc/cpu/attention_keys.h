@@ -121,18 +121,24 @@ read_key(const kinema_attention_args &a, const RealKeys &real, int64_t b, int64_
 // A head's packed keys are [panel][channel][NR], its values [panel of channels][key][NR]. Null: what fills up a panel.
 inline void pack_key(const float *k, int64_t head_dim, int64_t j, float *packed) {
     float *key = packed + j / NR * NR * head_dim + j % NR;
-    for (int64_t d = 0; d < head_dim; ++d)
-        key[d * NR] = k != nullptr ? k[d] : 0.0f;
+    if (k == nullptr)
+        for (int64_t d = 0; d < head_dim; ++d)
+            key[d * NR] = 0.0f;
+    else
+        for (int64_t d = 0; d < head_dim; ++d)
+            key[d * NR] = k[d];
 }
 
 inline void pack_value(const float *v, int64_t head_dim, const AttentionCut &cut, int64_t j, float *packed) {
     for (int64_t p = 0; p < cut.value_panels; ++p) {
         const int64_t width = v != nullptr ? least(head_dim - p * NR, NR) : 0;
         float *value = packed + cut.key_floats + (p * cut.keys + j) * NR;
-        if (width > 0)
-            std::memcpy(value, v + p * NR, width * sizeof(float));
-        for (int64_t d = width; d < NR; ++d)
-            value[d] = 0.0f;
+        if (width == NR) {
+            std::memcpy(value, v + p * NR, NR * sizeof(float));
+            continue;
+        }
+        for (int64_t d = 0; d < NR; ++d)
+            value[d] = d < width ? v[p * NR + d] : 0.0f;
     }
 }
 
