@@ -274,9 +274,9 @@ inline void pack_task(void *data, int64_t task, int thread) {
         mean_of_keys(run.key_sums(local), cut.chunks, real.total, a.head_dim, mean);
         std::memset(row, 0, cut.width * sizeof(float));
     }
-    for (int64_t j = chunk * PACK_BLOCK; j < least((chunk + 1) * PACK_BLOCK, cut.keys); ++j) {
-        const KeyValue read =
-            j < real.total ? read_key(a, real, b, head % a.heads, j, row) : KeyValue{nullptr, nullptr};
+    // what fills up the last panels stays as it is: nothing that comes of it is read
+    for (int64_t j = chunk * PACK_BLOCK; j < least((chunk + 1) * PACK_BLOCK, real.total); ++j) {
+        const KeyValue read = read_key(a, real, b, head % a.heads, j, row);
         if (a.quantize != 0)
             pack_key_codes(read.k, mean, a.head_dim, cut, j, row, run.codes(thread), packed);
         else

@@ -66,18 +66,12 @@ inline void mean_of_keys(const double *sums, int64_t chunks, int64_t count, int6
     }
 }
 
-// Key j of a head without the mean; null: what fills up a panel. row, codes: `cut.width` of each, row 0 behind its end.
+// Key j of a head without the mean. row, codes: `cut.width` of each, row 0 behind its end.
 inline void pack_key_codes(
     const float *k, const float *mean, int64_t head_dim, const AttentionCut &cut, int64_t j, float *row, uint8_t *codes,
     float *packed) {
     const KeyCodes keys(cut, packed);
     int8_t *to = keys.codes + (j / NR * NR * cut.code_groups + j % NR) * 4;
-    keys.step[j] = keys.shift[j] = 0.0f;
-    if (k == nullptr) {
-        for (int64_t group = 0; group < cut.code_groups; ++group)
-            std::memset(to + group * NR * 4, 0, 4);
-        return;
-    }
     for (int64_t d = 0; d < head_dim; ++d)
         row[d] = k[d] - mean[d];
     keys.step[j] = to_even_codes(row, head_dim, codes);

@@ -118,27 +118,21 @@ read_key(const kinema_attention_args &a, const RealKeys &real, int64_t b, int64_
     return {k, v};
 }
 
-// A head's packed keys are [panel][channel][NR], its values [panel of channels][key][NR]. Null: what fills up a panel.
+// A head's packed keys are [panel][channel][NR], its values [panel of channels][key][NR].
 inline void pack_key(const float *k, int64_t head_dim, int64_t j, float *packed) {
     float *key = packed + j / NR * NR * head_dim + j % NR;
-    if (k == nullptr)
-        for (int64_t d = 0; d < head_dim; ++d)
-            key[d * NR] = 0.0f;
-    else
-        for (int64_t d = 0; d < head_dim; ++d)
-            key[d * NR] = k[d];
+    for (int64_t d = 0; d < head_dim; ++d)
+        key[d * NR] = k[d];
 }
 
 inline void pack_value(const float *v, int64_t head_dim, const AttentionCut &cut, int64_t j, float *packed) {
     for (int64_t p = 0; p < cut.value_panels; ++p) {
-        const int64_t width = v != nullptr ? least(head_dim - p * NR, NR) : 0;
         float *value = packed + cut.key_floats + (p * cut.keys + j) * NR;
-        if (width == NR) {
-            std::memcpy(value, v + p * NR, NR * sizeof(float));
-            continue;
-        }
-        for (int64_t d = 0; d < NR; ++d)
-            value[d] = d < width ? v[p * NR + d] : 0.0f;
+        const float *from = v + p * NR;
+        if (head_dim - p * NR >= NR) // whole panels without a length, which a copy would look at
+            std::memcpy(value, from, NR * sizeof(float));
+        else
+            std::memcpy(value, from, (head_dim - p * NR) * sizeof(float));
     }
 }
 

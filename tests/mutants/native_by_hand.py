@@ -11,7 +11,7 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
             "to = cut.panels * (part + 1) / parts;",
             "to = (part + 1) * (cut.panels / parts);",
         ),
-        ("parts are counted from the first task", "part = behind % parts;", "part = task % parts;"),
+        ("the last blocks of rows are one", "least(task, cut.whole) + behind / parts", "least(task, cut.whole)"),
         (
             "every slice of the depth is packed to the same place",
             "(cut.keeps ? k / Kernel::DEPTH * cut.slice_bytes : 0)",
@@ -35,7 +35,7 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
             "each_piece(args.x2 + x_row(args, m)",
         ),
         ("codes without their zero", "fma(given, steps, zero)", "mul(given, steps)"),
-        ("infinity becomes a code", "scales[r].scale += sum(odd);", ";"),
+        ("infinity becomes a code", "scales[r].scale = codes.scale + sum(odd);", "scales[r].scale = codes.scale;"),
         ("scales of the first rows for all blocks", "args.x_scale[m + r] : 1.0f", "args.x_scale[r] : 1.0f"),
         ("the row's range begins below 0", "V low = set1(0.0f), high = low,", "V low = set1(-1.0f), high = low,"),
         (
@@ -83,8 +83,8 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("the mean is not taken off the squares", "const V d = sub(v, middle);", "const V d = v;"),
         (
             "shift read with scale's groups",
-            "s / a.shift_tokens * a.shift_stride_g",
-            "s / a.scale_tokens * a.shift_stride_g",
+            "s / norm.shift_tokens * norm.shift_stride_g",
+            "s / norm.scale_tokens * norm.shift_stride_g",
         ),
         ("RMS norm takes a mean off", "if (norm == KINEMA_LAYER_NORM)", "if (norm != KINEMA_NO_NORM)"),
         (
@@ -118,22 +118,40 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
             "weigh<AT_ONCE>(a, c,",
         ),
     ),
-    "attention.h": (
+    "attention_keys.h": (
         ("keys behind a sample's length are real", "most(0, least(given, a.slots[s]))", "a.slots[s]"),
-        ("a longer length than there are slots", "most(0, least(given, a.slots[s]))", "most(0, given)"),
         ("lengths of the first sample for all", "a.lengths[s][b]", "a.lengths[s][0]"),
-        ("keys that fill up a panel are left as they were", "key[d * NR] = 0.0f;", ";"),
-        (
-            "values that fill up a panel are left as they were",
-            "values[(d / NR * cut.keys + j) * NR + d % NR] = 0.0f;",
-            ";",
-        ),
-        ("channels that fill up a panel are left as they were", "place_of_value[d] = 0.0f;", ";"),
         (
             "keys are turned by their place among all slots",
             "const int64_t turned = slot - a.rope_start[s];",
             "const int64_t turned = j - a.rope_start[s];",
         ),
+        ("keys of the first segment for all", "const float *k = a.k[s] + b", "const float *k = a.k[0] + b"),
+        (
+            "a list's keys count free slots",
+            "found += most(0, least(where - slot[s], count[s]));",
+            "found += most(0, least(where - slot[s], a.slots[s]));",
+        ),
+    ),
+    "attention_i8.h": (
+        ("keys keep their mean", "row[d] = k[d] - mean[d];", "row[d] = k[d];"),
+        ("the mean is of all slots", "static_cast<double>(most(1, count))", "static_cast<double>(most(1, count + 1))"),
+        ("the mean takes NaN in", "sums[d] += k[d] - k[d] == 0.0f ? k[d] : 0.0f;", "sums[d] += k[d];"),
+        ("one step for all keys", "mul(mul(products, step), set1(factor[r]))", "mul(products, set1(factor[r]))"),
+        (
+            "what a query's codes begin at is left in",
+            "sub(load_i32(sums + r * NR + at), shift)",
+            "load_i32(sums + r * NR + at)",
+        ),
+        ("all queries in the first one's steps", "set1(factor[r])", "set1(factor[0])"),
+        ("a code that nothing tells of what is not a number", "return step + sum(odd);", "return step;"),
+        (
+            "codes are cut, not rounded",
+            "add(round_small(div(load(x + i), set1(step))), middle)",
+            "add(div(load(x + i), set1(step)), set1(LOGIT_TOP - 0.49f))",
+        ),
+    ),
+    "attention.h": (
         ("sums start with what was there", "std::memset(sums, 0, tiles() * MR * padded() * sizeof(float));", ";"),
         ("a query sees the block before its own only", "(block + 1) * a.causal_block", "block * a.causal_block"),
         ("the offset of the queries is forgotten", "first + r + a.causal_offset", "first + r"),
@@ -182,11 +200,6 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
             "NaN in a total becomes 0",
             "else if (total[r] != 0.0f) // NaN, which may not be lost\n                    y = divisor;",
             "",
-        ),
-        (
-            "the second segment's queries are the first's",
-            "a.q[segment] + b * a.q_stride_b[segment]",
-            "a.q[0] + b * a.q_stride_b[segment]",
         ),
     ),
     "patches.h": (

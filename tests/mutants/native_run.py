@@ -35,9 +35,12 @@ KERNELS = ROOT / "csrc" / "cpu"
 LINEAR = ("linear",)
 ROWS = ("norm_modulate", "qk_norm_rope", "quantize", "scheduler_step")
 CONVOLUTIONS = ("conv3d",)
+ATTENTION = ("attention",)
 # the contract tests of a file's kernels; tests/native run for every file
 TESTS: dict[str, tuple[str, ...]] = {
-    "attention.h": ("attention",),
+    "attention.h": ATTENTION,
+    "attention_i8.h": ATTENTION,
+    "attention_keys.h": ATTENTION,
     "conv3d.h": CONVOLUTIONS,
     "conv3d_copy.h": CONVOLUTIONS,
     "conv3d_few.h": CONVOLUTIONS,
@@ -45,7 +48,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "gemm.h": LINEAR,
     "linear.h": LINEAR,
     "math.h": LINEAR,
-    "micro.h": (*LINEAR, "attention"),
+    "micro.h": (*LINEAR, *ATTENTION),
     "panels.h": LINEAR,
     "patches.h": ("patch_embed", "unpatchify"),
     "rows.h": ROWS,

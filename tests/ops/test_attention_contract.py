@@ -84,6 +84,7 @@ CASES = {
     **{f"bias_shared_{s or 'nothing'}": Case(bias=s) for s in ("", "b", "n", "q", "bn", "bq", "nq", "bnq")},
     **{f"bias_masked_{s or 'nothing'}": Case(bias=s, masked=True) for s in ("", "bn", "bnq")},
     "bias_and_lengths": Case(bias="bn", masked=True, keys=(Segment(7), Segment(12, (0, 5)))),
+    "bias_behind_free_slots": Case(bias="n", keys=(Segment(7, (3, 7)), Segment(12))),
     "bias_of_one_row_and_lengths": Case(bias="bnq", keys=(Segment(19, (8, 19)),)),
     "bias_of_joint_queries": Case(bias="b", queries=(4, 7), keys=keys(4, 7)),
     "bias_and_no_scale": Case(bias="b", scale=1.0),

@@ -58,6 +58,7 @@ CASES = {
     "own_buffer": Case(out=True, groups=3, residual="given"),
     "pair": Case(source="pair"),
     "pair_int8": Case(source="pair", precision=CPU["int8"]),
+    "pair_in_slices": Case((1, 3, 600, 5), source="pair"),  # of a depth that is summed in several
     "pair_with_all": Case(source="pair", groups=4, residual="aliased", activation="gelu"),
     **{f"{s}_{k}": Case(source=s, precision=CPU[k]) for s in ("fp8", "int8") for k in ("fp32", "bf16", "fp8", "int8")},
     **{f"gpu_{k}_quantised": Case(source=k, precision=GPU[k], groups=2, residual="given") for k in ("fp8", "int8")},
