@@ -202,6 +202,7 @@ def workspace(count: int) -> int:
     """The address of scratch for one call: this thread's, which only grows: a repeated step allocates nothing."""
     held: torch.Tensor | None = getattr(_local, "workspace", None)
     if held is None or held.numel() < count:
+        held = _local.workspace = None  # the old one is given back first
         held = _local.workspace = aligned_bytes(count)
     return held.data_ptr()
 
