@@ -471,8 +471,8 @@ def test_what_does_not_fit_is_refused(install, monkeypatch, module):
             module.attention((q[:, :, :4], q[:, :, 4:]), KV(k, v), residual=residual)
         with pytest.raises(ValueError, match="shape"):
             module.attention(q, KV(k, v), out=torch.empty(2, 11, 47, dtype=BF16))
-        with pytest.raises(ValueError, match="quantize to 'int8'"):
-            module.attention(q, KV(k, v), quantize="int8")
+        with pytest.raises(ValueError, match="quantize to 'int4'"):
+            module.attention(q, KV(k, v), quantize="int4")
 
 
 def test_who_takes_the_rest():
