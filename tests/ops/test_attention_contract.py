@@ -118,6 +118,7 @@ CASES = {
     "tiles_shared": Case(queries=(22,), keys=keys(37), tiles=(4, 8), shared_tiles=True),
     "tiles_large": Case((1, 2, 16), (130,), keys(200), tiles=(64, 32)),
     "tiles_over_segments": Case(queries=(9,), keys=(Segment(5), Segment(17), Segment(4, (2, 4))), tiles=(3, 6)),
+    "tiles_behind_free_slots": Case(queries=(9,), keys=(Segment(9, (4, 9)), Segment(12)), tiles=(3, 4)),
     "tiles_and_bias": Case(queries=(9,), keys=keys(20), tiles=(4, 4), bias="bn"),
     "tiles_and_causal": Case(queries=(20,), keys=keys(20), tiles=(4, 4), causal=BlockCausal(5)),
     # residual, strides and buffers

@@ -58,6 +58,8 @@ CASES = {
     "own_buffer": Case(out=True, groups=3, residual="given"),
     "pair": Case(source="pair"),
     "pair_int8": Case(source="pair", precision=CPU["int8"]),
+    "int8_in_blocks": Case((1, 300, 16, 5), source="int8", precision=CPU["int8"]),
+    "int8_below_the_floor": Case(std=1e-13, bias=False, precision=CPU["int8"]),
     "pair_in_slices": Case((1, 3, 600, 5), source="pair"),  # of a depth that is summed in several
     "pair_with_all": Case(source="pair", groups=4, residual="aliased", activation="gelu"),
     **{f"{s}_{k}": Case(source=s, precision=CPU[k]) for s in ("fp8", "int8") for k in ("fp32", "bf16", "fp8", "int8")},
