@@ -1,6 +1,7 @@
 """What the stages of a run hold beside the weights: counts of the tensors alive at each peak, in bytes.
 
-The counts are the reference ops' (taken from an allocation trace of each stage); ops that fuse more hold less.
+The counts are the reference ops' (taken from an allocation trace of each stage); ops that fuse more hold less, which
+is counted for the native CPU kernels.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ FP32 = torch.float32.itemsize
 BLOCK_MAPS_IN_MLP = 3
 # In its attention: x, the whole qkv, q, and k with the copies that its norm and rotation make.
 BLOCK_MAPS_IN_ATTENTION = 8
+# Natively: x, q, k and what attention gives; q, k and v as they were projected share a map with the hidden layer.
+NATIVE_BLOCK_MAPS = 4
+# What the native kernels pack for a call of two threads, as it is multiplied.
+NATIVE_SCRATCH = 16 * 2**20
 # Latents, noise, predictions, guided prediction, scheduler history.
 LATENT_MAPS = 12
 
@@ -32,17 +37,39 @@ def denoise_bytes(
     config: WanConfig, precision: Precision, latent: tuple[int, int, int], rows: int, text_tokens: int
 ) -> int:
     """One forward of `rows` rows, as many at a time as share it, and the prompt's keys and values."""
-    tokens = math.prod(n // p for n, p in zip(latent, config.patch_size, strict=True))
-    together = tokens * min(rows, max(1, MAX_TOKENS_PER_FORWARD // tokens))
+    together = _tokens_together(config, latent, rows)
     flowing = precision.activations.itemsize
     # the hidden layer before and after its activation; quantised, an intermediate and the bytes too
     hidden = (2 if precision.quantize_activations is None else 3.25) * together * config.ffn_dim * flowing
     widened = together * config.ffn_dim * flowing + widened_bytes(precision, config.dim * config.ffn_dim)
     mlp = BLOCK_MAPS_IN_MLP * together * config.dim * flowing + max(hidden, widened)
     attention = BLOCK_MAPS_IN_ATTENTION * together * config.dim * flowing
+    return int(max(mlp, attention)) + _beside_blocks(config, latent, rows, text_tokens, flowing)
+
+
+def native_denoise_bytes(
+    config: WanConfig, latent: tuple[int, int, int], rows: int, text_tokens: int
+) -> tuple[int, int]:
+    """The same by the native CPU kernels: (all, of it the leased maps and the scratch, which no step gives back)."""
+    tokens, together = _tokens(config, latent), _tokens_together(config, latent, rows)
+    maps = (NATIVE_BLOCK_MAPS * config.dim + max(3 * config.dim, config.ffn_dim)) * together * FP32
+    scratch = NATIVE_SCRATCH + 2 * tokens * config.attention_head_dim * FP32  # and the keys and values of a head
+    return maps + scratch + _beside_blocks(config, latent, rows, text_tokens, FP32), maps + scratch
+
+
+def _beside_blocks(config: WanConfig, latent: tuple[int, int, int], rows: int, text_tokens: int, flowing: int) -> int:
     context = 2 * config.num_layers * rows * text_tokens * config.dim * flowing
-    latents = LATENT_MAPS * rows * config.latent_channels * math.prod(latent) * FP32
-    return int(max(mlp, attention) + context + latents)
+    return context + LATENT_MAPS * rows * config.latent_channels * math.prod(latent) * FP32
+
+
+def _tokens(config: WanConfig, latent: tuple[int, int, int]) -> int:
+    return math.prod(n // p for n, p in zip(latent, config.patch_size, strict=True))
+
+
+def _tokens_together(config: WanConfig, latent: tuple[int, int, int], rows: int) -> int:
+    """Tokens of as many rows as share a forward."""
+    tokens = _tokens(config, latent)
+    return tokens * min(rows, max(1, MAX_TOKENS_PER_FORWARD // tokens))
 
 
 def text_bytes(config: UMT5Config, precision: Precision, prompts: int, tokens: int) -> int:

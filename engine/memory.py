@@ -5,7 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from kinema.activation_memory import decode_bytes, denoise_bytes, encode_bytes, frames_bytes, text_bytes
+from kinema.activation_memory import (
+    decode_bytes,
+    denoise_bytes,
+    encode_bytes,
+    frames_bytes,
+    native_denoise_bytes,
+    text_bytes,
+)
 from kinema.checkpoints import ModelFolder, Shapes
 from kinema.errors import RequestError
 from kinema.image import clip
@@ -44,6 +51,18 @@ KEPT_FREE_BYTES = 160 * 2**20
 
 
 @dataclass(frozen=True)
+class Work:
+    """Bytes of a stage at its peak, beside weights. `lasting`: of it, what is not freed while the stage runs."""
+
+    peak: int
+    lasting: int = 0
+
+    @property
+    def kept_free(self) -> int:
+        return min(self.peak - self.lasting, KEPT_FREE_BYTES)
+
+
+@dataclass(frozen=True)
 class Prediction:
     """Bytes per stage, weights included. `parts` are the weights alone, of what the request needs."""
 
@@ -69,18 +88,18 @@ def predict(folder: ModelFolder, request: GenerationRequest, plan: Plan, options
         "decode": ("vae.decoder",),
     }
     stages = {}
-    work_bytes = _work_bytes(folder, request, plan)
-    if "image" not in work_bytes:
+    stage_work = _stage_work(folder, request, plan)
+    if "image" not in stage_work:
         del parts["vae.encoder"]  # it is packed when it is first used
-    for stage, work in work_bytes.items():
+    for stage, work in stage_work.items():
         held = [parts[name] for name in (parts if options.keep_loaded else resident[stage]) if name in parts]
         # without keep_loaded the parts of a stage come one after the other
         weights = sum(held) if options.keep_loaded else max(held, default=0)
-        stages[stage] = PROCESS_BYTES + int((1 + WEIGHT_HOLES) * weights) + work + min(work, KEPT_FREE_BYTES)
+        stages[stage] = PROCESS_BYTES + int((1 + WEIGHT_HOLES) * weights) + work.peak + work.kept_free
     return Prediction(parts, stages)
 
 
-def _work_bytes(folder: ModelFolder, request: GenerationRequest, plan: Plan) -> dict[str, int]:
+def _stage_work(folder: ModelFolder, request: GenerationRequest, plan: Plan) -> dict[str, Work]:
     """What each stage of the request holds beside weights."""
     precision, native = plan.target.precision, plan.backend("conv3d").startswith("cpu")
     num_frames, height, width = request.clip
@@ -92,25 +111,28 @@ def _work_bytes(folder: ModelFolder, request: GenerationRequest, plan: Plan) -> 
         width // vae.scale_factor_spatial,
     )
     guided = request.guidance_scale is not None and request.guidance_scale > 1
-    tokens = _text_tokens(request)
+    tokens, rows = _text_tokens(request), request.samples * (1 + guided)
     pixels = frames_bytes(num_frames, height, width)
     work = {}
     if request.image is not None or request.video is not None:
         # a TI2V model encodes the image alone, an I2V model a whole clip that begins with it
         only_first = request.image is not None and transformer.in_channels == transformer.latent_channels
         encoded = 1 if only_first else num_frames
-        work["image"] = encode_bytes(vae, height, width, encoded) + 2 * frames_bytes(encoded, height, width)
+        work["image"] = Work(encode_bytes(vae, height, width, encoded) + 2 * frames_bytes(encoded, height, width))
     if request.prompt is not None and "text_encoder" in folder:
         config = UMT5Config.from_dict(folder.component("text_encoder").config)
-        work["text"] = text_bytes(config, precision, request.prompts * (1 + guided), tokens)
-    work["denoise"] = denoise_bytes(transformer, precision, latent, request.samples * (1 + guided), tokens)
+        work["text"] = Work(text_bytes(config, precision, request.prompts * (1 + guided), tokens))
+    if plan.backend("linear") == "cpu":
+        work["denoise"] = Work(*native_denoise_bytes(transformer, latent, rows, tokens))
+    else:
+        work["denoise"] = Work(denoise_bytes(transformer, precision, latent, rows, tokens))
     if request.output_type != "latent":
         clips = request.samples * pixels
         maps = decode_bytes(
             vae, latent[1], latent[2], request.samples, request.tiling, image=latent[0] == 1, native=native
         )
-        decoding = maps + clips
-        work["decode"] = max(decoding, 3 * clips)  # the finished clip, an intermediate and the result
+        # the finished clip, an intermediate and the result
+        work["decode"] = Work(max(maps + clips, 3 * clips))
     return work
 
 
