@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
+from kinema.ops.common.pages import aligned_bytes
+
 
 class Maps:
     """Buffers by name, for one forward or clip at a time. Autograd keeps what it was given, so with it there are none.
@@ -29,7 +31,7 @@ class Maps:
         if flat is None or other or flat.numel() < wanted or flat.dtype != like.dtype or flat.device != like.device:
             self._flat.pop(name, None)  # before there is another
             flat = None
-            flat = self._flat[name] = torch.empty(wanted, dtype=like.dtype, device=like.device)
+            flat = self._flat[name] = _flat(wanted, like)
         return flat[:wanted].view(*shape)
 
     def onto(self, x: torch.Tensor) -> torch.Tensor | None:
@@ -61,3 +63,9 @@ class MapPool:
     def release(self) -> None:
         """Free what no forward uses now."""
         self._idle.clear()
+
+
+def _flat(count: int, like: torch.Tensor) -> torch.Tensor:
+    if like.device.type != "cpu":
+        return torch.empty(count, dtype=like.dtype, device=like.device)
+    return aligned_bytes(count * like.dtype.itemsize).view(like.dtype)

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from kinema.ops.common.capability import Implementation, Target
+from kinema.ops.common.pages import aligned_bytes
 from kinema.ops.common.rope import Rope
 
 ABI_VERSION = 5  # of csrc/include/kinema.h
@@ -187,15 +188,7 @@ def cpu_implementation(op: str, unsupported: Callable[[Target], list[str]] = cpu
 
 # ---- memory
 
-_ALIGNMENT = 64  # a cache line
 _local = threading.local()
-
-
-def aligned_bytes(count: int) -> torch.Tensor:
-    """uint8 [count] that begins at a cache line."""
-    whole = torch.empty(count + _ALIGNMENT, dtype=torch.uint8)
-    start = -whole.data_ptr() % _ALIGNMENT
-    return whole[start : start + count]
 
 
 def workspace(count: int) -> int:

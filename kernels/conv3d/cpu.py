@@ -14,13 +14,13 @@ from kinema.ops.common.native import (
     ACTIVATIONS,
     Cpu,
     address,
-    aligned_bytes,
     cpu,
     fp32,
     pack_panels,
     refuse_gradients,
     workspace,
 )
+from kinema.ops.common.pages import aligned_bytes
 from kinema.ops.conv3d import Conv3dWeight
 
 

@@ -14,12 +14,12 @@ from kinema.ops.common.native import (
     DTYPES,
     Cpu,
     address,
-    aligned_bytes,
     cpu,
     readable,
     refuse_gradients,
     workspace,
 )
+from kinema.ops.common.pages import aligned_bytes
 from kinema.ops.linear import Activation, LinearWeight, reference
 from kinema.ops.norm_modulate import Norm
 from kinema.ops.norm_modulate.cpu import norm_arguments, readable_norm

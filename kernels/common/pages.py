@@ -1,0 +1,39 @@
+"""Memory for what is large and is read again and again: packed weights, maps between layers, scratch."""
+
+from __future__ import annotations
+
+import mmap
+from contextlib import suppress
+
+import torch
+
+CACHE_LINE = 64
+HUGE_PAGE = 2 * 2**20
+
+
+def aligned_bytes(count: int) -> torch.Tensor:
+    """uint8 [count] that begins at a cache line; if it holds a huge page, at one, outside of the heap.
+
+    Huge pages, because the addresses of small ones take a part of the time in which a product reads its panels. Outside
+    of the heap, because there each panel would lie in the hole that its matrix left, and the next matrix not fit in.
+    """
+    if count >= HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        huge = _huge_pages(count)
+        if huge is not None:
+            return huge
+    whole = torch.empty(count + CACHE_LINE, dtype=torch.uint8)
+    start = -whole.data_ptr() % CACHE_LINE
+    return whole[start : start + count]
+
+
+def _huge_pages(count: int) -> torch.Tensor | None:
+    """uint8 [count] at a huge page; None if the system maps nothing of that size, which the heap can tell better."""
+    try:
+        mapping = mmap.mmap(-1, count + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError:
+        return None
+    start = -torch.frombuffer(mapping, dtype=torch.uint8).data_ptr() % HUGE_PAGE
+    with suppress(OSError):  # a system without huge pages: these are small ones then
+        # what does not fill a page is left to small ones, so that no more memory is taken than is used
+        mapping.madvise(mmap.MADV_HUGEPAGE, start, count // HUGE_PAGE * HUGE_PAGE)
+    return torch.frombuffer(mapping, dtype=torch.uint8, count=count, offset=start)
