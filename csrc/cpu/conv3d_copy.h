@@ -33,26 +33,50 @@ struct ConvShape {
     }
 };
 
-// A pixel of x [channels] in fp32 at `to`, normed and activated.
-inline void see(const kinema_conv3d_args &a, const float *x, float *to) {
+// `count` pixels of x as they are, side by side.
+inline void gather(const kinema_conv3d_args &a, const float *x, int64_t count, float *to) {
+    if (a.x_stride_c == 1 && a.x_stride_w == a.in_channels) {
+        std::memcpy(to, x, count * a.in_channels * sizeof(float));
+        return;
+    }
+    for (int64_t i = 0; i < count; ++i, x += a.x_stride_w)
+        for (int64_t c = 0; c < a.in_channels; ++c)
+            *to++ = x[c * a.x_stride_c];
+}
+
+// The gains that norm `count` pixels, up to W: √channels over the length of each. One root and one division serve all.
+inline void gains_of(const float *pixels, int64_t channels, int64_t count, float *gains) {
+    for (int64_t i = 0; i < count; ++i)
+        gains[i] = row_sum(pixels + i * channels, channels, 0.0f, [](V v) { return mul(v, v); });
+    const V length = vmax(vsqrt(load(gains)), set1(1e-12f));
+    store(gains, div(set1(std::sqrt(static_cast<float>(channels))), length));
+}
+
+// `count` pixels of x side by side, normed and activated, and as many times as it is upsampled.
+inline void see(const kinema_conv3d_args &a, const float *x, int64_t count, float *to) {
     const int64_t channels = a.in_channels;
-    if (a.x_stride_c != 1) {
-        for (int64_t c = 0; c < channels; ++c)
-            to[c] = x[c * a.x_stride_c];
-        x = to;
-    }
-    V gain = set1(1.0f);
+    const bool dense = a.x_stride_c == 1 && a.x_stride_w == channels;
+    if (!dense || a.norm == nullptr)
+        gather(a, x, count, to);
     if (a.norm != nullptr) {
-        const float length = std::sqrt(row_sum(x, channels, 0.0f, [](V v) { return mul(v, v); }));
-        gain = set1(std::sqrt(static_cast<float>(channels)) / (length > 1e-12f ? length : 1e-12f));
+        const float *from = dense ? x : to;
+        float gains[W] = {};
+        for (int64_t i = 0; i < count; ++i, from += channels) {
+            if (i % W == 0)
+                gains_of(from, channels, least(count - i, W), gains);
+            const V gain = set1(gains[i % W]);
+            for (int64_t c = 0; c < channels; c += W) {
+                const int lanes = static_cast<int>(least(channels - c, W));
+                const V y = mul(load_some(from + c, lanes), gain);
+                store_some(to + i * channels + c, mul(y, load_some(a.norm + c, lanes)), lanes);
+            }
+        }
     }
-    for (int64_t c = 0; c < channels; c += W) {
-        const int lanes = static_cast<int>(least(channels - c, W));
-        V y = load_some(x + c, lanes);
-        if (a.norm != nullptr)
-            y = mul(mul(y, gain), load_some(a.norm + c, lanes));
-        store_some(to + c, activated(y, a.activation), lanes);
-    }
+    if (a.activation != KINEMA_NONE)
+        activate(a.activation, count * channels, to, to);
+    if (a.upsample > 1)
+        for (int64_t i = count * a.upsample - 1; i > 0; --i) // from behind: what is read is not yet overwritten
+            std::memmove(to + i * channels, to + i / a.upsample * channels, channels * sizeof(float));
 }
 
 // Whether a line of the cache lies as one of the copy does.
@@ -88,17 +112,12 @@ copy_line(const kinema_conv3d_args &a, const ConvShape &shape, int64_t b, int64_
             std::memcpy(pixel, past, shape.inner_w * channels * sizeof(float));
         else
             each_cached(a, shape, [&](int64_t i, int64_t c, int64_t at) { pixel[i * channels + c] = past[at]; });
-        pixel += shape.inner_w * channels;
     } else {
         const float *x =
             a.x + b * a.x_stride_b + (t - shape.history) * a.x_stride_t + inside / a.upsample * a.x_stride_h;
-        for (int64_t i = 0; i < a.width; ++i) {
-            see(a, x + i * a.x_stride_w, pixel);
-            pixel += channels;
-            for (int64_t again = 1; again < a.upsample; ++again, pixel += channels)
-                std::memcpy(pixel, pixel - channels, channels * sizeof(float));
-        }
+        see(a, x, a.width, pixel);
     }
+    pixel += shape.inner_w * channels;
     std::memset(pixel, 0, a.pad_right * channels * sizeof(float));
 }
 

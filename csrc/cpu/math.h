@@ -101,8 +101,20 @@ template <class F> inline void each(int64_t count, const float *x, float *y, F f
         store_n(y + i, f(load_n(x + i, static_cast<int>(count - i))), static_cast<int>(count - i));
 }
 
+// A loop for each, whose constants stay in registers.
 inline void activate(int32_t activation, int64_t count, const float *x, float *y) {
-    each(count, x, y, [=](V v) { return activated(v, activation); });
+    switch (activation) {
+    case KINEMA_GELU:
+        return each(count, x, y, [](V v) { return activated(v, KINEMA_GELU); });
+    case KINEMA_GELU_TANH:
+        return each(count, x, y, [](V v) { return activated(v, KINEMA_GELU_TANH); });
+    case KINEMA_QUICK_GELU:
+        return each(count, x, y, [](V v) { return activated(v, KINEMA_QUICK_GELU); });
+    case KINEMA_SILU:
+        return each(count, x, y, [](V v) { return activated(v, KINEMA_SILU); });
+    default:
+        return each(count, x, y, [](V v) { return v; });
+    }
 }
 
 inline void exponential(int64_t count, const float *x, float *y) {

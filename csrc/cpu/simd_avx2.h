@@ -29,6 +29,7 @@ inline V mul(V a, V b) { return _mm256_mul_ps(a, b); }
 inline V div(V a, V b) { return _mm256_div_ps(a, b); }
 inline V vmax(V a, V b) { return _mm256_max_ps(a, b); }
 inline V vmin(V a, V b) { return _mm256_min_ps(a, b); }
+inline V vsqrt(V a) { return _mm256_sqrt_ps(a); }
 inline V where_gt(V a, V b, V yes, V no) { return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_GT_OQ)); }
 inline V vabs(V a) { return _mm256_andnot_ps(set1(-0.0f), a); }
 inline V with_sign_of(V size, V sign) {

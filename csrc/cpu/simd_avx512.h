@@ -27,6 +27,7 @@ inline V mul(V a, V b) { return _mm512_mul_ps(a, b); }
 inline V div(V a, V b) { return _mm512_div_ps(a, b); }
 inline V vmax(V a, V b) { return _mm512_max_ps(a, b); }
 inline V vmin(V a, V b) { return _mm512_min_ps(a, b); }
+inline V vsqrt(V a) { return _mm512_sqrt_ps(a); }
 inline V where_gt(V a, V b, V yes, V no) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), no, yes); }
 inline V vabs(V a) { return _mm512_abs_ps(a); }
 inline V with_sign_of(V size, V sign) {

@@ -41,6 +41,7 @@ inline V select(VI mask, V yes, V no) { return (V)((mask & (VI)yes) | (~mask & (
 // the second operand where one is NaN, as x86 has it
 inline V vmax(V a, V b) { return select(a > b, a, b); }
 inline V vmin(V a, V b) { return select(a < b, a, b); }
+inline V vsqrt(V a) { return V{std::sqrt(a[0]), std::sqrt(a[1]), std::sqrt(a[2]), std::sqrt(a[3])}; }
 inline V where_gt(V a, V b, V yes, V no) { return select(a > b, yes, no); }
 inline V vabs(V a) { return (V)((VI)a & 0x7fffffff); }
 inline V with_sign_of(V size, V sign) { return (V)(((VI)size & 0x7fffffff) | ((VI)sign & (VI)set1(-0.0f))); }

@@ -165,15 +165,17 @@ inline void multiply_place(
     }
 }
 
-// Outputs of a tile, `lanes` of its channels, with bias and residual, to where they belong; no further than the
-// picture.
+// Outputs of a tile, `lanes` of its channels, with bias and residual, to where they belong: `rows` and `columns` of
+// them are in the picture.
 template <int OUTPUTS>
-inline void
-finish_tile(const Winograd &w, const V (*made)[OUTPUTS], int64_t frame, int64_t y, int64_t x, int64_t n, int lanes) {
+inline __attribute__((always_inline)) void finish_tile(
+    const Winograd &w, const V (*made)[OUTPUTS], int64_t pixel, int64_t rows, int64_t columns, int64_t n, int lanes) {
     const V bias = w.a.bias != nullptr ? load_some(w.a.bias + n, lanes) : set1(0.0f);
-    for (int64_t i = 0; i < OUTPUTS && y + i < w.out_h; ++i)
-        for (int64_t j = 0; j < OUTPUTS && x + j < w.out_w; ++j) {
-            const int64_t at = ((frame * w.out_h + y + i) * w.out_w + x + j) * w.a.out_channels + n;
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < rows; ++i)
+#pragma GCC unroll 4
+        for (int64_t j = 0; j < columns; ++j) {
+            const int64_t at = (pixel + i * w.out_w + j) * w.a.out_channels + n;
             V v = add(made[i][j], bias);
             if (w.a.residual != nullptr)
                 v = add(load_some(w.a.residual + at, lanes), v);
@@ -191,12 +193,18 @@ template <int SIZE> void finish_block(const Band &band, const Block &block, int6
             for (int64_t r = 0, tile = (block.group + g) * MR; r < MR && tile < tiles; ++r, ++tile) {
                 const int64_t frame = band.b * w.shape.out_t + block.frame + t;
                 const int64_t y = (band.first + tile / w.tiles_w) * OUTPUTS, x = tile % w.tiles_w * OUTPUTS;
+                const int64_t pixel = (frame * w.out_h + y) * w.out_w + x;
+                const int64_t rows = least(w.out_h - y, OUTPUTS), columns = least(w.out_w - x, OUTPUTS);
                 for (int64_t panel = first; panel < end; ++panel)
                     for (int64_t n = panel * NR; n < least(panel * NR + NR, w.a.out_channels); n += W) {
                         const int64_t at = ((panel - first) * block.groups + g) * block.frames + t;
                         V made[OUTPUTS][OUTPUTS];
                         transform_sums<SIZE>(block.sums + at * MR * NR + r * NR + n % NR, w.sums_place, made);
-                        finish_tile<OUTPUTS>(w, made, frame, y, x, n, static_cast<int>(least(w.a.out_channels - n, W)));
+                        const int lanes = static_cast<int>(least(w.a.out_channels - n, W));
+                        if (rows == OUTPUTS && columns == OUTPUTS && lanes == W)
+                            finish_tile<OUTPUTS>(w, made, pixel, OUTPUTS, OUTPUTS, n, W);
+                        else
+                            finish_tile<OUTPUTS>(w, made, pixel, rows, columns, n, lanes);
                     }
             }
 }
