@@ -226,16 +226,18 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ),
     ),
     "conv3d_copy.h": (
-        ("the norm's floor is added", "(length > 1e-12f ? length : 1e-12f)", "(length + 1e-6f)"),
+        ("the norm's floor is added", "vmax(vsqrt(load(gains)), set1(1e-12f))", "add(vsqrt(load(gains)), set1(1e-6f))"),
         (
             "the norm is not scaled by the root of the channels",
-            "set1(std::sqrt(static_cast<float>(channels)) /",
-            "set1(1.0f /",
+            "div(set1(std::sqrt(static_cast<float>(channels))), length)",
+            "div(set1(1.0f), length)",
         ),
+        ("nothing is activated", "if (a.activation != KINEMA_NONE)", "if (false)"),
+        ("the first pixels' lengths norm all", "if (i % W == 0)", "if (i == 0)"),
         (
-            "activated before the norm",
-            "store_some(to + c, activated(y, a.activation), lanes);",
-            "store_some(to + c, y, lanes);",
+            "pixels with gaps between them are taken to be dense",
+            "const bool dense = a.x_stride_c == 1 && a.x_stride_w == channels;",
+            "const bool dense = a.x_stride_c == 1;",
         ),
         (
             "the border on the right is left as it was",
@@ -248,9 +250,9 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
             ";",
         ),
         (
-            "upsampled pixels are not repeated",
-            "std::memcpy(pixel, pixel - channels, channels * sizeof(float));",
-            "std::memset(pixel, 0, channels * sizeof(float));",
+            "upsampled pixels overwrite those that are still to come",
+            "for (int64_t i = count * a.upsample - 1; i > 0; --i)",
+            "for (int64_t i = 1; i < count * a.upsample; ++i)",
         ),
         (
             "upsampled rows are not repeated",
@@ -327,8 +329,9 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ),
     ),
     "winograd.h": (
-        ("outputs behind the picture's last column are written", "j < OUTPUTS && x + j < w.out_w;", "j < OUTPUTS;"),
-        ("outputs behind the picture's last row are written", "i < OUTPUTS && y + i < w.out_h;", "i < OUTPUTS;"),
+        ("outputs behind the picture's last column are written", "least(w.out_w - x, OUTPUTS)", "OUTPUTS"),
+        ("outputs behind the picture's last row are written", "least(w.out_h - y, OUTPUTS)", "OUTPUTS"),
+        ("a tile of too few channels is whole", "columns == OUTPUTS && lanes == W)", "columns == OUTPUTS)"),
         (
             "of a doubled frame the third row of the weight",
             "(row + row / 2) * 4 + column + column / 2",
@@ -383,7 +386,9 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
 }
 
 # (file, part of the mutant's words): why nothing can be seen of it
-REASONS: dict[tuple[str, str], str] = {}
+REASONS: dict[tuple[str, str], str] = {
+    ("panels.h", "columns behind the last"): "their sums are written nowhere, and zeros only make them cheap",
+}
 
 
 def reason(file: str, what: str) -> str | None:
