@@ -57,6 +57,8 @@ CASES = {
     **{f"{c}_columns": replace(PLAIN, size=(1, 4, c, (1, 3, 4)), residual=True) for c in (30, 90, 180)},
     "150_columns": replace(PLAIN, size=(1, 16, 150, (2, 3, 4)), kernel=(3, 1, 1)),
     "32_channels": replace(PLAIN, size=(1, 32, 5, (1, 3, 4)), kernel=(3, 3)),
+    # more taps of time and channels than a product sums up at once, of which the first see nothing
+    "112_channels": replace(PLAIN, size=(2, 112, 5, (2, 4, 3)), chunks=(1, 1)),
     "norm_alone": Case(activation="none"),
     "silu_alone": Case(norm=False),
     "quiet": Case(std=1e-7),
@@ -81,6 +83,7 @@ CASES = {
     "channels_last": Case(layout="channels_last", chunks=(1, 3), residual=True),
     "channels_last_one_frame": Case((1, 6, 5, (1, 4, 3)), layout="channels_last"),
     "part_of_a_frame": Case(layout="tile", chunks=(1, 3)),
+    "some_of_the_channels": Case(layout="channels", chunks=(1, 3)),
     "frames_of_a_clip": Case(layout="frames", residual=True),
     "own_buffer": Case(out=True, residual=True),
     "own_buffer_halving": replace(HALVING, out=True),
@@ -134,6 +137,11 @@ def arranged(x, draw, layout):
         wider = draw.normal(*x.shape[:3], x.shape[3] + 3, x.shape[4] + 2, dtype=x.dtype)
         wider[..., 1 : 1 + x.shape[3], 2:] = x
         return wider[..., 1 : 1 + x.shape[3], 2:]
+    if layout == "channels":  # of pixels that lie side by side and have more
+        wider = draw.normal(x.shape[0], x.shape[1] + 3, *x.shape[2:], dtype=x.dtype)
+        wider = wider.to(memory_format=torch.channels_last_3d)
+        wider[:, 2 : 2 + x.shape[1]] = x
+        return wider[:, 2 : 2 + x.shape[1]]
     if layout == "frames":
         return x.transpose(1, 2).contiguous().transpose(1, 2)
     return x

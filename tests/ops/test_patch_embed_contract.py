@@ -38,6 +38,7 @@ CASES = {
     "one_of_everything": Case((1, 1, 1), (1, 1, 1), 1, 1, 1),
     "many_features": Case((1, 2, 2), (1, 3, 3), 1, 16, 130),
     "many_tokens": Case((1, 2, 2), (2, 9, 11), 1, 3, 17),
+    "samples_of_35_tokens": Case((1, 2, 2), (1, 5, 7), 3, 3, 17, position="per_sample"),
     "no_bias": Case(bias=False),
     "position": Case(position="shared"),
     "position_per_sample": Case((2, 3, 1), position="per_sample", batch=3),
