@@ -96,25 +96,26 @@ def decode_bytes(
     batch: int,
     tiling: Tiling | None,
     *,
+    together: int = 1,
     image: bool = False,
     native: bool = False,
 ) -> int:
-    """One latent frame of (height, width) through the decoder, and the past frames that every convolution keeps.
+    """`together` latent frames of (height, width) through the decoder, and the past that every convolution keeps.
 
     image: nothing follows the one frame, so there is no past.
     native: by the native CPU kernels, which hold no map but what they read and write, one over another.
     """
     tile_area, repeats = _tiles(config, height, width, tiling)
     specs = UpStageSpec.all(config)
-    frames, scale, past, largest, waiting, kept = 1, 1, 0.0, 0.0, 0.0, 0.0
+    frames, scale, past, largest, waiting, kept = together, 1, 0.0, 0.0, 0.0, 0.0
     for i, stage in enumerate(specs):
         if i == UpStageSpec.late(specs):
             final = scale * 4 ** sum(late.doubling is not None for late in specs[i:]) * tile_area
-            together = frames_at_once(int(FP32 * batch * final * specs[-1].hidden))
-            if together < frames:  # what comes in, and what has gone out
+            piece = frames_at_once(int(FP32 * batch * final * specs[-1].hidden))
+            if piece < frames:  # what comes in, and what has gone out
                 entering = 0 if native else stage.into * scale * tile_area  # native, it is kept anyway
                 waiting = frames * (entering + 2 * config.out_channels * final)
-                frames = together
+                frames = piece
         past += (2 * len(stage.blocks) + 1) * 2 * stage.hidden * scale * height * width * repeats
         area = scale * tile_area
         block = 2 * stage.hidden * frames if native else _block_maps(stage.into, stage.hidden, frames)

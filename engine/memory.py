@@ -27,6 +27,7 @@ from kinema.request import GenerationRequest
 from kinema.text import umt5
 from kinema.text.umt5 import UMT5Config
 from kinema.vae import wan as wan_vae
+from kinema.vae.decoder import latents_at_once
 from kinema.vae.wan import WanVAEConfig
 
 __all__ = [
@@ -129,7 +130,14 @@ def _stage_work(folder: ModelFolder, request: GenerationRequest, plan: Plan) -> 
     if request.output_type != "latent":
         clips = request.samples * pixels
         maps = decode_bytes(
-            vae, latent[1], latent[2], request.samples, request.tiling, image=latent[0] == 1, native=native
+            vae,
+            latent[1],
+            latent[2],
+            request.samples,
+            request.tiling,
+            together=max(1, min(latent[0] - 1, latents_at_once(vae, request.samples, *latent[1:]))),
+            image=latent[0] == 1,
+            native=native,
         )
         # the finished clip, an intermediate and the result
         work["decode"] = Work(max(maps + clips, 3 * clips))

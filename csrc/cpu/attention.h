@@ -153,11 +153,11 @@ struct QueryBlock {
         return lanes[0];
     }
 
-    void score_panel(int64_t panel, float *to) {
+    void score_panel(int64_t panel, int columns, float *to) {
         for (int64_t i = 0; i < tiles(); ++i)
             multiply_f32(
-                static_cast<int>(least(count - i * MR, MR)), q + i * MR * ceil_div(a.head_dim, KB) * KB, Packed{},
-                packed + panel * NR * a.head_dim, a.head_dim, to + i * MR * KEY_BLOCK, KEY_BLOCK, false);
+                static_cast<int>(least(count - i * MR, MR)), columns, q + i * MR * ceil_div(a.head_dim, KB) * KB,
+                Packed{}, packed + panel * NR * a.head_dim, a.head_dim, to + i * MR * KEY_BLOCK, KEY_BLOCK, false);
     }
 
     void score_panel_codes(int64_t panel, float *to) {
@@ -180,13 +180,14 @@ struct QueryBlock {
                 if (a.quantize != 0)
                     score_panel_codes(key / NR + panel, logits + panel * NR);
                 else
-                    score_panel(key / NR + panel, logits + panel * NR);
+                    score_panel(key / NR + panel, static_cast<int>(least(to - panel * NR, NR)), logits + panel * NR);
             for (int64_t r = 0; r < count; ++r)
                 weigh(r, key, from, to);
             for (int64_t panel = 0; panel < cut.value_panels; ++panel)
                 for (int64_t i = 0; i < tiles(); ++i)
                     multiply_f32(
-                        static_cast<int>(least(count - i * MR, MR)), logits + i * MR * KEY_BLOCK + from,
+                        static_cast<int>(least(count - i * MR, MR)),
+                        static_cast<int>(least(a.head_dim - panel * NR, NR)), logits + i * MR * KEY_BLOCK + from,
                         Rowwise{KEY_BLOCK}, values() + (panel * cut.keys + key + from) * NR, to - from,
                         sums + i * MR * padded() + panel * NR, padded(), true, fade + i * MR);
         }

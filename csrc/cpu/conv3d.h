@@ -84,17 +84,20 @@ inline void convolve_line(const ConvSource &conv, const Product &p, int64_t row,
     RowScale ones[MR];
     for (RowScale &one : ones)
         one = {1.0f, 0};
-    for (int64_t n = 0; n < a.out_channels; n += NR, panels += p.depth * NR)
+    for (int64_t n = 0; n < a.out_channels; n += NR, panels += p.depth * NR) {
+        const int columns = static_cast<int>(least(a.out_channels - n, NR));
         for (int64_t w = 0; w < shape.out_w; w += MR) {
             const int count = static_cast<int>(least(shape.out_w - w, MR));
             for (int64_t taps = first; taps < a.kernel_t * a.kernel_h; ++taps) {
                 const float *line =
                     conv.lines->line(at.t * a.stride_t + taps / a.kernel_h, at.h * a.stride_h + taps % a.kernel_h);
                 multiply_f32(
-                    count, line + w * step, Rowwise{step}, panels + taps * run * NR, run, tile, NR, taps > first);
+                    count, columns, line + w * step, Rowwise{step}, panels + taps * run * NR, run, tile, NR,
+                    taps > first);
             }
-            p.finish(p.source, tile, nullptr, row + w, count, n, static_cast<int>(least(a.out_channels - n, NR)), ones);
+            p.finish(p.source, tile, nullptr, row + w, count, n, columns, ones);
         }
+    }
 }
 
 // How a call is cut: lines of the result at a time, lines that they read.

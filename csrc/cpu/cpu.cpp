@@ -12,7 +12,7 @@ namespace kinema {
 
 namespace {
 
-#if defined(KINEMA_WITH_AVX2) || defined(KINEMA_WITH_AVX512)
+#if defined(KINEMA_WITH_AVX2) || defined(KINEMA_WITH_AVX512) || defined(KINEMA_WITH_AVX512VNNI)
 // What the processor has counts only if the operating system saves its registers.
 uint64_t saved_registers() {
     uint32_t low, high;
@@ -31,7 +31,7 @@ bool has_avx2() {
 }
 #endif
 
-#if defined(KINEMA_WITH_AVX512)
+#if defined(KINEMA_WITH_AVX512) || defined(KINEMA_WITH_AVX512VNNI)
 bool has_avx512() {
     uint32_t a, b, c, d;
     if (!has_avx2() || (saved_registers() & 0xe6) != 0xe6 || !__get_cpuid_count(7, 0, &a, &b, &c, &d))

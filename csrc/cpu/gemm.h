@@ -65,8 +65,8 @@ struct F32Kernel {
     static const void *panel(const Product &p, int64_t panel, int64_t k, int64_t count, float *buffer) {
         return panel_f32(p.weight, p.dtype, panel, stored_depth(p.depth, p.dtype), k, count, buffer);
     }
-    static void multiply(int rows, const float *a, const void *b, int64_t depth, float *c, bool more) {
-        multiply_f32(rows, a, Packed{}, static_cast<const float *>(b), depth, c, NR, more);
+    static void multiply(int rows, int columns, const float *a, const void *b, int64_t depth, float *c, bool more) {
+        multiply_f32(rows, columns, a, Packed{}, static_cast<const float *>(b), depth, c, NR, more);
     }
 };
 
@@ -81,7 +81,7 @@ struct I8Kernel {
     static const void *panel(const Product &p, int64_t panel, int64_t k, int64_t, float *) {
         return panel_at<int8_t>(p.weight, panel, stored_depth(p.depth, KINEMA_I8), k);
     }
-    static void multiply(int rows, const uint8_t *a, const void *b, int64_t depth, int32_t *c, bool more) {
+    static void multiply(int rows, int, const uint8_t *a, const void *b, int64_t depth, int32_t *c, bool more) {
         multiply_i8(rows, a, static_cast<const int8_t *>(b), depth, c, more);
     }
 };
@@ -213,7 +213,7 @@ template <class Kernel> void product_task(const Product &p, const Cut<Kernel> &c
                         if (k > p.skip)
                             Ahead::fetch_tile(tile + cut.tile_size, cut.tile_size * 4);
                         Kernel::multiply(
-                            count, reinterpret_cast<const A *>(a + i * tile_bytes), b,
+                            count, width, reinterpret_cast<const A *>(a + i * tile_bytes), b,
                             Kernel::GROUP == KB ? depth : groups * Kernel::GROUP, tile, k > p.skip);
                         if (ends && half + 1 == cut.halves) {
                             const C *gate = p.gated ? tile - tiles * cut.tile_size : nullptr;

@@ -21,69 +21,68 @@ struct Rowwise {
     static constexpr int64_t block() { return KB; }
 };
 
-// c[R, NR] = (more: c +, or c · fade[r] +) a[R, depth] · b[depth, NR]. A slice of the depth is summed by itself and
-// then added: an error grows with the length of a slice and the number of slices, not with their product.
-template <int R, class Layout>
+// c[R, NR] = (more: c +, or c · fade[r] +) a[R, depth] · b[depth, NR], of whose NR columns the first VECTORS · W are
+// wanted. A slice of the depth is summed by itself and then added: an error grows with the length of a slice and the
+// number of slices, not with their product.
+template <int R, int VECTORS, class Layout>
 inline __attribute__((always_inline)) void tile_f32(
     const float *a, Layout layout, const float *b, int64_t depth, float *c, int64_t c_stride, bool more,
     const float *fade) {
-    V sums[R][2];
+    V sums[R][VECTORS];
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-        sums[r][0] = set1(0.0f);
-        sums[r][1] = set1(0.0f);
-    }
-    int64_t k = 0;
-    for (; k + KB <= depth; k += KB, a += layout.block(), b += KB * NR) {
-#pragma GCC unroll 8
-        for (int step = 0; step < KB; ++step) {
-            const V left = load(b + step * NR), right = load(b + step * NR + W);
-#pragma GCC unroll 16
-            for (int r = 0; r < R; ++r) {
-                const V x = set1(a[r * layout.row() + step]);
-                sums[r][0] = fma(x, left, sums[r][0]);
-                sums[r][1] = fma(x, right, sums[r][1]);
-            }
-        }
-    }
-    for (int step = 0; k < depth; ++k, ++step, b += NR) {
-        const V left = load(b), right = load(b + W);
+    for (int r = 0; r < R; ++r)
+        for (int v = 0; v < VECTORS; ++v)
+            sums[r][v] = set1(0.0f);
+    const auto step_at = [&](int step, const float *row) __attribute__((always_inline)) {
+        V columns[VECTORS];
+        for (int v = 0; v < VECTORS; ++v)
+            columns[v] = load(row + v * W);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
             const V x = set1(a[r * layout.row() + step]);
-            sums[r][0] = fma(x, left, sums[r][0]);
-            sums[r][1] = fma(x, right, sums[r][1]);
+            for (int v = 0; v < VECTORS; ++v)
+                sums[r][v] = fma(x, columns[v], sums[r][v]);
         }
+    };
+    int64_t k = 0;
+    for (; k + KB <= depth; k += KB, a += layout.block(), b += KB * NR) {
+#pragma GCC unroll 8
+        for (int step = 0; step < KB; ++step)
+            step_at(step, b + step * NR);
     }
+    for (int step = 0; k < depth; ++k, ++step, b += NR)
+        step_at(step, b);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
         float *to = c + r * c_stride;
-        for (int half = 0; half < 2; ++half, to += W)
+        for (int v = 0; v < VECTORS; ++v, to += W)
             if (fade != nullptr)
-                store(to, fma(load(to), set1(fade[r]), sums[r][half]));
+                store(to, fma(load(to), set1(fade[r]), sums[r][v]));
             else
-                store(to, more ? add(load(to), sums[r][half]) : sums[r][half]);
+                store(to, more ? add(load(to), sums[r][v]) : sums[r][v]);
     }
 }
 
-template <int R, class Layout>
+template <int R, int VECTORS, class Layout>
 __attribute__((noinline)) void tile_f32_of(
     const float *a, Layout layout, const float *b, int64_t depth, float *c, int64_t c_stride, bool more,
     const float *fade) {
-    tile_f32<R>(a, layout, b, depth, c, c_stride, more, fade);
+    tile_f32<R, VECTORS>(a, layout, b, depth, c, c_stride, more, fade);
 }
 
-// The same of `rows` rows, at most MR.
+// The same of `rows` rows, at most MR, and the panel's first columns, at least `columns` of them.
 template <class Layout, int R = MR>
 inline void multiply_f32(
-    int rows, const float *a, Layout layout, const float *b, int64_t depth, float *c, int64_t c_stride, bool more,
-    const float *fade = nullptr) {
-    if constexpr (R == 1)
-        tile_f32_of<1>(a, layout, b, depth, c, c_stride, more, fade);
-    else if (rows == R)
-        tile_f32_of<R>(a, layout, b, depth, c, c_stride, more, fade);
+    int rows, int columns, const float *a, Layout layout, const float *b, int64_t depth, float *c, int64_t c_stride,
+    bool more, const float *fade = nullptr) {
+    if constexpr (R > 1) {
+        if (rows < R)
+            return multiply_f32<Layout, R - 1>(rows, columns, a, layout, b, depth, c, c_stride, more, fade);
+    }
+    if (columns <= W)
+        tile_f32_of<R, 1>(a, layout, b, depth, c, c_stride, more, fade);
     else
-        multiply_f32<Layout, R - 1>(rows, a, layout, b, depth, c, c_stride, more, fade);
+        tile_f32_of<R, 2>(a, layout, b, depth, c, c_stride, more, fade);
 }
 
 constexpr int I8_VECTORS = NR / I8_LANES;
@@ -91,7 +90,8 @@ constexpr int I8_VECTORS = NR / I8_LANES;
 // c[R, NR] = (more: c +) a · b in int32, exactly. a: codes of 0 to CODE_TOP, or of up to 255 where b's are so small
 // that two products fit 16 bits, [depth/4][I8_ROWS][4]; b: [depth/4][NR][4].
 template <int R>
-__attribute__((noinline)) void tile_i8_of(const uint8_t *a, const int8_t *b, int64_t depth, int32_t *c, bool more) {
+__attribute__((noinline, noclone)) void
+tile_i8_of(const uint8_t *a, const int8_t *b, int64_t depth, int32_t *c, bool more) {
     I8Sum sums[R][I8_VECTORS];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)

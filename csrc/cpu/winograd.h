@@ -142,7 +142,8 @@ inline void transform_block(const Band &band, const Block &block) {
 
 // The products of one place with one panel, into `sums` [groups][frames][MR][NR]. The next panel is fetched meanwhile.
 inline void multiply_place(
-    const Band &band, const Block &block, const float *left, const float *panel, const float *next, float *sums) {
+    const Band &band, const Block &block, int columns, const float *left, const float *panel, const float *next,
+    float *sums) {
     const Winograd &w = band.w;
     const int64_t tiles = band.rows * w.tiles_w, slices = ceil_div(w.depth, WINOGRAD_DEPTH);
     const int64_t piece = ceil_div(w.depth * NR, 16 * slices * block.groups * block.frames) * 16;
@@ -158,8 +159,8 @@ inline void multiply_place(
                 const int64_t start = most(0, band.silent - block.frame - t) * w.channels, k = most(from, start);
                 if (k < to)
                     multiply_f32(
-                        count, left + g * w.left_group + (t * w.channels + k) * MR, Packed{}, panel + k * NR, to - k,
-                        sums + (g * block.frames + t) * MR * NR, NR, k > start);
+                        count, columns, left + g * w.left_group + (t * w.channels + k) * MR, Packed{}, panel + k * NR,
+                        to - k, sums + (g * block.frames + t) * MR * NR, NR, k > start);
             }
         }
     }
@@ -222,7 +223,8 @@ inline void convolve_block(const Band &band, const Block &block) {
             for (int64_t panel = first; panel < end; ++panel) {
                 const float *right = weight + (stored * w.panels + panel) * w.depth * NR;
                 multiply_place(
-                    band, block, block.left + place * w.left_place, right, right + w.depth * NR,
+                    band, block, static_cast<int>(least(w.a.out_channels - panel * NR, NR)),
+                    block.left + place * w.left_place, right, right + w.depth * NR,
                     block.sums + place * w.sums_place + (panel - first) * block.groups * block.frames * MR * NR);
             }
         }

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 from itertools import chain
+from typing import Literal
 
 import torch
 
@@ -18,7 +19,7 @@ from kinema.machine_memory import return_freed_bytes
 from kinema.ops import Ops
 from kinema.vae.blocks import CausalConv, conv_shapes
 from kinema.vae.config import WanVAEConfig
-from kinema.vae.decoder import Decoder, smaller_whole
+from kinema.vae.decoder import Decoder, latents_at_once, smaller_whole
 from kinema.vae.encoder import Encoder
 from kinema.vae.feature_cache import FeatureCache
 from kinema.vae.posterior import Posterior
@@ -75,7 +76,12 @@ class WanVAE:
         return latents * self._std + self._mean
 
     def decode(
-        self, latents: torch.Tensor, *, chunk: int | None = 1, tiling: Tiling | None = None, clamp: bool = True
+        self,
+        latents: torch.Tensor,
+        *,
+        chunk: int | Literal["auto"] | None = "auto",
+        tiling: Tiling | None = None,
+        clamp: bool = True,
     ) -> torch.Tensor:
         """All frames, [B, 3, 1 + (T − 1)·ft, H·fs, W·fs]. Arguments as in `decode_chunks`.
 
@@ -87,7 +93,7 @@ class WanVAE:
             and not torch.is_grad_enabled()
             and smaller_whole(self.config, self._frames(latents), *latents.shape[3:])
         ):
-            return self._decode_whole(latents, chunk, clamp)
+            return self._decode_whole(latents, self._chunk(latents, chunk), clamp)
         chunks = self.decode_chunks(latents, chunk=chunk, tiling=tiling, clamp=clamp)
         first = next(chunks)
         if first.requires_grad:
@@ -100,14 +106,21 @@ class WanVAE:
         return video
 
     def decode_chunks(
-        self, latents: torch.Tensor, *, chunk: int | None = 1, tiling: Tiling | None = None, clamp: bool = True
+        self,
+        latents: torch.Tensor,
+        *,
+        chunk: int | Literal["auto"] | None = "auto",
+        tiling: Tiling | None = None,
+        clamp: bool = True,
     ) -> Iterator[torch.Tensor]:
         """Frames as they are decoded: one for the first latent frame, then `chunk`·ft at a time.
 
         latents: [B, z_dim, T, H, W], floating, denormalised. chunk: latent frames at a time after the first, None
-        for all; the result is the same, memory grows with it. Yields what `decode_frames` returns.
+        for all, "auto" for one, or more of small pictures; the result is the same, memory grows with it. Yields what
+        `decode_frames` returns.
         """
         self._check_latents(latents)
+        chunk = self._chunk(latents, chunk)
         cache = FeatureCache()
         for start, stop in _chunks(latents.shape[2], chunk):
             part, last = latents[:, :, start:stop], stop == latents.shape[2]
@@ -162,6 +175,10 @@ class WanVAE:
         return_freed_bytes()  # small maps and pasts, which the late stages' large ones would not fit into
         assert whole is not None
         return whole
+
+    def _chunk(self, latents: torch.Tensor, chunk: int | Literal["auto"] | None) -> int | None:
+        batch, _, _, height, width = latents.shape
+        return latents_at_once(self.config, batch, height, width) if chunk == "auto" else chunk
 
     def _pixels(self, frames: torch.Tensor, clamp: bool) -> torch.Tensor:
         frames = unpatchify(frames, self.config.patch)

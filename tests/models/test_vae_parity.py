@@ -218,15 +218,27 @@ def test_chunks_of_any_size_give_the_same_clip(name: str) -> None:
     vae = ours(name)
     factor = vae.config.scale_factor_temporal
     with torch.no_grad():
-        whole = vae.decode(latents_of(name))
+        whole = vae.decode(latents_of(name), chunk=1)
         moments = vae.encode_moments(video_of(name), chunk=factor)
+        assert error(vae.decode(latents_of(name)), whole) <= 1e-5
         for chunk in (2, None):
             assert error(vae.decode(latents_of(name), chunk=chunk), whole) <= 1e-5
             sizes = None if chunk is None else chunk * factor
             assert error(vae.encode_moments(video_of(name), chunk=sizes), moments) <= 1e-5
-        parts = list(vae.decode_chunks(latents_of(name)))
+        parts = list(vae.decode_chunks(latents_of(name), chunk=1))
     assert [part.shape[2] for part in parts] == [1] + [factor] * (latents_of(name).shape[2] - 1)
     assert torch.equal(torch.cat(parts, dim=2), whole)
+
+
+def test_the_smaller_the_pictures_the_more_of_them_are_a_chunk() -> None:
+    """Of as many frames as make a map of the last stage of 8 MB; and a frame of 480p is larger."""
+    config = WanVAEConfig(base_dim=16)
+    sizes = [(1, 8, 8), (1, 16, 16), (2, 16, 16), (1, 17, 16), (1, 60, 104)]
+    assert [decoder.latents_at_once(config, *size) for size in sizes] == [8, 2, 1, 1, 1]
+    vae = ours("wan21")
+    z = latents_of("wan21")
+    with torch.no_grad():
+        assert [part.shape[2] for part in vae.decode_chunks(z)] == [1, video_of("wan21").shape[2] - 1]
 
 
 @pytest.mark.parametrize("backend", ["reference", "auto"])
@@ -310,7 +322,7 @@ def test_two_clips_can_take_turns() -> None:
     small = wide[:1, :, :, :3, :4].flip(2)
     tile = tiling_of(name, (3, 4, 2, 3))
     with torch.no_grad():
-        alone = vae.decode(small)
+        alone = vae.decode(small, chunk=1)
         caches = FeatureCache(), FeatureCache()
         turns: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
         for t in range(wide.shape[2]):

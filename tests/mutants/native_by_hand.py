@@ -63,8 +63,9 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "micro.h": (
         ("the last of an odd depth is lost", "for (int step = 0; k < depth;", "for (int step = 0; k + 1 < depth;"),
-        ("sums do not fade", "fma(load(to), set1(fade[r]), sums[r][half])", "add(load(to), sums[r][half])"),
+        ("sums do not fade", "fma(load(to), set1(fade[r]), sums[r][v])", "add(load(to), sums[r][v])"),
         ("all rows fade as the first", "set1(fade[r])", "set1(fade[0])"),
+        ("a column behind the first vector is lost", "if (columns <= W)", "if (columns <= W + 1)"),
     ),
     "panels.h": (
         ("fp16 read as bf16", "store(buffer + i, widen_f16(from + i));", "store(buffer + i, widen_bf16(from + i));"),
