@@ -46,14 +46,17 @@ inline void gather(const kinema_conv3d_args &a, const float *x, int64_t count, f
 
 // The gains that norm `count` pixels, up to W: √channels over the length of each. One root and one division serve all.
 inline void gains_of(const float *pixels, int64_t channels, int64_t count, float *gains) {
-    for (int64_t i = 0; i < count; ++i)
-        gains[i] = row_sum(pixels + i * channels, channels, 0.0f, [](V v) { return mul(v, v); });
-    const V length = vmax(vsqrt(load(gains)), set1(1e-12f));
+    V squares[W];
+    for (int64_t i = 0; i < W; ++i)
+        squares[i] =
+            i < count ? row_lanes(pixels + i * channels, channels, 0.0f, [](V v) { return mul(v, v); }) : set1(0.0f);
+    const V length = vmax(vsqrt(sums_of(squares)), set1(1e-12f));
     store(gains, div(set1(std::sqrt(static_cast<float>(channels))), length));
 }
 
-// `count` pixels of x side by side, normed and activated, and as many times as it is upsampled.
-inline void see(const kinema_conv3d_args &a, const float *x, int64_t count, float *to) {
+// `count` pixels of x side by side, normed and activated, and as many times as it is upsampled. next: x that follows,
+// which is fetched meanwhile; may be null.
+inline void see(const kinema_conv3d_args &a, const float *x, int64_t count, float *to, const float *next) {
     const int64_t channels = a.in_channels;
     const bool dense = a.x_stride_c == 1 && a.x_stride_w == channels;
     if (!dense || a.norm == nullptr)
@@ -62,6 +65,9 @@ inline void see(const kinema_conv3d_args &a, const float *x, int64_t count, floa
         const float *from = dense ? x : to;
         float gains[W] = {};
         for (int64_t i = 0; i < count; ++i, from += channels) {
+            if (dense && next != nullptr)
+                for (int64_t c = 0; c < channels; c += 16) // a cache line
+                    __builtin_prefetch(next + i * channels + c, 0, 2);
             if (i % W == 0)
                 gains_of(from, channels, least(count - i, W), gains);
             const V gain = set1(gains[i % W]);
@@ -115,7 +121,7 @@ copy_line(const kinema_conv3d_args &a, const ConvShape &shape, int64_t b, int64_
     } else {
         const float *x =
             a.x + b * a.x_stride_b + (t - shape.history) * a.x_stride_t + inside / a.upsample * a.x_stride_h;
-        see(a, x, a.width, pixel);
+        see(a, x, a.width, pixel, t + 1 < shape.seen ? x + a.x_stride_t : nullptr);
     }
     pixel += shape.inner_w * channels;
     std::memset(pixel, 0, a.pad_right * channels * sizeof(float));

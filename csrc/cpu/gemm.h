@@ -12,9 +12,9 @@
 namespace kinema {
 namespace KINEMA_ISA {
 
-constexpr int64_t F32_DEPTH = 256;  // 16 KB of a panel on AVX2
-constexpr int64_t I8_DEPTH = 768;   // the same in bytes
-constexpr int64_t BLOCK_ROWS = 144; // with F32_DEPTH 147 KB of the left matrix
+constexpr int64_t F32_DEPTH = W == 16 ? 192 : 256;  // 24 KB of a panel on AVX-512, 16 on AVX2
+constexpr int64_t I8_DEPTH = 768;                   // the same in bytes
+constexpr int64_t BLOCK_ROWS = W == 16 ? 216 : 144; // with F32_DEPTH 166 KB of the left matrix, or 147
 constexpr int64_t I8_BLOCK_ROWS = 96;
 constexpr int64_t BLOCK_COLUMNS = 768;
 constexpr int64_t LAST_PARTS = 4;   // of the last blocks of rows, so that no thread waits long for another's

@@ -38,8 +38,8 @@ inline void store_some(float *p, V v, int lanes) {
         store_n(p, v, lanes);
 }
 
-// Σ f(vector of x) over a row, in four sums side by side; f of the lanes behind the end is of `filler`.
-template <class F> inline float row_sum(const float *x, int64_t count, float filler, F f) {
+// Σ f(vector of x) over a row, lane by lane, in four sums side by side; f of the lanes behind the end is of `filler`.
+template <class F> inline V row_lanes(const float *x, int64_t count, float filler, F f) {
     V sums[4] = {set1(0.0f), set1(0.0f), set1(0.0f), set1(0.0f)};
     int64_t i = 0;
     for (; i + 4 * W <= count; i += 4 * W)
@@ -53,7 +53,11 @@ template <class F> inline float row_sum(const float *x, int64_t count, float fil
             rest[lane] = i + lane < count ? x[i + lane] : filler;
         sums[1] = add(sums[1], f(load(rest)));
     }
-    return sum(add(add(sums[0], sums[1]), add(sums[2], sums[3])));
+    return add(add(sums[0], sums[1]), add(sums[2], sums[3]));
+}
+
+template <class F> inline float row_sum(const float *x, int64_t count, float filler, F f) {
+    return sum(row_lanes(x, count, filler, f));
 }
 
 struct Moments {

@@ -43,6 +43,27 @@ inline V exp2_whole(V n) {
 inline V exponent_of(V x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x), 23)); }
 inline V load_i32(const int32_t *p) { return _mm512_cvtepi32_ps(_mm512_loadu_si512(p)); }
 inline float sum(V v) { return _mm512_reduce_add_ps(v); }
+// lane i: the sum of v[i]. Halves of two are added, then quarters of four, and so on.
+inline V sums_of(const V *v) {
+    V fours[4];
+    for (int i = 0; i < 4; ++i) {
+        V eights[2];
+        for (int j = 0; j < 2; ++j) {
+            const V one = v[8 * j + i], other = v[8 * j + i + 4];
+            eights[j] = add(_mm512_shuffle_f32x4(one, other, 0x44), _mm512_shuffle_f32x4(one, other, 0xee));
+        }
+        fours[i] =
+            add(_mm512_shuffle_f32x4(eights[0], eights[1], 0x88), _mm512_shuffle_f32x4(eights[0], eights[1], 0xdd));
+    }
+    const V low = add(_mm512_unpacklo_ps(fours[0], fours[1]), _mm512_unpackhi_ps(fours[0], fours[1]));
+    const V high = add(_mm512_unpacklo_ps(fours[2], fours[3]), _mm512_unpackhi_ps(fours[2], fours[3]));
+    return add(_mm512_shuffle_ps(low, high, 0x44), _mm512_shuffle_ps(low, high, 0xee));
+}
+// the first half of v to `low`, the second to `high`
+inline void store_halves(float *low, float *high, V v) {
+    _mm256_storeu_ps(low, _mm512_castps512_ps256(v));
+    _mm256_storeu_ps(high, _mm512_extractf32x8_ps(v, 1));
+}
 inline float max(V v) { return _mm512_reduce_max_ps(v); }
 
 inline V widen_bf16(const uint16_t *p) {

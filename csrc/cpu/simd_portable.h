@@ -66,6 +66,7 @@ inline V load_i32(const int32_t *p) {
     return V{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]), static_cast<float>(p[3])};
 }
 inline float sum(V v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+inline V sums_of(const V *v) { return V{sum(v[0]), sum(v[1]), sum(v[2]), sum(v[3])}; } // lane i: of v[i]
 inline float max(V v) {
     const float a = v[0] > v[2] ? v[0] : v[2], b = v[1] > v[3] ? v[1] : v[3];
     return a > b ? a : b;

@@ -19,6 +19,7 @@ constexpr int64_t WINOGRAD_ROWS = 96;     // of the left matrices at a time: wha
 constexpr int64_t WINOGRAD_DEPTH = 320;   // of a panel in the first-level cache
 constexpr int64_t WINOGRAD_COLUMNS = 384; // whose sums wait for their transform
 constexpr int64_t WINOGRAD_FRAMES = 4;    // of the result at a time
+constexpr int64_t FETCH_TILES = 3;        // ahead of the one that is finished
 
 // ---- how a call is cut
 
@@ -184,6 +185,14 @@ inline __attribute__((always_inline)) void finish_tile(
         }
 }
 
+// Brings what is added to channels `from` to `to` of a whole tile's outputs into the cache: its lines lie far apart.
+template <int OUTPUTS> inline void fetch_residual(const Winograd &w, int64_t pixel, int64_t from, int64_t to) {
+    for (int64_t i = 0; i < OUTPUTS; ++i)
+        for (int64_t j = 0; j < OUTPUTS; ++j)
+            for (int64_t n = from; n < to; n += 16) // a cache line
+                __builtin_prefetch(w.a.residual + (pixel + i * w.out_w + j) * w.a.out_channels + n, 0, 3);
+}
+
 // The sums of panels `first` to `end` become outputs.
 template <int SIZE> void finish_block(const Band &band, const Block &block, int64_t first, int64_t end) {
     const Winograd &w = band.w;
@@ -196,6 +205,9 @@ template <int SIZE> void finish_block(const Band &band, const Block &block, int6
                 const int64_t y = (band.first + tile / w.tiles_w) * OUTPUTS, x = tile % w.tiles_w * OUTPUTS;
                 const int64_t pixel = (frame * w.out_h + y) * w.out_w + x;
                 const int64_t rows = least(w.out_h - y, OUTPUTS), columns = least(w.out_w - x, OUTPUTS);
+                if (w.a.residual != nullptr && x + (FETCH_TILES + 1) * OUTPUTS <= w.out_w && y + OUTPUTS <= w.out_h)
+                    fetch_residual<OUTPUTS>(
+                        w, pixel + FETCH_TILES * OUTPUTS, first * NR, least(end * NR, w.a.out_channels));
                 for (int64_t panel = first; panel < end; ++panel)
                     for (int64_t n = panel * NR; n < least(panel * NR + NR, w.a.out_channels); n += W) {
                         const int64_t at = ((panel - first) * block.groups + g) * block.frames + t;

@@ -157,17 +157,15 @@ transform_sums(const float *sums, int64_t stride, V (*to)[outputs_of(SIZE)]) {
 }
 
 // W channels from channel c on, of a row of a packed tile; what lies behind the last group of channels is dropped.
-inline void place_channels(float *row, int64_t c, int64_t channels, V v) {
+template <class Vector> inline void place_channels(float *row, int64_t c, int64_t channels, Vector v) {
     if constexpr (W == KB)
         store(row + c * MR, v);
     else if constexpr (W < KB)
         store(row + c / KB * (MR * KB) + c % KB, v);
-    else {
-        float lanes[W];
-        store(lanes, v);
-        for (int64_t i = 0; i < W && c + i < channels; i += KB)
-            std::memcpy(row + (c + i) * MR, lanes + i, KB * sizeof(float));
-    }
+    else if (c + KB < channels)
+        store_halves(row + c * MR, row + (c + KB) * MR, v);
+    else
+        store_n(row + c * MR, v, KB);
 }
 
 } // namespace KINEMA_ISA

@@ -227,7 +227,12 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ),
     ),
     "conv3d_copy.h": (
-        ("the norm's floor is added", "vmax(vsqrt(load(gains)), set1(1e-12f))", "add(vsqrt(load(gains)), set1(1e-6f))"),
+        (
+            "the norm's floor is added",
+            "vmax(vsqrt(sums_of(squares)), set1(1e-12f))",
+            "add(vsqrt(sums_of(squares)), set1(1e-6f))",
+        ),
+        ("a line ends a pixel early", "i < count ? row_lanes(", "i + 1 < count ? row_lanes("),
         (
             "the norm is not scaled by the root of the channels",
             "div(set1(std::sqrt(static_cast<float>(channels))), length)",
@@ -361,6 +366,7 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ),
     ),
     "winograd_transforms.h": (
+        ("half a vector of channels is dropped", "if (c + KB < channels)", "if (c + W < channels)"),
         ("the middle taps are not halved", "{0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}", "{0.5, 0.5, 0.5}, {0.5, 0.5, 0.5}"),
         ("the doubled middle counts once", "to[1] = add(d[1], d[1]);", "to[1] = d[1];"),
         (
