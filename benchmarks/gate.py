@@ -16,8 +16,8 @@ import torch
 from kinema.bench.op_calls import Inputs
 from kinema.ops.common import Quantized, Target
 
-# where activations are rounded to 8 bits, a value between two steps may go to either
-STEP = {torch.int8: (1 / 500, 1 / 50), torch.float8_e4m3fn: (1 / 200, 1 / 12)}
+# where activations are rounded to 8 bits, a value between two steps may go to either; to bf16 only some kernels do
+STEP = {torch.int8: (1 / 500, 1 / 50), torch.float8_e4m3fn: (1 / 200, 1 / 12), torch.bfloat16: (1 / 500, 1 / 100)}
 
 
 class ExactInputs(Inputs):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kinema.bench.report import Report
     from kinema.ops.common import Implementation, Target
 
-TIMED = "one call of an op in this process, its weights packed and its inputs in place"
+TIMED = "one call of an op in this process, its weights packed, its inputs in place, and memory for its result at hand"
 REFERENCE, TORCH = "reference", "torch's own op"
 HELD_FROM = 2e9  # FLOPs: shorter calls fall between disturbances, as the looks for the peak do
 
@@ -49,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     from kinema.bench.op_cases import all_cases, cpu_cases
     from kinema.bench.peaks import probe, units_of
     from kinema.bench.report import check_report, provenance, write_report
+    from kinema.machine_memory import keeping_freed_bytes
     from kinema.ops import plan_ops, target_for
     from kinema.ops.common import PRECISIONS
     from kinema.progress import steps_bar
@@ -78,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     rows: list[Report] = []
     units = units_of(targets)
     peaks = probe(device, units)
-    with steps_bar(len(work), unit="case") as advance:
+    with keeping_freed_bytes(), steps_bar(len(work), unit="case") as advance:
         for case, target in work:
             rows += measure(case, target, candidates(case.op, target, arguments.backend), arguments.rounds)
             peaks = peaks.better(probe(device, units, rounds=3))
@@ -192,7 +193,6 @@ def gated(
     truth, result = exact(), reference()
     work = count(case.op, reference, result)
     plain = gate.distance(result, truth)
-    allowed = gate.allowance(plain, *_rounding(reference, result, target))
     calls: dict[str, Callable[[], Any]] = {}
 
     def admit(backend: str, make: Callable[[], Callable[[], Any]], wanted: Any) -> None:
@@ -200,6 +200,7 @@ def gated(
         try:
             call = make()
             found = gate.distance(call(), wanted)
+            allowed = gate.allowance(plain, *_rounding(call, result, target))
         except Exception as error:  # one implementation's, and the others are still to be measured
             rows[backend]["failed"] = failure(error)
             return
@@ -229,18 +230,22 @@ def _prepared(case: Case, target: Target, implementation: Implementation) -> Cal
     return case.prepare(implementation.load(), target, Inputs(target.device))
 
 
-def _rounding(call: Call, result: Any, target: Target) -> tuple[torch.dtype, torch.dtype | None]:
-    """The dtype of a result, and the 8 bits that activations were rounded to on the way to it."""
+def _rounding(call: Any, result: Any, target: Target) -> tuple[torch.dtype, torch.dtype | None]:
+    """The dtype of a result, and what activations were rounded to on the way to it: 8 bits, or what `call` chose."""
     import torch
 
     from kinema.ops.common import Quantized
+    from kinema.ops.linear import LinearWeight
 
     kind = target.precision.quantize_activations
-    eight = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}[kind] if kind is not None else None
+    rounded = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}[kind] if kind is not None else None
+    for weight in getattr(call, "args", ()):
+        if isinstance(weight, LinearWeight) and weight.rounds_to is not None:
+            rounded = weight.rounds_to
     if isinstance(result, Quantized):
         return target.precision.activations, result.data.dtype
     first = result[0] if isinstance(result, tuple) else result
-    return first.dtype, eight
+    return first.dtype, rounded
 
 
 def _timed(backend: str, samples: dict[str, list[float]], seconds: list[float], work: Count, target: Target) -> Report:

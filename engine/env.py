@@ -1,8 +1,9 @@
 """Every environment variable that kinema reads.
 
-Kernels know nothing of the engine, so theirs are beside them: KINEMA_CPU_ISA (portable, avx2, avx512 or avx512vnni: the
-instruction set of the native kernels) and KINEMA_CPU_LIBRARY (another build of them), in kernels/common/native.py, and
-KINEMA_CACHE (the folder of what `kinema tune` finds; ~/.cache/kinema), in kernels/common/tuned.py.
+Kernels know nothing of the engine, so theirs are beside them: KINEMA_CPU_ISA (portable, avx2, avx512, avx512vnni or
+avx512bf16: the instruction set of the native kernels) and KINEMA_CPU_LIBRARY (another build of them), in
+kernels/common/native.py, and KINEMA_CACHE (the folder of what `kinema tune` finds; ~/.cache/kinema), in
+kernels/common/tuned.py.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ namespace kinema {
 
 namespace {
 
-#if defined(KINEMA_WITH_AVX2) || defined(KINEMA_WITH_AVX512) || defined(KINEMA_WITH_AVX512VNNI)
+#if defined(__x86_64__) || defined(__i386__)
 // What the processor has counts only if the operating system saves its registers.
 uint64_t saved_registers() {
     uint32_t low, high;
@@ -20,7 +20,7 @@ uint64_t saved_registers() {
     return (static_cast<uint64_t>(high) << 32) | low;
 }
 
-bool has_avx2() {
+[[maybe_unused]] bool has_avx2() {
     uint32_t a, b, c, d;
     if (!__get_cpuid(1, &a, &b, &c, &d))
         return false;
@@ -29,22 +29,23 @@ bool has_avx2() {
         return false;
     return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & (1u << 5)) != 0;
 }
-#endif
 
-#if defined(KINEMA_WITH_AVX512) || defined(KINEMA_WITH_AVX512VNNI)
-bool has_avx512() {
+[[maybe_unused]] bool has_avx512() {
     uint32_t a, b, c, d;
     if (!has_avx2() || (saved_registers() & 0xe6) != 0xe6 || !__get_cpuid_count(7, 0, &a, &b, &c, &d))
         return false;
     const uint32_t wanted = (1u << 16) | (1u << 17) | (1u << 30) | (1u << 31); // F, DQ, BW, VL
     return (b & wanted) == wanted;
 }
-#endif
 
-#if defined(KINEMA_WITH_AVX512VNNI)
-bool has_avx512vnni() {
+[[maybe_unused]] bool has_avx512vnni() {
     uint32_t a, b, c, d;
     return has_avx512() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (c & (1u << 11)) != 0;
+}
+
+[[maybe_unused]] bool has_avx512bf16() {
+    uint32_t a, b, c, d;
+    return has_avx512vnni() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 5)) != 0;
 }
 #endif
 
@@ -56,6 +57,9 @@ struct Known {
 };
 
 const Known KNOWN[] = {
+#if defined(KINEMA_WITH_AVX512BF16)
+    {&avx512bf16_table, has_avx512bf16},
+#endif
 #if defined(KINEMA_WITH_AVX512VNNI)
     {&avx512vnni_table, has_avx512vnni},
 #endif
@@ -91,7 +95,9 @@ int32_t check(const kinema_linear_args *a) {
         return KINEMA_BAD_DTYPE;
     if (a->x_dtype != KINEMA_F32 && (a->x2 != nullptr || a->quantize != 0 || a->norm != nullptr))
         return KINEMA_BAD_DTYPE;
-    if (a->weight_dtype < KINEMA_F32 || a->weight_dtype > KINEMA_I8 || (a->quantize && a->weight_dtype != KINEMA_I8))
+    if (a->weight_dtype < KINEMA_F32 || a->weight_dtype > KINEMA_I8)
+        return KINEMA_BAD_DTYPE;
+    if (a->quantize != 0 && a->weight_dtype != KINEMA_I8 && a->weight_dtype != KINEMA_BF16)
         return KINEMA_BAD_DTYPE;
     if (a->weight_dtype == KINEMA_I8 && a->in_features > MOST_CODES)
         return KINEMA_BAD_SIZE;
@@ -297,6 +303,8 @@ int64_t kinema_linear_workspace(const kinema_cpu *cpu, const kinema_linear_args 
 }
 
 int32_t kinema_linear_code_top(const kinema_cpu *cpu) { return cpu->table->code_top; }
+
+int32_t kinema_linear_multiplies_bf16(const kinema_cpu *cpu) { return cpu->table->multiplies_bf16; }
 
 int32_t kinema_linear(const kinema_cpu *cpu, const kinema_linear_args *args) {
     const int32_t status = check(args);

@@ -35,7 +35,8 @@ struct Product {
     const void *weight;
     int32_t dtype;
     bool gated;
-    bool in_codes;
+    bool in_codes; // rows and weight are int8
+    bool in_pairs; // or bf16
     int threads;
     char *workspace;
     // Writes rows m to m + count, features k to k + depth of the left matrix into `to`: of fp32 [depth/KB][MR][KB], of
@@ -85,6 +86,16 @@ struct I8Kernel {
         multiply_i8(rows, a, static_cast<const int8_t *>(b), depth, c, more);
     }
 };
+
+} // namespace KINEMA_ISA
+} // namespace kinema
+
+#if defined(__AVX512BF16__)
+#include "bf16.h"
+#endif
+
+namespace kinema {
+namespace KINEMA_ISA {
 
 inline int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
@@ -237,10 +248,18 @@ template <class Kernel> void run_product(const Product &p, Pool &pool) {
 }
 
 inline int64_t product_workspace(const Product &p) {
+#if defined(__AVX512BF16__)
+    if (p.in_pairs)
+        return p.threads * Cut<Bf16Kernel>(p).bytes;
+#endif
     return p.threads * (p.in_codes ? Cut<I8Kernel>(p).bytes : Cut<F32Kernel>(p).bytes);
 }
 
 inline void multiply(const Product &p, Pool &pool) {
+#if defined(__AVX512BF16__)
+    if (p.in_pairs)
+        return run_product<Bf16Kernel>(p, pool);
+#endif
     if (p.in_codes)
         run_product<I8Kernel>(p, pool);
     else

@@ -32,6 +32,7 @@
         isa::linear_workspace,                                                                                         \
         isa::linear,                                                                                                   \
         isa::CODE_TOP,                                                                                                 \
+        isa::BF16_GROUP == 2,                                                                                          \
         isa::norm_modulate,                                                                                            \
         isa::qk_norm_rope,                                                                                             \
         isa::scheduler_step,                                                                                           \

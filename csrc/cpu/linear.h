@@ -173,6 +173,57 @@ pack_codes(const void *source, int64_t m, int count, int64_t k, int64_t depth, c
     }
 }
 
+// ---- fp32 rows that become bf16 first
+
+#if defined(__AVX512BF16__)
+inline void
+pack_pairs(const void *source, int64_t m, int count, int64_t k, int64_t depth, const RowScale *scales, void *to) {
+    static_assert(MR == I8_ROWS, "a pair is placed as four codes are");
+    const kinema_linear_args &args = *static_cast<const kinema_linear_args *>(source);
+    uint16_t row[BF16_DEPTH + W];
+    for (int r = 0; r < count; ++r) {
+        pieces(args, m + r, k, depth, scales[r], [&](const float *from, int64_t at, int64_t length) {
+            for (int64_t i = 0; i < length; i += W)
+                narrow_bf16(row + at + i, load_some(from + i, static_cast<int>(least(length - i, W))));
+        });
+        row[depth] = 0; // the other half of an odd depth's last pair
+        place_codes(static_cast<uint8_t *>(to), r, reinterpret_cast<const uint8_t *>(row), ceil_div(depth, 2));
+    }
+}
+#endif
+
+// x to the nearest bf16, in fp32; NaN stays NaN
+inline float rounded_to_bf16(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    bits += 0x7fffu + ((bits >> 16) & 1u);
+    bits &= 0xffff0000u;
+    float rounded;
+    std::memcpy(&rounded, &bits, sizeof rounded);
+    return x == x ? rounded : x;
+}
+
+// The same numbers for a product in fp32.
+inline void
+pack_rounded(const void *source, int64_t m, int count, int64_t k, int64_t depth, const RowScale *scales, void *to) {
+    const kinema_linear_args &args = *static_cast<const kinema_linear_args *>(source);
+    float rounded[F32_DEPTH];
+    for (int r = 0; r < count; ++r)
+        pieces(args, m + r, k, depth, scales[r], [&](const float *from, int64_t at, int64_t length) {
+            for (int64_t i = 0; i < length; ++i)
+                rounded[i] = rounded_to_bf16(from[i]);
+            place(static_cast<float *>(to), r, at, rounded, length);
+        });
+}
+
+inline auto rounding_pack() {
+#if defined(__AVX512BF16__)
+    return pack_pairs;
+#else
+    return pack_rounded;
+#endif
+}
+
 inline Product linear_product(const kinema_linear_args &args) {
     Product p{};
     p.rows = args.batch * args.tokens;
@@ -184,10 +235,16 @@ inline Product linear_product(const kinema_linear_args &args) {
     // int8 that is given may be any code of 8 bits; where those do not fit, it is widened
     p.in_codes =
         args.weight_dtype == KINEMA_I8 && (args.quantize != 0 || (args.x_dtype == KINEMA_I8 && CODE_TOP == 255));
+    const bool rounds = args.quantize != 0 && args.weight_dtype == KINEMA_BF16;
+    p.in_pairs = rounds && BF16_GROUP == 2;
     p.threads = args.threads > 1 ? args.threads : 1;
     p.workspace = static_cast<char *>(args.workspace);
-    p.prepare = args.quantize != 0 ? row_scales : given_scales;
-    p.pack = args.quantize != 0 ? pack_codes : p.in_codes ? pack_i8 : args.x_dtype == KINEMA_F32 ? pack_f32 : pack_wide;
+    p.prepare = args.quantize != 0 && !rounds ? row_scales : given_scales;
+    p.pack = rounds                       ? rounding_pack()
+             : args.quantize != 0         ? pack_codes
+             : p.in_codes                 ? pack_i8
+             : args.x_dtype == KINEMA_F32 ? pack_f32
+                                          : pack_wide;
     p.fetch = fetch_results;
     p.finish = p.in_codes ? finish<int32_t> : finish<float>;
     p.source = &args;

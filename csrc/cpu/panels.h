@@ -17,9 +17,10 @@ inline int64_t item_size(int32_t dtype) {
     return dtype == KINEMA_F32 ? 4 : dtype == KINEMA_BF16 || dtype == KINEMA_F16 ? 2 : 1;
 }
 
-// Depth as it is stored: int8 comes in fours.
+// Depth as it is stored: int8 comes in fours, bf16 in pairs where pairs are multiplied.
 inline int64_t stored_depth(int64_t depth, int32_t dtype) {
-    return dtype == KINEMA_I8 ? ceil_div(depth, 4) * 4 : depth;
+    const int64_t group = dtype == KINEMA_I8 ? 4 : dtype == KINEMA_BF16 ? BF16_GROUP : 1;
+    return ceil_div(depth, group) * group;
 }
 
 // Behind the panels of an int8 weight lies the sum of every column, int32 [panels][NR].
@@ -32,10 +33,11 @@ inline int64_t packed_bytes(int64_t depth, int64_t columns, int32_t dtype, int32
     return numbers * stored_depth(depth, dtype) * item_size(dtype) + (dtype == KINEMA_I8 ? numbers * 4 : 0);
 }
 
-template <class T> inline void pack_panel(const T *rows, int64_t depth, int64_t width, T *to) {
-    for (int64_t k = 0; k < depth; ++k)
+// group: depth of a column that lies side by side
+template <class T> inline void pack_panel(const T *rows, int64_t depth, int64_t width, T *to, int64_t group = 1) {
+    for (int64_t k = 0; k < ceil_div(depth, group) * group; ++k)
         for (int64_t c = 0; c < NR; ++c)
-            to[k * NR + c] = c < width ? rows[c * depth + k] : T(0);
+            to[(k / group * NR + c) * group + k % group] = c < width && k < depth ? rows[c * depth + k] : T(0);
 }
 
 inline void pack_panel_i8(const int8_t *rows, int64_t depth, int64_t width, int8_t *to, int32_t *sums) {
@@ -65,7 +67,9 @@ inline void pack_weight(int64_t depth, int64_t columns, int32_t dtype, int32_t g
         else if (item_size(dtype) == 4)
             pack_panel(reinterpret_cast<const float *>(from), depth, width, reinterpret_cast<float *>(to));
         else if (item_size(dtype) == 2)
-            pack_panel(reinterpret_cast<const uint16_t *>(from), depth, width, reinterpret_cast<uint16_t *>(to));
+            pack_panel(
+                reinterpret_cast<const uint16_t *>(from), depth, width, reinterpret_cast<uint16_t *>(to),
+                dtype == KINEMA_BF16 ? BF16_GROUP : 1);
         else
             pack_panel(reinterpret_cast<const uint8_t *>(from), depth, width, reinterpret_cast<uint8_t *>(to));
     }
@@ -84,8 +88,14 @@ panel_f32(const void *weight, int32_t dtype, int64_t panel, int64_t stored, int6
         return panel_at<float>(weight, panel, stored, k);
     case KINEMA_BF16: {
         const uint16_t *from = panel_at<uint16_t>(weight, panel, stored, k);
+#if defined(__AVX512BF16__)
+        for (int64_t i = 0; i < count; i += 2)
+            for (int c = 0; c < NR; c += W)
+                widen_pairs(from + i * NR + 2 * c, buffer + i * NR + c, buffer + (i + 1) * NR + c);
+#else
         for (int64_t i = 0; i < count * NR; i += W)
             store(buffer + i, widen_bf16(from + i));
+#endif
         break;
     }
     case KINEMA_F16: {

@@ -10,7 +10,8 @@ namespace KINEMA_ISA {
 
 typedef __m256 V;
 constexpr int W = 8;
-constexpr int MR = 6; // 12 sums, 2 columns of the weight, 1 broadcast: 15 of the 16 registers
+constexpr int MR = 6;             // 12 sums, 2 columns of the weight, 1 broadcast: 15 of the 16 registers
+constexpr int64_t BF16_GROUP = 1; // depth that lies side by side in a panel of bf16
 
 inline V load(const float *p) { return _mm256_loadu_ps(p); }
 inline void store(float *p, V v) { _mm256_storeu_ps(p, v); }

@@ -86,6 +86,33 @@ inline V widen_i8(const int8_t *p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
 }
 
+// ---- bf16, where products of pairs are summed in fp32
+
+#if defined(__AVX512BF16__)
+constexpr int64_t BF16_GROUP = 2; // depth that lies side by side in a panel of bf16
+
+typedef __m512bh Pairs; // of W columns, or one for all
+inline Pairs pairs_at(const uint16_t *p) { return (__m512bh)_mm512_loadu_si512(p); }
+inline Pairs pair_of(const uint16_t *p) {
+    int32_t pair;
+    std::memcpy(&pair, p, sizeof pair);
+    return (__m512bh)_mm512_set1_epi32(pair);
+}
+inline V add_pairs(V sum, Pairs x, Pairs y) { return _mm512_dpbf16_ps(sum, x, y); }
+// to nearest even; subnormal numbers become 0
+inline void narrow_bf16(uint16_t *to, V v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(to), (__m256i)_mm512_cvtneps_pbh(v));
+}
+// two rows of W columns from their pairs
+inline void widen_pairs(const uint16_t *p, float *first, float *second) {
+    const __m512i pairs = _mm512_loadu_si512(p);
+    store(first, _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)));
+    store(second, _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-65536))));
+}
+#else
+constexpr int64_t BF16_GROUP = 1;
+#endif
+
 // ---- int8, columns in groups of 16 or as in i8_maddubs.h
 
 #if defined(__AVX512VNNI__)

@@ -11,7 +11,8 @@ namespace KINEMA_ISA {
 typedef float V __attribute__((vector_size(16)));
 typedef int32_t VI __attribute__((vector_size(16)));
 constexpr int W = 4;
-constexpr int MR = 6; // rows of the micro-kernel's tile, which is 2·W wide
+constexpr int MR = 6;             // rows of the micro-kernel's tile, which is 2·W wide
+constexpr int64_t BF16_GROUP = 1; // depth that lies side by side in a panel of bf16
 
 inline V load(const float *p) {
     V v;

@@ -16,6 +16,7 @@ struct Table {
     int64_t (*linear_workspace)(const kinema_linear_args &args);
     void (*linear)(const kinema_linear_args &args, Pool &pool);
     int32_t code_top;
+    int32_t multiplies_bf16;
     void (*norm_modulate)(const kinema_norm_modulate_args &args, Pool &pool);
     void (*qk_norm_rope)(const kinema_qk_norm_rope_args &args, Pool &pool);
     void (*scheduler_step)(const kinema_scheduler_step_args &args, Pool &pool);
@@ -37,6 +38,7 @@ extern const Table portable_table;
 extern const Table avx2_table;
 extern const Table avx512_table;
 extern const Table avx512vnni_table;
+extern const Table avx512bf16_table;
 
 } // namespace kinema
 

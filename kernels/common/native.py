@@ -23,8 +23,8 @@ from kinema.ops.common.capability import Implementation, Target
 from kinema.ops.common.pages import aligned_bytes
 from kinema.ops.common.rope import Rope
 
-ABI_VERSION = 5  # of csrc/include/kinema.h
-ISA_VARIABLE = "KINEMA_CPU_ISA"  # forces an instruction set: portable, avx2, avx512, avx512vnni
+ABI_VERSION = 6  # of csrc/include/kinema.h
+ISA_VARIABLE = "KINEMA_CPU_ISA"  # forces an instruction set: portable, avx2, avx512, avx512vnni, avx512bf16
 LIBRARY_VARIABLE = "KINEMA_CPU_LIBRARY"  # another build of the library: make sanitize
 LIBRARY = Path(os.environ.get(LIBRARY_VARIABLE) or Path(__file__).with_name("libkinema_cpu.so"))
 
@@ -52,6 +52,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "kinema_exp": (_INT32, [_POINTER, _INT64, _POINTER, _POINTER]),
     "kinema_linear_packed_bytes": (_INT64, [_POINTER, _INT64, _INT64, _INT32, _INT32]),
     "kinema_linear_code_top": (_INT32, [_POINTER]),
+    "kinema_linear_multiplies_bf16": (_INT32, [_POINTER]),
     "kinema_linear_pack": (_INT32, [_POINTER, _INT64, _INT64, _INT32, _INT32, _POINTER, _POINTER]),
     "kinema_winograd_packed_bytes": (_INT64, [_POINTER, _INT64, _INT64, _INT64, _INT32]),
     "kinema_winograd_pack": (_INT32, [_POINTER, _INT64, _INT64, _INT64, _INT32, _POINTER, _POINTER]),

@@ -37,8 +37,8 @@ def _precisions(low: torch.dtype | None) -> dict[str, Precision]:
     }
 
 
-# A CPU widens stored weights in registers and computes in fp32 (its bf16 arithmetic is slower than fp32 and
-# less exact); a GPU has tensor cores for the narrow formats.
+# A CPU widens stored weights in registers and computes in fp32; its products of bf16, where it has them, round for
+# themselves what they read. A GPU has tensor cores for the narrow formats.
 PRECISIONS: dict[str, dict[str, Precision]] = {
     "cpu": _precisions(low=None),
     "cuda": _precisions(low=torch.bfloat16),

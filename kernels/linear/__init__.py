@@ -34,6 +34,11 @@ class LinearWeight:
         """The highest code of int8 activations that are codes (see `Linear`); None: they are as `quantize` has them."""
         return None
 
+    @property
+    def rounds_to(self) -> torch.dtype | None:
+        """What x in fp32 is rounded to because products of that are faster; None: it is multiplied as it is."""
+        return None
+
 
 class PackLinear(Protocol):
     def __call__(
@@ -75,7 +80,7 @@ class Linear(Protocol):
         precision quantises activations, x is quantised first, a pair with one scale per token over both: as
         `quantize` does, or, of a weight with a `code_top`, to scale · (code − zero) with codes of 0 to that and
         scale = max(max(x, 0) − min(x, 0), 1e-12) / top, zero = round(−min(x, 0) / scale),
-        code = round(x / scale) + zero.
+        code = round(x / scale) + zero. With a weight's `rounds_to`, x or its norm is rounded to that.
         norm: of one x in 16 or 32 bits; n is rounded to x's dtype, or quantised straight from fp32.
         activation: "gelu" is the exact erf form, "gelu_tanh" the tanh form, "quick_gelu" x·σ(1.702x); of
         gated weights it is taken of the gate half.

@@ -11,7 +11,9 @@ import torch
 from kinema.ops.common import Quantized, Target, claim, group_strides
 from kinema.ops.common.native import (
     ACTIVATIONS,
+    BF16,
     DTYPES,
+    I8,
     Cpu,
     address,
     cpu,
@@ -74,11 +76,16 @@ class CpuWeight(LinearWeight):
     dtype: int
     bias: torch.Tensor | None
     scale: torch.Tensor | None
-    quantize: bool
+    quantize: bool  # x becomes codes, or bf16, whichever the weight is
 
     @property
     def code_top(self) -> int | None:
-        return int(self.cpu.library.kinema_linear_code_top(self.cpu.handle)) if self.quantize else None
+        codes = self.quantize and self.dtype == I8
+        return int(self.cpu.library.kinema_linear_code_top(self.cpu.handle)) if codes else None
+
+    @property
+    def rounds_to(self) -> torch.dtype | None:
+        return torch.bfloat16 if self.quantize and self.dtype == BF16 else None
 
 
 def pack_linear(
@@ -111,8 +118,12 @@ def pack_linear(
         dtype,
         bias_rows,
         packed.scale,
-        packed.quantize_activations is not None,
+        packed.quantize_activations is not None or (dtype == BF16 and _multiplies_bf16(native)),
     )
+
+
+def _multiplies_bf16(native: Cpu) -> bool:
+    return bool(native.library.kinema_linear_multiplies_bf16(native.handle))
 
 
 def linear(

@@ -61,6 +61,12 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
             "y = mul(y, scale[half]);",
         ),
     ),
+    "bf16.h": (
+        ("slices of the depth are not added up", "more ? add(load(to), sums[r][v]) : sums[r][v]", "sums[r][v]"),
+        ("a column behind the first vector is lost", "if (columns <= W)", "if (columns <= W + 1)"),
+        ("all rows are the first", "pair_of(a + 2 * r)", "pair_of(a)"),
+        ("panels lie as far apart as an even depth's", "stored_depth(p.depth, KINEMA_BF16)", "p.depth"),
+    ),
     "micro.h": (
         ("the last of an odd depth is lost", "for (int step = 0; k < depth;", "for (int step = 0; k + 1 < depth;"),
         ("sums do not fade", "fma(load(to), set1(fade[r]), sums[r][v])", "add(load(to), sums[r][v])"),
@@ -76,8 +82,8 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ),
         (
             "columns behind the last are the next row's",
-            "to[k * NR + c] = c < width ? rows[c * depth + k] : T(0);",
-            "to[k * NR + c] = rows[least(c, width - 1) * depth + k + (c >= width)];",
+            "c < width && k < depth ? rows[c * depth + k] : T(0);",
+            "k < depth ? rows[least(c, width - 1) * depth + k + (c >= width)] : T(0);",
         ),
     ),
     "rows.h": (
@@ -309,7 +315,11 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
             "int64_t laid = b > 0 ? a.height : 0;\n        for",
         ),
         ("the second panel of an in-place line is the first", "n += NR, panels += p.depth * NR)", "n += NR)"),
-        ("what a skipped tap left is kept", "run, tile, NR, taps > first);", "run, tile, NR, taps > 0);"),
+        (
+            "what a skipped tap left is kept",
+            "tile, NR,\n                    taps > first);",
+            "tile, NR,\n                    taps > 0);",
+        ),
     ),
     "conv3d_few.h": (
         (

@@ -41,6 +41,8 @@ SIZES = ((1, 1, 1, 1), (3, 7, 13, 5), (2, 33, 65, 31), (1, 130, 72, 97))
 
 CASES = {
     **{f"{k}_{b}x{s}x{i}": Case((b, s, i, o), CPU[k], residual="given") for k in CPU for b, s, i, o in SIZES},
+    # of a panel's columns one more than a vector, on AVX2 and on AVX-512
+    **{f"{k}_{o}_columns": Case((1, 5, 9, o), CPU[k]) for k in CPU for o in (41, 49)},
     **{f"gpu_{k}_{b}x{s}x{i}": Case((b, s, i, o), GPU[k]) for k in GPU if k != "fp32" for b, s, i, o in SIZES[1:3]},
     **{a: Case(activation=a) for a in ACTIVATIONS},
     **{f"{a}_large": Case(activation=a, std=40.0) for a in ACTIVATIONS},
@@ -181,10 +183,13 @@ def check_linear(impl, case: Case):
     gate_half = weights() if case.gated else (None, None)
     total = out * case.stacked
 
-    top = impl.functions.pack_linear(torch.ones(1, 1, device=impl.device), target=target).code_top
+    packed_alike = impl.functions.pack_linear(torch.ones(1, 1, device=impl.device), target=target)
+    top, rounds_to = packed_alike.code_top, packed_alike.rounds_to
     read, x = source_of(case, draw, dtype, batch, tokens, into, top)
     if precision.quantize_activations is not None and not isinstance(read, Quantized):
         x = in_eight_bits(x, precision.quantize_activations) if top is None else in_codes(x, top)
+    if rounds_to is not None and not isinstance(read, Quantized):
+        x = x.to(rounds_to).double()
     gate = None
     if case.groups is not None:
         # a row of a modulation table, as the blocks pass it
@@ -197,6 +202,8 @@ def check_linear(impl, case: Case):
         if op is impl.plain and top is not None:
             exact = dataclasses.replace(precision, quantize_activations=None)
             return call_with(op, x.float(), Target(impl.device, exact))
+        if op is impl.plain and rounds_to is not None:
+            return call_with(op, x.float(), target)
         return call_with(op, read, target)
 
     def call_with(op, read, target):

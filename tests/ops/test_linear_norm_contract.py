@@ -180,18 +180,25 @@ def check_linear(impl, case: Case):
         residual = draw.normal(batch, tokens, out, std=2.0, dtype=dtype)
 
     n, size = normed(x.double(), norm)
-    top = impl.functions.pack_linear(torch.ones(1, 1, device=impl.device), target=target).code_top
+    packed_alike = impl.functions.pack_linear(torch.ones(1, 1, device=impl.device), target=target)
+    top, rounds_to = packed_alike.code_top, packed_alike.rounds_to
     unsure = torch.zeros_like(n)
     if kind is not None:
         # where the last bit of n decides, either neighbour will do
         nudge = 1e-5 if kind == "fp8" else 1e-3
         unsure = (in_eight_bits(n, kind, top, nudge) - in_eight_bits(n, kind, top, -nudge)).abs()
         n = in_eight_bits(n, kind, top)
+    if rounds_to is not None:
+        near = size * 2.0**-22
+        unsure = ((n + near).to(rounds_to).double() - (n - near).to(rounds_to).double()).abs()
+        n = n.to(rounds_to).double()
 
     def call(op):
         if op is impl.plain and top is not None:  # codes are this implementation's own
             exact = Target(impl.device, dataclasses.replace(precision, quantize_activations=None))
             return run(op, n.float(), exact, norm=None)
+        if op is impl.plain and rounds_to is not None:
+            return run(op, n.float(), target, norm=None)
         return run(op, x, target, norm=norm)
 
     def run(op, read, target, norm):

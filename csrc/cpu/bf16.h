@@ -1,0 +1,71 @@
+// Products of bf16 numbers, two at a time, summed in fp32 (AVX512_BF16): an fp32 tile's rows and columns in half the
+// steps. Rows are rounded to bf16 while they are packed, panels hold the pairs of a column side by side.
+#pragma once
+
+#include <cstdint>
+
+namespace kinema {
+namespace KINEMA_ISA {
+
+constexpr int64_t BF16_DEPTH = 384; // 24 KB of a panel
+
+// c[R, NR] = (more: c +) a · b, of whose columns the first VECTORS · W are wanted. a: [depth/2][MR][2]; b:
+// [depth/2][NR][2].
+template <int R, int VECTORS>
+__attribute__((noinline, noclone)) void
+tile_bf16_of(const uint16_t *a, const uint16_t *b, int64_t depth, float *c, bool more) {
+    V sums[R][VECTORS];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+        for (int v = 0; v < VECTORS; ++v)
+            sums[r][v] = set1(0.0f);
+    for (int64_t k = 0; k < depth; k += 2, a += 2 * MR, b += 2 * NR) {
+        Pairs columns[VECTORS];
+        for (int v = 0; v < VECTORS; ++v)
+            columns[v] = pairs_at(b + 2 * v * W);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+            const Pairs x = pair_of(a + 2 * r);
+            for (int v = 0; v < VECTORS; ++v)
+                sums[r][v] = add_pairs(sums[r][v], x, columns[v]);
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+        for (int v = 0; v < VECTORS; ++v) {
+            float *to = c + r * NR + v * W;
+            store(to, more ? add(load(to), sums[r][v]) : sums[r][v]);
+        }
+}
+
+template <int R = MR>
+inline void
+multiply_bf16(int rows, int columns, const uint16_t *a, const uint16_t *b, int64_t depth, float *c, bool more) {
+    if constexpr (R > 1) {
+        if (rows < R)
+            return multiply_bf16<R - 1>(rows, columns, a, b, depth, c, more);
+    }
+    if (columns <= W)
+        tile_bf16_of<R, 1>(a, b, depth, c, more);
+    else
+        tile_bf16_of<R, 2>(a, b, depth, c, more);
+}
+
+struct Bf16Kernel {
+    using A = uint16_t;
+    using C = float;
+    static constexpr int ROWS = MR;
+    static constexpr int64_t BLOCK = BLOCK_ROWS;
+    static constexpr int64_t DEPTH = BF16_DEPTH;
+    static constexpr int64_t A_BYTES = MR * 2;
+    static constexpr int64_t GROUP = 2;
+    static const void *panel(const Product &p, int64_t panel, int64_t k, int64_t, float *) {
+        return panel_at<uint16_t>(p.weight, panel, stored_depth(p.depth, KINEMA_BF16), k);
+    }
+    static void multiply(int rows, int columns, const uint16_t *a, const void *b, int64_t depth, float *c, bool more) {
+        multiply_bf16(rows, columns, a, static_cast<const uint16_t *>(b), depth, c, more);
+    }
+};
+
+} // namespace KINEMA_ISA
+} // namespace kinema
