@@ -1,5 +1,6 @@
 // Products of bf16 numbers, two at a time, summed in fp32 (AVX512_BF16): an fp32 tile's rows and columns in half the
-// steps. Rows are rounded to bf16 while they are packed, panels hold the pairs of a column side by side.
+// steps. Rows are rounded to bf16 while they are packed, panels hold the pairs of a column side by side; those of e4m3,
+// which all are bf16 numbers too, become so panel by panel.
 #pragma once
 
 #include <cstdint>
@@ -51,6 +52,16 @@ multiply_bf16(int rows, int columns, const uint16_t *a, const uint16_t *b, int64
         tile_bf16_of<R, 2>(a, b, depth, c, more);
 }
 
+// Depth k to k + count of a panel of e4m3, as pairs in `to`.
+inline const uint16_t *pairs_of_e4m3(const uint8_t *from, int64_t count, uint16_t *to) {
+    for (int64_t i = 0; i < count; i += 2)
+        for (int c = 0; c < NR; c += W) {
+            const V second = i + 1 < count ? widen_e4m3(from + (i + 1) * NR + c) : set1(0.0f);
+            store_pairs(to + i * NR + 2 * c, widen_e4m3(from + i * NR + c), second);
+        }
+    return to;
+}
+
 struct Bf16Kernel {
     using A = uint16_t;
     using C = float;
@@ -59,8 +70,12 @@ struct Bf16Kernel {
     static constexpr int64_t DEPTH = BF16_DEPTH;
     static constexpr int64_t A_BYTES = MR * 2;
     static constexpr int64_t GROUP = 2;
-    static const void *panel(const Product &p, int64_t panel, int64_t k, int64_t, float *) {
-        return panel_at<uint16_t>(p.weight, panel, stored_depth(p.depth, KINEMA_BF16), k);
+    static const void *panel(const Product &p, int64_t panel, int64_t k, int64_t count, float *buffer) {
+        const int64_t stored = stored_depth(p.depth, p.dtype);
+        if (p.dtype == KINEMA_BF16)
+            return panel_at<uint16_t>(p.weight, panel, stored, k);
+        return pairs_of_e4m3(
+            panel_at<uint8_t>(p.weight, panel, stored, k), count, reinterpret_cast<uint16_t *>(buffer));
     }
     static void multiply(int rows, int columns, const uint16_t *a, const void *b, int64_t depth, float *c, bool more) {
         multiply_bf16(rows, columns, a, static_cast<const uint16_t *>(b), depth, c, more);

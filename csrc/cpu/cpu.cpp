@@ -97,7 +97,7 @@ int32_t check(const kinema_linear_args *a) {
         return KINEMA_BAD_DTYPE;
     if (a->weight_dtype < KINEMA_F32 || a->weight_dtype > KINEMA_I8)
         return KINEMA_BAD_DTYPE;
-    if (a->quantize != 0 && a->weight_dtype != KINEMA_I8 && a->weight_dtype != KINEMA_BF16)
+    if (a->quantize != 0 && (a->weight_dtype == KINEMA_F32 || a->weight_dtype == KINEMA_F16))
         return KINEMA_BAD_DTYPE;
     if (a->weight_dtype == KINEMA_I8 && a->in_features > MOST_CODES)
         return KINEMA_BAD_SIZE;

@@ -235,7 +235,7 @@ inline Product linear_product(const kinema_linear_args &args) {
     // int8 that is given may be any code of 8 bits; where those do not fit, it is widened
     p.in_codes =
         args.weight_dtype == KINEMA_I8 && (args.quantize != 0 || (args.x_dtype == KINEMA_I8 && CODE_TOP == 255));
-    const bool rounds = args.quantize != 0 && args.weight_dtype == KINEMA_BF16;
+    const bool rounds = args.quantize != 0 && args.weight_dtype != KINEMA_I8;
     p.in_pairs = rounds && BF16_GROUP == 2;
     p.threads = args.threads > 1 ? args.threads : 1;
     p.workspace = static_cast<char *>(args.workspace);

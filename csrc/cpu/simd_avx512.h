@@ -103,6 +103,11 @@ inline V add_pairs(V sum, Pairs x, Pairs y) { return _mm512_dpbf16_ps(sum, x, y)
 inline void narrow_bf16(uint16_t *to, V v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i *>(to), (__m256i)_mm512_cvtneps_pbh(v));
 }
+// pairs of two rows of W columns whose numbers are bf16
+inline void store_pairs(uint16_t *p, V first, V second) {
+    const __m512i high = _mm512_and_si512(_mm512_castps_si512(second), _mm512_set1_epi32(-65536));
+    _mm512_storeu_si512(p, _mm512_or_si512(high, _mm512_srli_epi32(_mm512_castps_si512(first), 16)));
+}
 // two rows of W columns from their pairs
 inline void widen_pairs(const uint16_t *p, float *first, float *second) {
     const __m512i pairs = _mm512_loadu_si512(p);

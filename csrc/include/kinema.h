@@ -127,7 +127,7 @@ typedef struct kinema_linear_args {
     int32_t weight_dtype;
     int32_t gated;
     int32_t quantize; /* 1: x is fp32 and becomes codes first, of an int8 weight, see kinema_linear_code_top(); or bf16,
-                         of a weight in that, see kinema_linear_multiplies_bf16() */
+                         of a weight in bf16 or e4m3, see kinema_linear_multiplies_bf16() */
     int32_t activation;
     int32_t threads;
 } kinema_linear_args;
@@ -138,8 +138,8 @@ KINEMA_API int32_t kinema_linear(const kinema_cpu *cpu, const kinema_linear_args
  * token, scale = max(max(x, 0) - min(x, 0), 1e-12) / top, zero = round(-min(x, 0) / scale), code = round(x / scale) +
  * zero. 255, or 127 where an instruction set has no product of all 8 bits. */
 KINEMA_API int32_t kinema_linear_code_top(const kinema_cpu *cpu);
-/* 1: with `quantize`, products of a bf16 weight are of pairs of bf16 numbers, and up to twice as fast. 0: x is rounded
- * and multiplied in fp32, which gains nothing. */
+/* 1: with `quantize`, products of a weight in bf16 or e4m3 are of pairs of bf16 numbers, and up to twice as fast. 0: x
+ * is rounded and multiplied in fp32, which gains nothing. */
 KINEMA_API int32_t kinema_linear_multiplies_bf16(const kinema_cpu *cpu);
 
 /* ---- rows: norms, rotation, 8 bits ---- */

@@ -13,6 +13,7 @@ from kinema.ops.common.native import (
     ACTIVATIONS,
     BF16,
     DTYPES,
+    E4M3,
     I8,
     Cpu,
     address,
@@ -25,6 +26,8 @@ from kinema.ops.common.pages import aligned_bytes
 from kinema.ops.linear import Activation, LinearWeight, reference
 from kinema.ops.norm_modulate import Norm
 from kinema.ops.norm_modulate.cpu import norm_arguments, readable_norm
+
+IN_BF16 = (BF16, E4M3)  # weights whose numbers are bf16
 
 
 class LinearArguments(ctypes.Structure):
@@ -76,7 +79,7 @@ class CpuWeight(LinearWeight):
     dtype: int
     bias: torch.Tensor | None
     scale: torch.Tensor | None
-    quantize: bool  # x becomes codes, or bf16, whichever the weight is
+    quantize: bool  # x becomes codes, or bf16, as the weight wants
 
     @property
     def code_top(self) -> int | None:
@@ -85,7 +88,7 @@ class CpuWeight(LinearWeight):
 
     @property
     def rounds_to(self) -> torch.dtype | None:
-        return torch.bfloat16 if self.quantize and self.dtype == BF16 else None
+        return torch.bfloat16 if self.quantize and self.dtype in IN_BF16 else None
 
 
 def pack_linear(
@@ -118,7 +121,7 @@ def pack_linear(
         dtype,
         bias_rows,
         packed.scale,
-        packed.quantize_activations is not None or (dtype == BF16 and _multiplies_bf16(native)),
+        packed.quantize_activations is not None or (dtype in IN_BF16 and _multiplies_bf16(native)),
     )
 
 

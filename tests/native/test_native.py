@@ -282,14 +282,14 @@ def test_an_activation_far_below_zero_needs_no_subnormal_numbers(isa, name):
 # ---- linear beyond one block of rows, depth and columns
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16-rounded", "fp16", "fp8", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16-rounded", "fp16", "fp8", "fp8-rounded", "int8"])
 def test_large_products(isa, precision):
-    """Of bf16 weights also as an instruction set does it that does not choose to: with x rounded, or as it is."""
+    """Of bf16 and e4m3 also as an instruction set does it that does not choose to: with x rounded, or as it is."""
     precision, _, rounded = precision.partition("-")
     rows, depth, columns = 293, 1030 if precision == "int8" else 530, 803
     x, w, bias = random(1, rows, depth), random(columns, depth, seed=1), random(columns, seed=2)
     packed = linear_cpu.pack_linear(w, bias, target=target(precision))
-    if precision == "bf16":
+    if precision in ("bf16", "fp8"):
         packed = dataclasses.replace(packed, quantize=bool(rounded))
     read = x.double() if packed.rounds_to is None else x.to(packed.rounds_to).double()
     if packed.code_top is not None:

@@ -109,7 +109,7 @@ def test_a_transformer_forwards(precision):
         transformer = WanTransformer(TRANSFORMER, weights, ops(backend, precision))
         return transformer(latents, timesteps, transformer.encode_context(text))
 
-    if precision == "bf16" and pack_linear(torch.ones(1, 1), target=target_for("cpu", precision)).rounds_to:
+    if precision in ("bf16", "fp8") and pack_linear(torch.ones(1, 1), target=target_for("cpu", precision)).rounds_to:
         # rounded before each product, not between ops too, as a model in bf16 is
         in_bf16 = build_ops(plan_ops(Target(torch.device("cpu"), PRECISIONS["cuda"]["bf16"]), "reference"))
         narrow = WanTransformer(TRANSFORMER, weights, in_bf16)
