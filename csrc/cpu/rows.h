@@ -288,6 +288,9 @@ inline void qk_norm_rope(const kinema_qk_norm_rope_args &a, Pool &pool) {
 // ---- scheduler_step
 
 constexpr int64_t STREAMED_BYTES = 8ll << 20; // results that no cache would hold until they are read
+// Terms are read a piece of each in turn, and none of the pieces is long enough for a processor to fetch what follows.
+// So blocks that lie side by side go to one thread, which fetches the next while it sums one.
+constexpr int64_t STEP_BLOCKS = 16;
 
 // COUNT vectors of one output's sum over the terms, from element `first` of sample b on.
 template <int COUNT>
@@ -301,8 +304,10 @@ inline void weigh(const kinema_scheduler_step_args &a, const float *c, int64_t b
         const float *term = a.terms[k] + b * a.term_strides[k] + first;
         const V factor = set1(c[k]);
 #pragma GCC unroll 8
-        for (int v = 0; v < COUNT; ++v)
+        for (int v = 0; v < COUNT; ++v) {
+            __builtin_prefetch(term + KINEMA_STEP_BLOCK + v * W, 0, 3);
             sums[v] = fma(factor, load(term + v * W), sums[v]);
+        }
     }
     for (int v = 0; v < COUNT; ++v)
         store(to + v * W, sums[v]);
@@ -331,11 +336,12 @@ inline void put(float *to, const float *from, int64_t count, bool past_caches) {
 
 inline void scheduler_step(const kinema_scheduler_step_args &a, Pool &pool) {
     constexpr int64_t BLOCK = KINEMA_STEP_BLOCK;
-    constexpr int AT_ONCE = 8;
-    const int64_t blocks = ceil_div(a.elements, BLOCK);
+    constexpr int AT_ONCE = W == 16 ? 4 : 8; // of AVX-512 and AVX2 four cache lines
+    const int64_t blocks = ceil_div(a.elements, BLOCK), threads = most(1, a.threads);
+    const int64_t together = most(1, least(STEP_BLOCKS, a.batch * blocks / (4 * threads)));
     const bool past_caches = a.batch * a.elements * a.out_count * 4 > STREAMED_BYTES;
     // every output of a block is summed before any is written: an output may be a term
-    each_row(pool, a.threads, a.batch * blocks, BLOCK * a.term_count, [&](int64_t row, int thread) {
+    each_row(pool, a.threads, a.batch * blocks, TASK_VALUES / together, [&](int64_t row, int thread) {
         const int64_t b = row / blocks, first = row % blocks * BLOCK, count = least(a.elements - first, BLOCK);
         float *sums = static_cast<float *>(a.workspace) + thread * a.out_count * BLOCK;
         const float *c = a.coefficients + b * a.out_count * a.term_count;
