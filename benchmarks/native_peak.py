@@ -12,7 +12,7 @@ import torch
 
 from kinema.ops.common import native
 
-DTYPES = {"fp32": native.F32, "int8": native.I8}
+DTYPES = {"fp32": native.F32, "int8": native.I8, "bf16": native.BF16}
 SECONDS = 2e-3  # of one probe: waking the threads is a small part of it, and a disturbance rarely falls into it
 
 
@@ -24,7 +24,7 @@ class NativePeak:
     threads: int
 
     def arithmetic(self, unit: str, seconds: float = SECONDS) -> tuple[Callable[[], None], int]:
-        """A call of about `seconds`, and the operations that it does, a multiply-add being two. unit: fp32 or int8."""
+        """A call of about `seconds`, and its operations, a multiply-add being two. unit: one of `units`."""
         function, done = self.cpu.library.kinema_probe_arithmetic, ctypes.c_int64()
         function.argtypes = [
             ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_int32, ctypes.c_void_p,
@@ -39,6 +39,12 @@ class NativePeak:
             steps *= 2
         call()
         return call, done.value
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """What it has loops of: bf16 only where there are instructions for that."""
+        multiplies_bf16 = self.cpu.library.kinema_linear_multiplies_bf16(self.cpu.handle)
+        return tuple(DTYPES) if multiplies_bf16 else ("fp32", "int8")
 
     def copy(self, source: torch.Tensor, target: torch.Tensor) -> Callable[[], None]:
         """A call that copies one dense tensor into another of its size."""

@@ -6,6 +6,7 @@ A case's implementations and torch's own op run in interleaved rounds. What fail
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -128,8 +129,9 @@ def measure(case: Case, target: Target, implementations: Sequence[Implementation
         samples = _samples(calls, rounds, target, rows)
     peak = samples.pop(HELD, None)
     for backend, seconds in samples.items():
-        rows[backend].update(_timed(backend, samples, seconds, work, target))
-        if peak is not None and probe is not None:
+        own = replace(work, unit="bf16") if _chosen(calls[backend]) is torch.bfloat16 else work
+        rows[backend].update(_timed(backend, samples, seconds, own, target))
+        if peak is not None and probe is not None and own.unit == work.unit:
             rows[backend]["of_held"] = paired_ratio([s * work.flops / probe[1] for s in peak], seconds).as_dict()
     return list(rows.values())
 
@@ -235,17 +237,22 @@ def _rounding(call: Any, result: Any, target: Target) -> tuple[torch.dtype, torc
     import torch
 
     from kinema.ops.common import Quantized
-    from kinema.ops.linear import LinearWeight
 
     kind = target.precision.quantize_activations
     rounded = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}[kind] if kind is not None else None
-    for weight in getattr(call, "args", ()):
-        if isinstance(weight, LinearWeight) and weight.rounds_to is not None:
-            rounded = weight.rounds_to
+    rounded = _chosen(call) or rounded
     if isinstance(result, Quantized):
         return target.precision.activations, result.data.dtype
     first = result[0] if isinstance(result, tuple) else result
     return first.dtype, rounded
+
+
+def _chosen(call: Any) -> torch.dtype | None:
+    """What the packed weight among a call's arguments has x rounded to, if it has."""
+    from kinema.ops.linear import LinearWeight
+
+    weights = (a for a in getattr(call, "args", ()) if isinstance(a, LinearWeight))
+    return next((weight.rounds_to for weight in weights), None)
 
 
 def _timed(backend: str, samples: dict[str, list[float]], seconds: list[float], work: Count, target: Target) -> Report:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from kinema.bench.native_peak import DTYPES, native_peak
+from kinema.bench.native_peak import native_peak
 from kinema.bench.op_counts import Unit, unit_of
 from kinema.bench.rounds import interleaved
 from kinema.ops.common import Target
@@ -73,8 +73,8 @@ def held(device: torch.device, unit: Unit) -> tuple[Callable[[], object], int] |
     The peak is the best of many short looks. Timed in the rounds of what is judged, this says what a machine whose
     other cores are at work let even a loop in registers reach then.
     """
-    own = native_peak(torch.get_num_threads()) if device.type == "cpu" and unit in DTYPES else None
-    return own.arithmetic(unit, HELD_SECONDS) if own is not None else None
+    own = native_peak(torch.get_num_threads()) if device.type == "cpu" else None
+    return own.arithmetic(unit, HELD_SECONDS) if own is not None and unit in own.units else None
 
 
 def units_of(targets: Iterable[Target]) -> list[Unit]:
@@ -84,6 +84,13 @@ def units_of(targets: Iterable[Target]) -> list[Unit]:
         found.append(unit_of(target.precision.activations))
         if target.precision.quantize_activations is not None:
             found.append(target.precision.quantize_activations)
+        own = native_peak(1) if target.device.type == "cpu" else None
+        if (
+            own is not None
+            and "bf16" in own.units
+            and target.precision.weights in (torch.bfloat16, torch.float8_e4m3fn)
+        ):
+            found.append("bf16")
     return list(dict.fromkeys(found))
 
 
@@ -114,7 +121,8 @@ def _rate(probes: Sequence[_Probe], rounds: int, device: torch.device) -> Rate:
 
 
 def _products(device: torch.device, unit: Unit) -> Iterator[_Probe]:
-    if device.type == "cpu" and unit in DTYPES and native_peak(1) is not None:
+    alone = native_peak(1) if device.type == "cpu" else None
+    if alone is not None and unit in alone.units:
         # one alone too: on a machine whose other cores are taken, all of them wait for the slowest
         for threads in sorted({1, torch.get_num_threads()}):
             own = native_peak(threads)

@@ -27,8 +27,9 @@ BLOCK_MAPS_IN_MLP = 3
 BLOCK_MAPS_IN_ATTENTION = 8
 # Natively: x, q, k and what attention gives; q, k and v as they were projected share a map with the hidden layer.
 NATIVE_BLOCK_MAPS = 4
-# What the native kernels pack for a call of two threads, as it is multiplied.
-NATIVE_SCRATCH = 16 * 2**20
+# What the native kernels pack for a call of two threads, as it is multiplied: at most so many rows for each of them, as
+# wide as the widest product is deep, and the sums of so many columns (csrc/cpu/gemm.h).
+NATIVE_ROWS, NATIVE_COLUMNS = 216, 768
 # Latents, noise, predictions, guided prediction, scheduler history.
 LATENT_MAPS = 12
 
@@ -53,8 +54,14 @@ def native_denoise_bytes(
     """The same by the native CPU kernels: (all, of it the leased maps and the scratch, which no step gives back)."""
     tokens, together = _tokens(config, latent), _tokens_together(config, latent, rows)
     maps = (NATIVE_BLOCK_MAPS * config.dim + max(3 * config.dim, config.ffn_dim)) * together * FP32
-    scratch = NATIVE_SCRATCH + 2 * tokens * config.attention_head_dim * FP32  # and the keys and values of a head
+    scratch = native_scratch_bytes(config, tokens)
     return maps + scratch + _beside_blocks(config, latent, rows, text_tokens, FP32), maps + scratch
+
+
+def native_scratch_bytes(config: WanConfig, tokens: int) -> int:
+    """A product's, and the keys and values of a head."""
+    packed = 2 * NATIVE_ROWS * (max(config.dim, config.ffn_dim) + NATIVE_COLUMNS) * FP32
+    return packed + 2 * tokens * config.attention_head_dim * FP32
 
 
 def _beside_blocks(config: WanConfig, latent: tuple[int, int, int], rows: int, text_tokens: int, flowing: int) -> int:

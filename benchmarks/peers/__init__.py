@@ -16,6 +16,7 @@ from kinema.bench.model_parts import Inputs
 PEERS = {
     "diffusers": "kinema.bench.peers.diffusers_eager",
     "diffusers-compile": "kinema.bench.peers.diffusers_compile",
+    "diffusers-bf16": "kinema.bench.peers.diffusers_bf16",
     "torch-int8": "kinema.bench.peers.torch_int8",
     "openvino": "kinema.bench.peers.openvino_f32",
     "openvino-int8": "kinema.bench.peers.openvino_int8",

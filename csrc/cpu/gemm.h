@@ -36,11 +36,12 @@ struct Product {
     int32_t dtype;
     bool gated;
     bool in_codes; // rows and weight are int8
-    bool in_pairs; // or bf16
+    bool in_pairs; // or rows are bf16, and the weight is that or e4m3
     int threads;
     char *workspace;
     // Writes rows m to m + count, features k to k + depth of the left matrix into `to`: of fp32 [depth/KB][MR][KB], of
-    // codes [depth/4][I8_ROWS][4], the rest of a last group zero. scales: what prepare() left for row m.
+    // codes [depth/4][I8_ROWS][4], of bf16 [depth/2][MR][2], the rest of a last group zero. scales: what prepare() left
+    // for row m.
     void (*pack)(const void *source, int64_t m, int count, int64_t k, int64_t depth, const RowScale *scales, void *to);
     // Once per block of rows, before any pack(); may be null.
     void (*prepare)(const void *source, int64_t m, int64_t count, RowScale *scales);

@@ -203,7 +203,7 @@ inline float rounded_to_bf16(float x) {
     return x == x ? rounded : x;
 }
 
-// The same numbers for a product in fp32.
+// The same numbers (but subnormal ones) for a product in fp32.
 inline void
 pack_rounded(const void *source, int64_t m, int count, int64_t k, int64_t depth, const RowScale *scales, void *to) {
     const kinema_linear_args &args = *static_cast<const kinema_linear_args *>(source);

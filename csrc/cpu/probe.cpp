@@ -30,7 +30,7 @@ kinema_probe_arithmetic(const kinema_cpu *cpu, int32_t dtype, int64_t steps, int
         return KINEMA_NO_POINTER;
     if (steps < 1 || threads < 1)
         return KINEMA_BAD_SIZE;
-    if (dtype != KINEMA_F32 && dtype != KINEMA_I8)
+    if (dtype != KINEMA_F32 && dtype != KINEMA_I8 && (dtype != KINEMA_BF16 || cpu->table->multiplies_bf16 == 0))
         return KINEMA_BAD_DTYPE;
     Arithmetic work{cpu->table, dtype, steps, 0};
     const auto body = [](void *data, int64_t task, int) {

@@ -45,7 +45,28 @@ inline int64_t probe_i8(int64_t steps) {
     return ceil_div(steps, DEPTH) * DEPTH * I8_ROWS * NR * 2;
 }
 
-inline int64_t probe(int32_t dtype, int64_t steps) { return dtype == KINEMA_I8 ? probe_i8(steps) : probe_f32(steps); }
+#if defined(__AVX512BF16__)
+// And of a bf16 tile.
+inline int64_t probe_bf16(int64_t steps) {
+    constexpr int64_t DEPTH = 256;
+    alignas(64) uint16_t rows[MR * DEPTH] = {};
+    alignas(64) uint16_t columns[NR * DEPTH] = {};
+    float sums[MR * NR];
+    for (int64_t step = 0; step < steps; step += DEPTH)
+        multiply_bf16(MR, NR, rows, columns, DEPTH, sums, false);
+    volatile float used = sums[0];
+    (void)used;
+    return ceil_div(steps, DEPTH) * DEPTH * MR * NR * 2;
+}
+#endif
+
+inline int64_t probe(int32_t dtype, int64_t steps) {
+#if defined(__AVX512BF16__)
+    if (dtype == KINEMA_BF16)
+        return probe_bf16(steps);
+#endif
+    return dtype == KINEMA_I8 ? probe_i8(steps) : probe_f32(steps);
+}
 
 } // namespace KINEMA_ISA
 } // namespace kinema

@@ -341,28 +341,30 @@ inline void scheduler_step(const kinema_scheduler_step_args &a, Pool &pool) {
     const int64_t together = most(1, least(STEP_BLOCKS, a.batch * blocks / (4 * threads)));
     const bool past_caches = a.batch * a.elements * a.out_count * 4 > STREAMED_BYTES;
     // every output of a block is summed before any is written: an output may be a term
-    each_row(pool, a.threads, a.batch * blocks, TASK_VALUES / together, [&](int64_t row, int thread) {
-        const int64_t b = row / blocks, first = row % blocks * BLOCK, count = least(a.elements - first, BLOCK);
-        float *sums = static_cast<float *>(a.workspace) + thread * a.out_count * BLOCK;
-        const float *c = a.coefficients + b * a.out_count * a.term_count;
-        for (int64_t i = 0; i < count;) {
-            const int64_t left = count - i, step = left >= AT_ONCE * W ? AT_ONCE * W : least(left, W);
-            for (int64_t m = 0; m < a.out_count; ++m) {
-                float *to = sums + m * BLOCK + i;
-                if (step == AT_ONCE * W)
-                    weigh<AT_ONCE>(a, c + m * a.term_count, b, first + i, to);
-                else if (step == W)
-                    weigh<1>(a, c + m * a.term_count, b, first + i, to);
-                else
-                    weigh_rest(a, c + m * a.term_count, b, first + i, static_cast<int>(step), to);
+    each_row(
+        pool, a.threads, a.batch * blocks, least(BLOCK * a.term_count, TASK_VALUES / together),
+        [&](int64_t row, int thread) {
+            const int64_t b = row / blocks, first = row % blocks * BLOCK, count = least(a.elements - first, BLOCK);
+            float *sums = static_cast<float *>(a.workspace) + thread * a.out_count * BLOCK;
+            const float *c = a.coefficients + b * a.out_count * a.term_count;
+            for (int64_t i = 0; i < count;) {
+                const int64_t left = count - i, step = left >= AT_ONCE * W ? AT_ONCE * W : least(left, W);
+                for (int64_t m = 0; m < a.out_count; ++m) {
+                    float *to = sums + m * BLOCK + i;
+                    if (step == AT_ONCE * W)
+                        weigh<AT_ONCE>(a, c + m * a.term_count, b, first + i, to);
+                    else if (step == W)
+                        weigh<1>(a, c + m * a.term_count, b, first + i, to);
+                    else
+                        weigh_rest(a, c + m * a.term_count, b, first + i, static_cast<int>(step), to);
+                }
+                i += step;
             }
-            i += step;
-        }
-        for (int64_t m = 0; m < a.out_count; ++m)
-            put(a.outs[m] + b * a.out_strides[m] + first, sums + m * BLOCK, count, past_caches);
-        if (past_caches)
-            stream_end();
-    });
+            for (int64_t m = 0; m < a.out_count; ++m)
+                put(a.outs[m] + b * a.out_strides[m] + first, sums + m * BLOCK, count, past_caches);
+            if (past_caches)
+                stream_end();
+        });
 }
 
 } // namespace KINEMA_ISA

@@ -103,6 +103,11 @@ def pack_linear(
     packed = reference.pack_linear(weight, bias, gate_weight=gate_weight, gate_bias=gate_bias, target=target)
     refuse_gradients(packed.weight)
     native = cpu()
+    codes = packed.quantize_activations is not None
+    if codes and packed.weight.dtype != torch.int8:
+        raise ValueError(
+            f"activations in {packed.quantize_activations} of a weight in {packed.weight.dtype}: wanted int8"
+        )
     if packed.weight.dtype not in DTYPES:
         raise ValueError(f"the weight is {packed.weight.dtype}, wanted a float dtype of at most 32 bits")
     dtype = DTYPES[packed.weight.dtype]
@@ -121,7 +126,7 @@ def pack_linear(
         dtype,
         bias_rows,
         packed.scale,
-        packed.quantize_activations is not None or (dtype in IN_BF16 and _multiplies_bf16(native)),
+        codes or (dtype in IN_BF16 and _multiplies_bf16(native)),
     )
 
 

@@ -117,6 +117,12 @@ def test_a_peer_of_the_cpu_says_so_beside_a_gpu():
     assert peers.missing(peers.peer("diffusers"), gpu) is None
 
 
+def test_diffusers_in_bf16_rounds_what_kinema_does_not(bench):
+    rows, _ = bench("--peer", "diffusers", "--peer", "diffusers-bf16", "--part", "transformer")
+    exact, rounded = (rows[f"transformer, {name}"]["error"]["relative"] for name in ("diffusers", "diffusers-bf16"))
+    assert exact < 1e-5 and 1e-4 < rounded < 0.1
+
+
 def test_unknown_peers_are_refused(bench):
     assert "no peer 'magic'" in bench("--peer", "magic", code=1)
 

@@ -75,7 +75,7 @@ def build(job: Job, folder: Path, isa: str) -> Path | None:
     (folder / "csrc" / "cpu" / job.file.name).write_text(job.mutant.source, encoding="utf-8")
     made = folder / "build"
     # tests of a mutant take less time than its optimisation would
-    options = ["-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1 -w", f"-DKINEMA_ISAS={isa}"]
+    options = ["-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1 -w", f"-DKINEMA_TABLES={isa}"]
     for command in (["cmake", "-S", str(folder), "-B", str(made), *options], ["cmake", "--build", str(made)]):
         if subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode:
             return None
