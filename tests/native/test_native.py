@@ -568,6 +568,14 @@ def test_weights_that_want_gradients_are_refused():
 
 
 @needs_library
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_codes_for_a_weight_that_is_none_are_refused(kind):
+    precision = dataclasses.replace(CPU["bf16"], quantize_activations=kind)
+    with pytest.raises(ValueError, match=f"activations in {kind} of a weight in torch.bfloat16: wanted int8"):
+        linear_cpu.pack_linear(random(8, 6), target=Target(torch.device("cpu"), precision))
+
+
+@needs_library
 def test_a_step_takes_a_window_of_a_longer_clip():
     clip, noise, factors = random(2, 4, 9, 5), random(2, 4, 3, 5, seed=1), random(2, 1, 2, seed=2)
     window = clip[:, :, 2:5]
