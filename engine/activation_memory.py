@@ -118,7 +118,7 @@ def decode_bytes(
     for i, stage in enumerate(specs):
         if i == UpStageSpec.late(specs):
             final = scale * 4 ** sum(late.doubling is not None for late in specs[i:]) * tile_area
-            piece = frames_at_once(int(FP32 * batch * final * specs[-1].hidden))
+            piece = frames_at_once(int(FP32 * batch * final * specs[-1].hidden), native=native)
             if piece < frames:  # what comes in, and what has gone out
                 entering = 0 if native else stage.into * scale * tile_area  # native, it is kept anyway
                 waiting = frames * (entering + 2 * config.out_channels * final)

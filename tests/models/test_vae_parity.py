@@ -255,7 +255,7 @@ def test_large_frames_go_through_the_late_stages_in_turn(
         seen.append(x.shape[2])
         return finish(self, x, cache)
 
-    monkeypatch.setattr(decoder, "frames_at_once", lambda frame_bytes: frames)
+    monkeypatch.setattr(decoder, "frames_at_once", lambda frame_bytes, native: frames)
     monkeypatch.setattr(decoder.Decoder, "_finish", finished)
     monkeypatch.setattr(wan, "smaller_whole", lambda *size: False)
     _, config, weights = build(name)
@@ -275,7 +275,7 @@ def test_large_frames_go_through_the_late_stages_in_turn(
 def test_a_clip_that_is_smaller_whole_is_the_same(
     monkeypatch: pytest.MonkeyPatch, name: str, together: int, backend: str
 ) -> None:
-    monkeypatch.setattr(decoder, "frames_at_once", lambda frame_bytes: together)
+    monkeypatch.setattr(decoder, "frames_at_once", lambda frame_bytes, native: together)
     _, config, weights = build(name)
     vae = WanVAE(config, Weights(weights), build_ops(plan_ops(target_for("cpu"), backend)))
     z = latents_of(name)
