@@ -198,7 +198,7 @@ typedef struct kinema_scheduler_step_args {
     int32_t threads;
 } kinema_scheduler_step_args;
 
-#define KINEMA_STEP_BLOCK 1024
+#define KINEMA_STEP_BLOCK 256
 
 KINEMA_API int32_t kinema_scheduler_step(const kinema_cpu *cpu, const kinema_scheduler_step_args *args);
 

@@ -11,7 +11,7 @@ from kinema.ops.common import claim
 from kinema.ops.common.native import cpu, workspace
 from kinema.ops.scheduler_step import reference
 
-BLOCK = 1024  # KINEMA_STEP_BLOCK of csrc/include/kinema.h
+BLOCK = 256  # KINEMA_STEP_BLOCK of csrc/include/kinema.h
 
 
 class SchedulerStepArguments(ctypes.Structure):
