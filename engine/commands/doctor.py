@@ -45,17 +45,19 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def machine() -> dict[str, str]:
-    """System, processor, instruction set, threads, memory and GPUs."""
+    """System, processor, instruction sets of torch and of the native kernels, threads, memory and GPUs."""
     import torch
 
     from kinema.machine_memory import available_bytes
     from kinema.memory import gib
+    from kinema.ops.common import native
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "processor": _cpuinfo("model name") or platform.processor() or "unknown",
         "instructions": torch.backends.cpu.get_cpu_capability(),
+        "native kernels": native.described(),
         "threads": f"{torch.get_num_threads()} on {os.cpu_count()} cores",
         "memory": f"{gib(available_bytes())} available",
         "gpu": ", ".join(gpus) or "none that torch sees",

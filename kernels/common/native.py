@@ -114,6 +114,15 @@ def instruction_sets() -> list[str]:
     return [name for name in found if library is not None and library.kinema_cpu_has(name.encode())]
 
 
+def described() -> str:
+    """The instruction set in use and the others that there are, or why there is none."""
+    found = _cpu(_forced.get() or os.environ.get(ISA_VARIABLE) or None)
+    if isinstance(found, str):
+        return found
+    others = [name for name in instruction_sets() if name != found.isa]
+    return f"{found.isa}; {ISA_VARIABLE} takes {', '.join(others)} too" if others else found.isa
+
+
 @lru_cache(maxsize=8)
 def _cpu(isa: str | None) -> Cpu | str:
     """The kernels of an instruction set, or why there are none."""

@@ -170,6 +170,24 @@ def test_doctor_names_every_op_and_its_backend(cli):
         assert f"  {op['op']:16} {op['backend']}\n" in spoken
 
 
+def test_doctor_names_the_native_instruction_set(cli, monkeypatch):
+    from kinema.ops.common import native
+
+    def said():
+        return json.loads(cli("doctor", "--json").out)["machine"]["native kernels"]
+
+    found = native.instruction_sets()
+    if not found:
+        pytest.skip("the native kernels are not built")
+    monkeypatch.delenv(native.ISA_VARIABLE, raising=False)
+    assert said().startswith(found[0])
+    for isa in found:
+        monkeypatch.setenv(native.ISA_VARIABLE, isa)
+        assert said().split(";")[0] == isa and all(name in said() for name in found)
+    monkeypatch.setenv(native.ISA_VARIABLE, "sse9")
+    assert said().startswith("KINEMA_CPU_ISA=sse9: this build has no kernels")
+
+
 def test_doctor_gives_the_reason_against_every_rejected_candidate(cli, monkeypatch):
     from kinema.ops import plan
     from kinema.ops.common import Implementation, Op
