@@ -22,6 +22,7 @@ from kinema.models import wan
 from kinema.models.wan import WanConfig
 from kinema.ops import Plan
 from kinema.ops.common import Precision
+from kinema.ops.conv3d.cpu import packed_bytes
 from kinema.options import LoadOptions
 from kinema.request import GenerationRequest
 from kinema.text import umt5
@@ -81,7 +82,7 @@ class Prediction:
 
 def predict(folder: ModelFolder, request: GenerationRequest, plan: Plan, options: LoadOptions) -> Prediction:
     """Peak bytes of a completed request (every size known), stage by stage."""
-    parts = weight_bytes(folder, plan.target.precision)
+    parts = weight_bytes(folder, plan.target.precision, winograd=plan.backend("conv3d") == "cpu")
     resident = {
         "image": ("vae.encoder", "image_encoder"),
         "text": ("text_encoder",),
@@ -172,9 +173,10 @@ def component_shapes(folder: ModelFolder) -> dict[str, Shapes]:
     return shapes
 
 
-def weight_bytes(folder: ModelFolder, precision: Precision) -> dict[str, int]:
+def weight_bytes(folder: ModelFolder, precision: Precision, *, winograd: bool = False) -> dict[str, int]:
     """Resident bytes of each component's weights, and of each half of the VAE.
 
+    winograd: the native CPU kernels pack the VAE's convolutions, which grow.
     Matrices as `precision` stores them, the rest in fp32. The time embedder and the VAE are always fp32, what is around
     a transformer's blocks is never in 8 bits, and a text encoder's embedding table stays in its file.
     """
@@ -191,6 +193,8 @@ def weight_bytes(folder: ModelFolder, precision: Precision) -> dict[str, int]:
                     size = precision.activations.itemsize * math.prod(shape)
                 else:
                     size = math.prod(shape) + 4 * shape[0]  # and a scale per row
+            elif name == "vae" and winograd and len(shape) > 3:
+                size = packed_bytes(shape)
             elif _stays_mapped(tensor):
                 size = 0
             found[part] = found.get(part, 0) + size

@@ -16,6 +16,8 @@ namespace kinema {
 namespace KINEMA_ISA {
 
 constexpr int64_t WINOGRAD_ROWS = 96;     // of the left matrices at a time: what a weight is read for; of 36 half
+constexpr int64_t LARGE_WEIGHT = 8 << 20; // bytes, which no near cache holds: read for more rows,
+constexpr int64_t LARGE_BLOCK = 10 << 20; // as many as fit into these
 constexpr int64_t WINOGRAD_DEPTH = 320;   // of a panel in the first-level cache
 constexpr int64_t WINOGRAD_COLUMNS = 384; // whose sums wait for their transform
 constexpr int64_t WINOGRAD_FRAMES = 4;    // of the result at a time
@@ -65,6 +67,10 @@ struct Winograd {
         chunk = least(panels, most(1, WINOGRAD_COLUMNS / NR));
         frames = least(shape.out_t, WINOGRAD_FRAMES);
         groups = most(1, WINOGRAD_ROWS / (outputs / 2 * MR * frames));
+        if (places * panels * depth * NR * 4 > LARGE_WEIGHT) {
+            const int64_t group = (frames + shape.history) * channels * MR + chunk * frames * MR * NR;
+            groups = most(groups, LARGE_BLOCK / (places * group * 4));
+        }
         const int64_t line = shape.seen * shape.line * 4;
         const int64_t enough = ceil_div(4 * groups * MR * most(1, args.threads), tiles_w); // for all threads
         band = most(enough, (BAND_BYTES / line - (size - step)) / step);

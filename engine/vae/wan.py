@@ -162,17 +162,19 @@ class WanVAE:
         """All frames as the early stages leave them."""
         cache, whole, done = FeatureCache(), None, 0
         for start, stop in _chunks(latents.shape[2], chunk):
+            last = stop == latents.shape[2]
             z = self.post_quant_conv(self._entering(latents[:, :, start:stop], cache), cache)
-            x = self.decoder.begin(z, cache, last=stop == latents.shape[2])
+            x = self.decoder.begin(z, cache, last=last)
             if latents.shape[2] == 1:
                 return x
             if whole is None:
                 batch, channels, _, height, width = x.shape
                 whole = x.new_empty(batch, self._frames(latents), height, width, channels).movedim(-1, 1)
+            if last:
+                del cache, z
+                return_freed_bytes()  # small maps and pasts: the last frames, and later large maps, would not fit in
             whole[:, :, done : done + x.shape[2]] = x
             done += x.shape[2]
-        del cache, x
-        return_freed_bytes()  # small maps and pasts, which the late stages' large ones would not fit into
         assert whole is not None
         return whole
 

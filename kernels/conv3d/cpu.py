@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import ctypes
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -72,7 +74,7 @@ class Conv3dArguments(ctypes.Structure):
 # With fewer channels to sum over, the transforms cost more than they save.
 WINOGRAD_CHANNELS = 8
 # F(4×4) takes four times a kernel's memory, F(2×2) 16/9: larger ones stay with that, and are those of smaller pictures.
-LARGE_TILE_BYTES = 8 << 20
+LARGE_TILE_BYTES = 16 << 20
 # So few output channels (of a picture) have a direct kernel of their own, csrc/cpu/conv3d_few.h.
 FEW_OUTPUTS = 3
 
@@ -98,17 +100,23 @@ def pack_conv3d(
     padding: tuple[int, int, int, int] | None = None,
     target: Target,
 ) -> CpuWeight:
-    plain = weight.shape[-2:] == (3, 3) and stride == (1, 1, 1)
-    worth = weight.shape[1] >= WINOGRAD_CHANNELS and weight.shape[0] > FEW_OUTPUTS
-    return _pack(weight, bias, stride, padding, winograd=_tile(weight) if plain and worth else 0)
+    return _pack(weight, bias, stride, padding, winograd=_tile(weight.shape) if stride == (1, 1, 1) else 0)
 
 
-def _tile(weight: torch.Tensor) -> int:
-    """Outputs of a tile's side, of a 3×3 kernel."""
-    taps = weight.shape[2] if weight.ndim == 5 else 1
+def _tile(kernel: Sequence[int]) -> int:
+    """Outputs of a tile's side, of a kernel [Cout, Cin, (kt,) kh, kw] without strides; 0 if it is summed directly."""
+    out, into, *taps, height, width = kernel
+    if (height, width) != (3, 3) or into < WINOGRAD_CHANNELS or out <= FEW_OUTPUTS:
+        return 0
     # with no taps of time it is one that follows a doubling, of whose pixels F(2×2) multiplies a quarter too
-    small = 36 * 4 * taps * weight.shape[0] * weight.shape[1] <= LARGE_TILE_BYTES
-    return 4 if taps > 1 and small else 2
+    small = 36 * 4 * math.prod(taps) * out * into <= LARGE_TILE_BYTES
+    return 4 if math.prod(taps) > 1 and small else 2
+
+
+def packed_bytes(kernel: Sequence[int]) -> int:
+    """Of a kernel [Cout, Cin, (kt,) kh, kw] without strides, in panels that are full."""
+    tile = _tile(kernel)
+    return 4 * math.prod(kernel) * ((tile + 2) ** 2 if tile else 9) // 9
 
 
 def pack_direct(

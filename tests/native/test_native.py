@@ -470,6 +470,16 @@ def test_what_is_summed_directly(isa):
             native.cpu().call("kinema_conv3d", arguments)
 
 
+@pytest.mark.parametrize(
+    "kernel",
+    [(64, 32, 3, 3, 3), (224, 192, 3, 3, 3), (64, 32, 1, 3, 3), (64, 8, 3, 3), (64, 32, 3, 1, 1), (64, 4, 3, 3)],
+)
+def test_the_size_of_a_packed_kernel_is_known_before(isa, kernel):
+    assert conv3d_cpu.pack_conv3d(random(*kernel), target=target("fp32")).panels.nbytes == conv3d_cpu.packed_bytes(
+        kernel
+    )
+
+
 # ---- threads
 
 
