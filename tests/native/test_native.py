@@ -441,6 +441,20 @@ def test_convolutions_of_large_pictures(isa, threads, into, out, taps, frames, h
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+@pytest.mark.parametrize("tile", [4, 2])
+def test_a_large_weight_is_read_for_more_tiles(isa, threads, tile):
+    """Of 10 and 22 MB: its blocks hold more groups of tiles than others' do, and more scratch."""
+    x, weight = random(1, 224, 2, 31, 30), random(224, 224, 3, 3, 3, seed=1, std=(27 * 224) ** -0.5)
+    directly = conv3d_cpu.conv3d(x, conv3d_cpu._pack(weight, None, (1, 1, 1), None, winograd=0))
+    packed = conv3d_cpu._pack(weight, None, (1, 1, 1), None, winograd=tile)
+    results = []
+    for count in (1, 3):
+        threads(count)
+        results.append(conv3d_cpu.conv3d(x, packed))
+    assert float((results[0] - directly).abs().max() / directly.abs().max()) < 5e-6  # F(4×4): 2.5e-6
+    assert torch.equal(*results)
+
+
 def test_what_is_summed_directly(isa):
     """Winograd is for 3×3 kernels without strides, of channels enough on both sides, and not for `cpu-direct`: large
     tiles for kernels over time that are not large."""
