@@ -336,37 +336,43 @@ inline void put(float *to, const float *from, int64_t count, bool past_caches) {
     std::memcpy(to + i, from + i, (count - i) * sizeof(float));
 }
 
-inline void scheduler_step(const kinema_scheduler_step_args &a, Pool &pool) {
+// Block `row` of all samples' blocks. Every output is summed before any is written: an output may be a term.
+inline void
+step_block(const kinema_scheduler_step_args &a, int64_t blocks, int64_t row, float *sums, bool past_caches) {
     constexpr int64_t BLOCK = KINEMA_STEP_BLOCK;
     constexpr int AT_ONCE = W == 16 ? 4 : 8; // of AVX-512 and AVX2 four cache lines
-    const int64_t blocks = ceil_div(a.elements, BLOCK), threads = most(1, a.threads);
-    const int64_t together = most(1, least(STEP_BLOCKS, a.batch * blocks / (4 * threads)));
+    const int64_t b = row / blocks, first = row % blocks * BLOCK, count = least(a.elements - first, BLOCK);
+    const float *c = a.coefficients + b * a.out_count * a.term_count;
+    for (int64_t i = 0; i < count;) {
+        const int64_t left = count - i, step = left >= AT_ONCE * W ? AT_ONCE * W : least(left, W);
+        for (int64_t m = 0; m < a.out_count; ++m) {
+            float *to = sums + m * BLOCK + i;
+            if (step == AT_ONCE * W)
+                weigh<AT_ONCE>(a, c + m * a.term_count, b, first + i, to);
+            else if (step == W)
+                weigh<1>(a, c + m * a.term_count, b, first + i, to);
+            else
+                weigh_rest(a, c + m * a.term_count, b, first + i, static_cast<int>(step), to);
+        }
+        i += step;
+    }
+    for (int64_t m = 0; m < a.out_count; ++m)
+        put(a.outs[m] + b * a.out_strides[m] + first, sums + m * BLOCK, count, past_caches);
+}
+
+inline void scheduler_step(const kinema_scheduler_step_args &a, Pool &pool) {
+    constexpr int64_t BLOCK = KINEMA_STEP_BLOCK;
+    const int64_t blocks = ceil_div(a.elements, BLOCK), rows = a.batch * blocks, threads = most(1, a.threads);
+    const int64_t enough = TASK_VALUES / (BLOCK * most(1, a.term_count));
+    const int64_t together = most(1, most(enough, least(STEP_BLOCKS, rows / (4 * threads))));
     const bool past_caches = a.batch * a.elements * a.out_count * 4 > STREAMED_BYTES;
-    // every output of a block is summed before any is written: an output may be a term
-    each_row(
-        pool, a.threads, a.batch * blocks, least(BLOCK * a.term_count, TASK_VALUES / together),
-        [&](int64_t row, int thread) {
-            const int64_t b = row / blocks, first = row % blocks * BLOCK, count = least(a.elements - first, BLOCK);
-            float *sums = static_cast<float *>(a.workspace) + thread * a.out_count * BLOCK;
-            const float *c = a.coefficients + b * a.out_count * a.term_count;
-            for (int64_t i = 0; i < count;) {
-                const int64_t left = count - i, step = left >= AT_ONCE * W ? AT_ONCE * W : least(left, W);
-                for (int64_t m = 0; m < a.out_count; ++m) {
-                    float *to = sums + m * BLOCK + i;
-                    if (step == AT_ONCE * W)
-                        weigh<AT_ONCE>(a, c + m * a.term_count, b, first + i, to);
-                    else if (step == W)
-                        weigh<1>(a, c + m * a.term_count, b, first + i, to);
-                    else
-                        weigh_rest(a, c + m * a.term_count, b, first + i, static_cast<int>(step), to);
-                }
-                i += step;
-            }
-            for (int64_t m = 0; m < a.out_count; ++m)
-                put(a.outs[m] + b * a.out_strides[m] + first, sums + m * BLOCK, count, past_caches);
-            if (past_caches)
-                stream_end();
-        });
+    each_row(pool, a.threads, ceil_div(rows, together), TASK_VALUES, [&](int64_t run, int thread) {
+        float *sums = static_cast<float *>(a.workspace) + thread * a.out_count * BLOCK;
+        for (int64_t row = run * together; row < least(rows, (run + 1) * together); ++row)
+            step_block(a, blocks, row, sums, past_caches);
+        if (past_caches)
+            stream_end(); // waits for what was streamed: once for many blocks
+    });
 }
 
 } // namespace KINEMA_ISA
