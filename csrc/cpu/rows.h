@@ -289,8 +289,8 @@ inline void qk_norm_rope(const kinema_qk_norm_rope_args &a, Pool &pool) {
 
 constexpr int64_t STREAMED_BYTES = 8ll << 20; // results that no cache would hold until they are read
 // Terms are read a piece of each in turn, and none of the pieces is long enough for a processor to fetch what follows.
-// So blocks that lie side by side go to one thread, which fetches the next but one while it sums one. A block of 4 KB
-// would be 1.2 to 1.4 times as slow: those of all terms, and what is fetched, then fall into the same lines of a cache.
+// So blocks that lie side by side go to one thread, which fetches the next but one while it sums one. Blocks of 4 KB
+// would be 1.1 to 1.2 times as slow: those of all terms, and what is fetched, then fall into the same lines of a cache.
 constexpr int64_t STEP_BLOCKS = 256;
 constexpr int64_t STEP_AHEAD = 2 * KINEMA_STEP_BLOCK;
 

@@ -114,9 +114,14 @@ def instruction_sets() -> list[str]:
     return [name for name in found if library is not None and library.kinema_cpu_has(name.encode())]
 
 
+def _in_use() -> Cpu | str:
+    """The kernels in use, or why there are none."""
+    return _cpu(_forced.get() or os.environ.get(ISA_VARIABLE) or None)
+
+
 def described() -> str:
     """The instruction set in use and the others that there are, or why there is none."""
-    found = _cpu(_forced.get() or os.environ.get(ISA_VARIABLE) or None)
+    found = _in_use()
     if isinstance(found, str):
         return found
     others = [name for name in instruction_sets() if name != found.isa]
@@ -167,7 +172,7 @@ def forced(isa: str) -> Iterator[None]:
 
 def cpu() -> Cpu:
     """The kernels in use: the best the processor has, or those that KINEMA_CPU_ISA names."""
-    found = _cpu(_forced.get() or os.environ.get(ISA_VARIABLE) or None)
+    found = _in_use()
     if isinstance(found, str):
         raise RuntimeError(found)
     return found
@@ -177,7 +182,7 @@ def cpu_unsupported(target: Target) -> list[str]:
     """Why no native kernel runs on `target`."""
     if target.device.type != "cpu":
         return [f"runs on a CPU; the device is {target.device.type}"]
-    found = _cpu(_forced.get() or os.environ.get(ISA_VARIABLE) or None)
+    found = _in_use()
     if isinstance(found, str):
         return [found]
     if target.precision.activations != torch.float32:

@@ -86,6 +86,9 @@ def test_large_frames_take_less_memory_in_turn(monkeypatch: pytest.MonkeyPatch) 
     one, pair = (decoder.frames_at_once(frame, native=native) for native in (False, True))
     assert (one, pair) == (1, 2) and decoder.frames_at_once(frame // 2, native=True) == 3
     native = plan_ops(target_for("cpu")).backend("conv3d").startswith("cpu")
+    decoding = WanVAE(CONFIG, Weights(WEIGHTS), build_ops(plan_ops(target_for("cpu")))).decoder
+    entering = SIZE >> sum(stage.double is not None for stage in decoding.late)
+    assert decoding._together(torch.empty(1, 8, 4, entering, entering)) == (pair if native else one)
     in_turn = peak_beyond_output(lambda vae, z: vae.decode(z), latents(9))
     fewer = 4 - (pair if native else one)
     assert at_once - in_turn > fewer * frame, "the maps of those frames, and there are several"

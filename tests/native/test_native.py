@@ -489,9 +489,8 @@ def test_what_is_summed_directly(isa):
     [(64, 32, 3, 3, 3), (224, 192, 3, 3, 3), (64, 32, 1, 3, 3), (64, 8, 3, 3), (64, 32, 3, 1, 1), (64, 4, 3, 3)],
 )
 def test_the_size_of_a_packed_kernel_is_known_before(isa, kernel):
-    assert conv3d_cpu.pack_conv3d(random(*kernel), target=target("fp32")).panels.nbytes == conv3d_cpu.packed_bytes(
-        kernel
-    )
+    packed = conv3d_cpu.pack_conv3d(random(*kernel), target=target("fp32"))
+    assert packed.panels.nbytes == conv3d_cpu.packed_bytes(kernel)
 
 
 # ---- threads
