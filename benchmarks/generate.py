@@ -63,18 +63,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 def measure(pipe: VideoPipeline, request: GenerationRequest) -> tuple[Stats, str]:
     """One generation, decoded and not written: its stats, and the SHA-256 of its frames (uint8)."""
-    from kinema.machine_memory import peak_bytes
     from kinema.media.postprocess import to_uint8
 
-    state = pipe.prepare(request)
+    state = pipe.prepare(request, streamed=True)
     while not state.done:
         pipe.step([state])
     digest = hashlib.sha256()
     with state.stats.stage("decode", pipe.components.loading):
         for chunk in pipe.decode_chunks(state):
             digest.update(to_uint8(chunk).tobytes())
-    state.stats.steps, state.stats.peak_bytes = state.step_index, peak_bytes(pipe.ops.device)
-    return state.stats, digest.hexdigest()
+    return state.measured(), digest.hexdigest()
 
 
 def summary(rounds: list[tuple[Stats, str]], warmup: int) -> Report:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import os
+from typing import TYPE_CHECKING, Any
 
 from kinema.options import LoadOptions
+
+if TYPE_CHECKING:
+    from kinema.pipeline import VideoPipeline
 
 MODEL_HELP = "a folder in the diffusers format, or 'sample', the small model that ships with kinema"
 
@@ -46,6 +50,31 @@ def add_load_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--low-memory", action="store_true", help="hold one stage's parts at a time: the peak is the largest of them"
     )
+
+
+def add_scheduler_arguments(parser: argparse.ArgumentParser) -> None:
+    """Another scheduler than the model's."""
+    group = parser.add_argument_group("scheduler (left out: the model's own)")
+    group.add_argument(
+        "--scheduler", metavar="NAME|FILE", help="unipc, euler, dpm++, or a scheduler_config.json to read it from"
+    )
+    group.add_argument(
+        "--flow-shift", type=float, metavar="F", help="lean to high noise (more) or to details (less), such as 3 or 5"
+    )
+
+
+def choose_scheduler(pipe: VideoPipeline, arguments: argparse.Namespace) -> None:
+    """Let the pipeline sample as the options say. KinemaError for what there is not, or does not fit the model."""
+    from kinema import schedulers
+
+    asked = arguments.scheduler
+    if asked is not None:
+        is_file = asked.endswith(".json") or os.path.exists(asked)
+        known = asked.lower() in schedulers.NAMES
+        own = pipe.scheduler.core
+        pipe.scheduler = schedulers.from_pretrained(asked) if is_file and not known else schedulers.named(asked, own)
+    if arguments.flow_shift is not None:
+        pipe.scheduler = schedulers.with_flow_shift(pipe.scheduler.core, arguments.flow_shift)
 
 
 def load_options(arguments: argparse.Namespace) -> dict[str, Any]:
