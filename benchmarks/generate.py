@@ -7,7 +7,7 @@ import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from kinema.commands.load import MODEL_HELP, add_load_arguments, load_options
+from kinema.commands.load import MODEL_HELP, add_load_arguments, open_to_measure
 from kinema.commands.output import emit
 from kinema.commands.parser import text
 from kinema.commands.request import add_request_arguments, request_from
@@ -34,7 +34,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from kinema.bench.report import check_report, model_of, provenance, write_report
-    from kinema.pipeline import VideoPipeline
     from kinema.progress import steps_bar
 
     if arguments.rounds < 1 or arguments.warmup < 0:
@@ -42,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         check_report(arguments.json)
     request = request_from(arguments)
-    pipe = VideoPipeline.from_pretrained(arguments.model, **load_options(arguments))
+    pipe = open_to_measure(arguments)
     request = pipe.complete(request if request.seed is not None else replace(request, seed=0))
     rounds = []
     with steps_bar(arguments.warmup + arguments.rounds, unit="round") as advance:

@@ -128,6 +128,8 @@ class DiffusersNames(metaclass=_Advising):
     _instead: Mapping[str, str] = {}
 
     def __getattr__(self, name: str) -> Any:
+        if hasattr(type(self), name):  # a property that failed: its own error says more
+            return object.__getattribute__(self, name)
         raise lacks(type(self), name)
 
 

@@ -91,6 +91,18 @@ def load_options(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def open_to_measure(arguments: argparse.Namespace, **changes: Any) -> VideoPipeline:
+    """The model of a benchmark. Its parts, and what it is compared with, run beside it: --threads is the process's."""
+    import torch
+
+    from kinema.pipeline import VideoPipeline
+
+    pipe = VideoPipeline.from_pretrained(arguments.model, **{**load_options(arguments), **changes})
+    if pipe.options.threads is not None:
+        torch.set_num_threads(pipe.options.threads)
+    return pipe
+
+
 def load_words(arguments: argparse.Namespace) -> list[str]:
     """The same options on the command line of another process."""
     names = ("device", "backend", "precision", "variant", "threads", "quantize_attention")

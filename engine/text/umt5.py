@@ -17,6 +17,7 @@ from torch.nn.functional import embedding
 
 from kinema.checkpoints.weights import Shapes, Weights
 from kinema.config import from_config
+from kinema.diffusers_names import DiffusersNames
 from kinema.errors import CheckpointError, RequestError
 from kinema.ops import Ops
 from kinema.ops.attention import KV
@@ -201,7 +202,7 @@ class UMT5Block:
         return ops.linear(h.to(x.dtype), self.down, residual=x)
 
 
-class UMT5Encoder:
+class UMT5Encoder(DiffusersNames):
     """Tokens to the hidden states that condition the diffusion transformer."""
 
     def __init__(self, config: UMT5Config, weights: Weights, ops: Ops) -> None:
