@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "call.h"
 #include "kinema.h"
 
 namespace kinema {
@@ -52,9 +53,10 @@ inline void pack_panel_i8(const int8_t *rows, int64_t depth, int64_t width, int8
 }
 
 // rows: [columns, depth], of a gated weight [2·columns, depth], the gate first; a gate's panel lies before its value's.
-inline void pack_weight(int64_t depth, int64_t columns, int32_t dtype, int32_t gated, const void *rows, void *packed) {
+inline void
+pack_weight(int64_t depth, int64_t columns, int32_t dtype, int32_t gated, const void *rows, void *packed, Call &call) {
     const int64_t halves = gated ? 2 : 1, stored = stored_depth(depth, dtype);
-    for (int64_t panel = 0; panel < ceil_div(columns, NR) * halves; ++panel) {
+    for (int64_t panel = 0; panel < ceil_div(columns, NR) * halves && !call.interrupted(0); ++panel) {
         const int64_t column = panel / halves * NR, row = panel % halves * columns + column;
         const int64_t width = least(columns - column, NR);
         const char *from = static_cast<const char *>(rows) + row * depth * item_size(dtype);

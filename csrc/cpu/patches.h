@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "call.h"
 #include "kinema.h"
-#include "pool.h"
 
 namespace kinema {
 namespace KINEMA_ISA {
@@ -72,7 +72,7 @@ inline int64_t patch_embed_workspace(const kinema_patch_embed_args &a) {
     return aligned(patch_elements(a) * 8) + product_workspace(patch_product(a, source));
 }
 
-inline void patch_embed(const kinema_patch_embed_args &a, Pool &pool) {
+inline void patch_embed(const kinema_patch_embed_args &a, Call &call) {
     PatchSource source;
     Product p = patch_product(a, source);
     int64_t *offsets = static_cast<int64_t *>(a.workspace), k = 0;
@@ -83,14 +83,14 @@ inline void patch_embed(const kinema_patch_embed_args &a, Pool &pool) {
                     offsets[k++] = c * a.x_stride_c + t * a.x_stride_t + h * a.x_stride_h + w * a.x_stride_w;
     source.offsets = offsets;
     p.workspace = static_cast<char *>(a.workspace) + aligned(patch_elements(a) * 8);
-    multiply(p, pool);
+    multiply(p, call);
 }
 
-inline void unpatchify(const kinema_unpatchify_args &a, Pool &pool) {
+inline void unpatchify(const kinema_unpatchify_args &a, Call &call) {
     const int64_t frames = a.grid_t * a.patch_t, height = a.grid_h * a.patch_h, width = a.grid_w * a.patch_w;
     const int64_t inside = a.patch_t * a.patch_h * a.patch_w;
     // one line of the video a row
-    each_row(pool, a.threads, a.batch * a.channels * frames * height, width, [&](int64_t row, int) {
+    each_row(call, a.threads, a.batch * a.channels * frames * height, width, [&](int64_t row, int) {
         const int64_t y = row % height, t = row / height % frames, c = row / (height * frames) % a.channels;
         const int64_t b = row / (height * frames * a.channels);
         const int64_t token = (t / a.patch_t * a.grid_h + y / a.patch_h) * a.grid_w;
