@@ -195,6 +195,15 @@ int32_t check(const kinema_conv3d_args *a) {
     return a->activation < KINEMA_NONE || a->activation > KINEMA_SILU ? KINEMA_BAD_OPTION : KINEMA_OK;
 }
 
+// A call that `control` may end.
+template <class Kernel> int32_t run(const kinema_cpu *cpu, const kinema_control *control, const Kernel &kernel) {
+    if (control != nullptr && control->flag_count > 0 && control->flags == nullptr)
+        return KINEMA_NO_POINTER;
+    Call call(cpu->pool, control);
+    kernel(call);
+    return call.status();
+}
+
 } // namespace
 
 } // namespace kinema
@@ -223,6 +232,8 @@ const char *kinema_status_text(int32_t status) {
         return "out of memory";
     case KINEMA_BAD_OPTION:
         return "an option has no such value";
+    case KINEMA_INTERRUPTED:
+        return "the call was ended before it was done";
     default:
         return "unknown status";
     }
@@ -287,15 +298,16 @@ int64_t kinema_linear_packed_bytes(
 
 int32_t kinema_linear_pack(
     const kinema_cpu *cpu, int64_t in_features, int64_t out_features, int32_t dtype, int32_t gated, const void *rows,
-    void *packed) {
+    void *packed, const kinema_control *control) {
     if (rows == nullptr || packed == nullptr)
         return KINEMA_NO_POINTER;
     if (in_features <= 0 || out_features <= 0)
         return KINEMA_BAD_SIZE;
     if (dtype < KINEMA_F32 || dtype > KINEMA_I8)
         return KINEMA_BAD_DTYPE;
-    cpu->table->linear_pack(in_features, out_features, dtype, gated, rows, packed);
-    return KINEMA_OK;
+    return run(cpu, control, [&](Call &call) {
+        cpu->table->linear_pack(in_features, out_features, dtype, gated, rows, packed, call);
+    });
 }
 
 int64_t kinema_linear_workspace(const kinema_cpu *cpu, const kinema_linear_args *args) {
@@ -306,7 +318,7 @@ int32_t kinema_linear_code_top(const kinema_cpu *cpu) { return cpu->table->code_
 
 int32_t kinema_linear_multiplies_bf16(const kinema_cpu *cpu) { return cpu->table->multiplies_bf16; }
 
-int32_t kinema_linear(const kinema_cpu *cpu, const kinema_linear_args *args) {
+int32_t kinema_linear(const kinema_cpu *cpu, const kinema_linear_args *args, const kinema_control *control) {
     const int32_t status = check(args);
     if (status != KINEMA_OK)
         return status;
@@ -314,68 +326,69 @@ int32_t kinema_linear(const kinema_cpu *cpu, const kinema_linear_args *args) {
         return KINEMA_OK;
     if (args->workspace == nullptr)
         return KINEMA_NO_POINTER;
-    cpu->table->linear(*args, cpu->pool);
-    return KINEMA_OK;
+    return run(cpu, control, [&](Call &call) { cpu->table->linear(*args, call); });
 }
 
-int32_t kinema_norm_modulate(const kinema_cpu *cpu, const kinema_norm_modulate_args *args) {
+int32_t
+kinema_norm_modulate(const kinema_cpu *cpu, const kinema_norm_modulate_args *args, const kinema_control *control) {
     const int32_t status = check(args);
     if (status != KINEMA_OK)
         return status;
-    cpu->table->norm_modulate(*args, cpu->pool);
-    return KINEMA_OK;
+    return run(cpu, control, [&](Call &call) { cpu->table->norm_modulate(*args, call); });
 }
 
-int32_t kinema_qk_norm_rope(const kinema_cpu *cpu, const kinema_qk_norm_rope_args *args) {
+int32_t
+kinema_qk_norm_rope(const kinema_cpu *cpu, const kinema_qk_norm_rope_args *args, const kinema_control *control) {
     const int32_t status = check(args);
     if (status != KINEMA_OK)
         return status;
-    cpu->table->qk_norm_rope(*args, cpu->pool);
-    return KINEMA_OK;
+    return run(cpu, control, [&](Call &call) { cpu->table->qk_norm_rope(*args, call); });
 }
 
-int32_t kinema_scheduler_step(const kinema_cpu *cpu, const kinema_scheduler_step_args *args) {
+int32_t
+kinema_scheduler_step(const kinema_cpu *cpu, const kinema_scheduler_step_args *args, const kinema_control *control) {
     const int32_t status = check(args);
     if (status != KINEMA_OK)
         return status;
-    cpu->table->scheduler_step(*args, cpu->pool);
-    return KINEMA_OK;
+    return run(cpu, control, [&](Call &call) {
+        if (call.interrupted(0))
+            return;
+        Call whole(cpu->pool, nullptr); // its terms would be half of this step and half of the last
+        cpu->table->scheduler_step(*args, whole);
+    });
 }
 
 int64_t kinema_attention_workspace(const kinema_cpu *cpu, const kinema_attention_args *args) {
     return check(args) == KINEMA_OK ? cpu->table->attention_workspace(*args) : 0;
 }
 
-int32_t kinema_attention(const kinema_cpu *cpu, const kinema_attention_args *args) {
+int32_t kinema_attention(const kinema_cpu *cpu, const kinema_attention_args *args, const kinema_control *control) {
     const int32_t status = check(args);
     if (status != KINEMA_OK)
         return status;
     if (args->workspace == nullptr)
         return KINEMA_NO_POINTER;
-    cpu->table->attention(*args, cpu->pool);
-    return KINEMA_OK;
+    return run(cpu, control, [&](Call &call) { cpu->table->attention(*args, call); });
 }
 
 int64_t kinema_patch_embed_workspace(const kinema_cpu *cpu, const kinema_patch_embed_args *args) {
     return check(args) == KINEMA_OK ? cpu->table->patch_embed_workspace(*args) : 0;
 }
 
-int32_t kinema_patch_embed(const kinema_cpu *cpu, const kinema_patch_embed_args *args) {
+int32_t kinema_patch_embed(const kinema_cpu *cpu, const kinema_patch_embed_args *args, const kinema_control *control) {
     const int32_t status = check(args);
     if (status != KINEMA_OK)
         return status;
     if (args->workspace == nullptr)
         return KINEMA_NO_POINTER;
-    cpu->table->patch_embed(*args, cpu->pool);
-    return KINEMA_OK;
+    return run(cpu, control, [&](Call &call) { cpu->table->patch_embed(*args, call); });
 }
 
-int32_t kinema_unpatchify(const kinema_cpu *cpu, const kinema_unpatchify_args *args) {
+int32_t kinema_unpatchify(const kinema_cpu *cpu, const kinema_unpatchify_args *args, const kinema_control *control) {
     const int32_t status = check(args);
     if (status != KINEMA_OK)
         return status;
-    cpu->table->unpatchify(*args, cpu->pool);
-    return KINEMA_OK;
+    return run(cpu, control, [&](Call &call) { cpu->table->unpatchify(*args, call); });
 }
 
 int64_t kinema_winograd_packed_bytes(
@@ -385,29 +398,29 @@ int64_t kinema_winograd_packed_bytes(
 
 int32_t kinema_winograd_pack(
     const kinema_cpu *cpu, int64_t in_channels, int64_t out_channels, int64_t kernel_t, int32_t tile,
-    const float *weight, void *packed) {
+    const float *weight, void *packed, const kinema_control *control) {
     if (weight == nullptr || packed == nullptr)
         return KINEMA_NO_POINTER;
     if (in_channels <= 0 || out_channels <= 0 || kernel_t <= 0)
         return KINEMA_BAD_SIZE;
     if (tile != 2 && tile != 4)
         return KINEMA_BAD_OPTION;
-    cpu->table->winograd_pack(in_channels, out_channels, kernel_t, tile, weight, packed);
-    return KINEMA_OK;
+    return run(cpu, control, [&](Call &call) {
+        cpu->table->winograd_pack(in_channels, out_channels, kernel_t, tile, weight, packed, call);
+    });
 }
 
 int64_t kinema_conv3d_workspace(const kinema_cpu *cpu, const kinema_conv3d_args *args) {
     return check(args) == KINEMA_OK ? cpu->table->conv3d_workspace(*args) : 0;
 }
 
-int32_t kinema_conv3d(const kinema_cpu *cpu, const kinema_conv3d_args *args) {
+int32_t kinema_conv3d(const kinema_cpu *cpu, const kinema_conv3d_args *args, const kinema_control *control) {
     const int32_t status = check(args);
     if (status != KINEMA_OK)
         return status;
     if (args->workspace == nullptr)
         return KINEMA_NO_POINTER;
-    cpu->table->conv3d(*args, cpu->pool);
-    return KINEMA_OK;
+    return run(cpu, control, [&](Call &call) { cpu->table->conv3d(*args, call); });
 }
 
 } // extern "C"

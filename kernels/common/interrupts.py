@@ -7,9 +7,28 @@ Python runs no signal handler while a native call goes on, which may take minute
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
+
+POLL_MS = 30  # between the moments at which a call lets Python run the handlers of signals
+
+
+class Control(ctypes.Structure):
+    """kinema_control of csrc/include/kinema.h."""
+
+    _fields_ = (
+        ("flags", ctypes.c_void_p),
+        ("flag_count", ctypes.c_int64),
+        ("poll", ctypes.c_void_p),
+        ("data", ctypes.c_void_p),
+        ("interval_ms", ctypes.c_int32),
+    )
+
+
+_Poll = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p)
 
 
 class Interrupted(Exception):
@@ -38,7 +57,8 @@ class _Watched:
 
     def __init__(self, flags: tuple[StopFlag, ...]) -> None:
         self.flags = flags
-        self.addresses = (ctypes.c_void_p * len(flags))(*(ctypes.addressof(flag._value) for flag in flags))
+        self._addresses = (ctypes.c_void_p * len(flags))(*(ctypes.addressof(flag._value) for flag in flags))
+        self.control = Control(ctypes.addressof(self._addresses), len(flags))
 
 
 _watched: ContextVar[_Watched | None] = ContextVar("watched_flags", default=None)
@@ -63,3 +83,51 @@ def check_interrupted() -> None:
     watched = _watched.get()
     if watched is not None and any(flag.is_set for flag in watched.flags):
         raise Interrupted("stopped by a flag")
+
+
+class _Listener:
+    """What a native call of the main thread is given: flags, and a callback in which handlers of signals run."""
+
+    def __init__(self) -> None:
+        self.raised: BaseException | None = None  # by a handler
+        self._answers = self._listen()
+        next(self._answers)
+        self._callback = _Poll(self._answers.send)
+        self.control = Control(poll=ctypes.cast(self._callback, ctypes.c_void_p).value, interval_ms=POLL_MS)
+
+    def _listen(self) -> Generator[int, None, None]:
+        """Python runs handlers where it goes on behind a `yield`, or back to one, and so inside of the `try`.
+
+        At the first line of a function they would run before any `try`, and what they raise be lost: ctypes cannot
+        hand it through the library.
+        """
+        try:
+            while True:
+                yield 0
+        except GeneratorExit:
+            return
+        except BaseException as error:
+            self.raised = error
+        yield 1
+
+
+# of the main thread, which alone runs handlers; a handler that calls an op takes another one
+_idle: list[_Listener] = []
+
+
+def interruptible(function: Callable[..., Any], *arguments: Any) -> int:
+    """The status of a function of the library that takes a kinema_control last; raises what a handler raised in it."""
+    watched = _watched.get()
+    if threading.get_ident() != threading.main_thread().ident:
+        return int(function(*arguments, ctypes.byref(watched.control) if watched is not None else None))
+    listener = _idle.pop() if _idle else _Listener()
+    control = listener.control
+    control.flags = watched.control.flags if watched is not None else None
+    control.flag_count = watched.control.flag_count if watched is not None else 0
+    try:
+        status = int(function(*arguments, ctypes.byref(control)))
+    finally:
+        if listener.raised is not None:
+            raise listener.raised
+    _idle.append(listener)
+    return status

@@ -10,6 +10,7 @@ import torch
 
 from kinema.ops.common import Quantized, QuantKind, claim, group_strides
 from kinema.ops.common.native import E4M3, F32, I8, address, cpu, fp32, readable, workspace
+from kinema.ops.common.threads import thread_count
 from kinema.ops.norm_modulate import Norm, NormKind
 
 NORMS = {"rms": 1, "layer": 2}
@@ -96,7 +97,7 @@ def norm_modulate(
     readable("x", x)
     batch, tokens, channels = x.shape
     given = readable_norm(Norm(eps, norm, weight, bias, scale, shift))
-    threads = torch.get_num_threads()
+    threads = thread_count()
     y: torch.Tensor
     scales = None
     if quantize is None:

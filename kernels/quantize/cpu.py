@@ -6,6 +6,7 @@ import torch
 
 from kinema.ops.common import Quantized, QuantKind
 from kinema.ops.common.native import E4M3, I8, cpu, readable, workspace
+from kinema.ops.common.threads import thread_count
 from kinema.ops.norm_modulate.cpu import NormModulateArguments
 
 
@@ -15,7 +16,7 @@ def quantize(x: torch.Tensor, kind: QuantKind) -> Quantized:
     rows = x.reshape(-1, channels)
     data = torch.empty(x.shape, dtype=torch.int8 if kind == "int8" else torch.float8_e4m3fn)
     scale = torch.empty(*x.shape[:-1], 1)
-    threads = torch.get_num_threads()
+    threads = thread_count()
     arguments = NormModulateArguments(
         batch=1,
         tokens=rows.shape[0],

@@ -9,6 +9,7 @@ import torch
 
 from kinema.ops.common import claim
 from kinema.ops.common.native import cpu, workspace
+from kinema.ops.common.threads import thread_count
 from kinema.ops.scheduler_step import reference
 
 BLOCK = 256  # KINEMA_STEP_BLOCK of csrc/include/kinema.h
@@ -57,7 +58,7 @@ def scheduler_step(
         for buffer, _ in zip(given, range(outputs), strict=True)
     )
     table = coefficients.float().contiguous()
-    threads = torch.get_num_threads()
+    threads = thread_count()
     addresses = (ctypes.c_int64 * (2 * (count + outputs)))(
         *(t.data_ptr() for t in wide),
         *(t.data_ptr() for t in results),
