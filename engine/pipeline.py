@@ -39,6 +39,7 @@ from kinema.running import each_within, running
 from kinema.schedulers import draw_noise
 from kinema.stats import Stats
 from kinema.vae.wan import WanVAEConfig
+from kinema.values import of_kind
 from kinema.video import VideoOutput
 
 
@@ -114,7 +115,7 @@ class VideoPipeline(DiffusersPipeline):
         state's flag, for another thread to set while this goes on, which ends with Interrupted then.
         """
         stop = StopFlag() if stop is None else stop
-        request = self.complete(request)
+        request = self.complete(of_kind("request", request, GenerationRequest))
         core = self.components.scheduler.core
         shape = check_request(request, self.transformer_config, self.vae_config, self.folder.options, core)
         prediction = predict(self.folder, request, self.ops.plan, self.options, streamed=streamed)
@@ -148,8 +149,8 @@ class VideoPipeline(DiffusersPipeline):
         A request whose `interrupt` is set meanwhile stays as it was before this step; the others take it.
         """
         groups: dict[str, list[RequestState]] = {}
-        for state in states:
-            state.check_whole()
+        for state in of_kind("states", states, (list, tuple)):
+            of_kind("state", state, RequestState).check_whole()
             if not state.done:
                 groups.setdefault(state.expert, []).append(state)
         for expert, group in groups.items():

@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kinema.errors import RequestError
 
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
 Check = Callable[[str, Any], Any]
 
 MAX_WHOLE = 2**31 - 1  # of anything that is counted: far beyond what memory holds, and safe to multiply
@@ -63,6 +64,14 @@ def word(name: str, value: Any) -> str:
     """A short text, such as the name of a device."""
     if not isinstance(value, str) or not value or "\0" in value:
         raise RequestError(f"{name} is {shown(value)}: wanted a text")
+    return value
+
+
+def of_kind(name: str, value: Any, wanted: type[T] | tuple[type[T], ...]) -> T:
+    """The value itself, which is of the class (or one of the classes)."""
+    if not isinstance(value, wanted):
+        names = [one.__name__ for one in (wanted if isinstance(wanted, tuple) else (wanted,))]
+        raise RequestError(f"{name} is {kind(value)}: wanted a {' or '.join(names)}")
     return value
 
 
