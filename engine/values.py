@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -67,12 +67,18 @@ def word(name: str, value: Any) -> str:
     return value
 
 
-def of_kind(name: str, value: Any, wanted: type[T] | tuple[type[T], ...]) -> T:
-    """The value itself, which is of the class (or one of the classes)."""
+def of_kind(name: str, value: Any, wanted: type[T]) -> T:
+    """The value itself, which is of the class."""
     if not isinstance(value, wanted):
-        names = [one.__name__ for one in (wanted if isinstance(wanted, tuple) else (wanted,))]
-        raise RequestError(f"{name} is {kind(value)}: wanted a {' or '.join(names)}")
+        raise RequestError(f"{name} is {kind(value)}: wanted a {wanted.__name__}")
     return value
+
+
+def each_of_kind(name: str, values: Any, wanted: type[T]) -> list[T]:
+    """The values, all of which are of the class."""
+    if not isinstance(values, Iterable):
+        raise RequestError(f"{name} is {kind(values)}: wanted a list of {wanted.__name__}")
+    return [of_kind(f"one of {name}", value, wanted) for value in values]
 
 
 def prompts(name: str, value: Any) -> str | list[str]:
