@@ -124,7 +124,7 @@ def wan_rope(grid: tuple[int, int, int], head_dim: int, device: torch.device) ->
     """The rotation of a (T', H', W') grid of tokens: a third of the head for H and W each, the rest for T."""
     spatial = 2 * (head_dim // 6)
     with torch.inference_mode(False):  # the table outlives this call, and a training run may read it next
-        axes = torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij")
+        axes = torch.meshgrid(*(torch.arange(n, dtype=torch.int64, device="cpu") for n in grid), indexing="ij")
         positions = torch.stack([axis.flatten() for axis in axes], dim=-1)
         return Rope.from_positions(positions, (head_dim - 2 * spatial, spatial, spatial)).to(device)
 
@@ -154,7 +154,8 @@ class Context:
         """What the logits of the text keys gain, [1, 1, 1, L]."""
         if not self.folded:
             return None
-        bias = torch.zeros(1, 1, 1, self.text[0].k.shape[2], device=self.text[0].k.device)
+        k = self.text[0].k
+        bias = torch.zeros(1, 1, 1, k.shape[2], dtype=torch.float32, device=k.device)
         bias[..., -1] = math.log(self.folded)
         return bias
 

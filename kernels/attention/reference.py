@@ -162,7 +162,7 @@ def _mask(
 def _real_keys(segments: tuple[KV, ...], batch: int) -> torch.Tensor:
     real = []
     for s in segments:
-        slots = torch.arange(s.k.shape[2], device=s.k.device)
+        slots = torch.arange(s.k.shape[2], dtype=torch.int64, device=s.k.device)
         if s.lengths is None:
             real.append(torch.ones(batch, len(slots), dtype=torch.bool, device=s.k.device))
         else:
@@ -173,8 +173,8 @@ def _real_keys(segments: tuple[KV, ...], batch: int) -> torch.Tensor:
 def _block_causal(queries: int, segments: tuple[KV, ...], causal: BlockCausal) -> torch.Tensor:
     cached = sum(s.k.shape[2] for s in segments[:-1])
     device = segments[-1].k.device
-    i = (torch.arange(queries, device=device) + causal.offset) // causal.block
-    j = torch.arange(segments[-1].k.shape[2], device=device) // causal.block
+    i = (torch.arange(queries, dtype=torch.int64, device=device) + causal.offset) // causal.block
+    j = torch.arange(segments[-1].k.shape[2], dtype=torch.int64, device=device) // causal.block
     seen = j[None, :] <= i[:, None]
     return torch.cat((torch.ones(queries, cached, dtype=torch.bool, device=device), seen), dim=1)[None, None]
 
@@ -184,7 +184,7 @@ def _block_list(queries: int, keys: int, blocks: BlockList) -> torch.Tensor:
     k_tiles = -(-keys // blocks.k_block)
     batch, heads, _, most = blocks.indices.shape
     tiles = torch.zeros(batch, heads, q_tiles, k_tiles, dtype=torch.bool, device="cpu")
-    used = torch.arange(most, device="cpu") < blocks.counts.cpu().unsqueeze(-1)
+    used = torch.arange(most, dtype=torch.int64, device="cpu") < blocks.counts.cpu().unsqueeze(-1)
     # unused slots may hold anything: point them at tile 0 and let only the used ones set it
     indices = torch.where(used, blocks.indices.cpu(), 0).long()
     tiles.scatter_reduce_(-1, indices, used, reduce="amax", include_self=True)

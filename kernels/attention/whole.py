@@ -102,7 +102,7 @@ def _rest(device: torch.device, precision: str, arch: int, hip: bool) -> Callabl
 def _cleared(segment: KV) -> torch.Tensor:
     """Values whose weight is 0 behind a length: what lies there may be NaN, and libraries multiply it."""
     assert segment.lengths is not None
-    slots = torch.arange(segment.v.shape[2], device=segment.v.device)
+    slots = torch.arange(segment.v.shape[2], dtype=torch.int64, device=segment.v.device)
     real = slots < segment.lengths.to(segment.v.device)[:, None]
     return torch.where(real[:, None, :, None], segment.v, 0.0)
 
