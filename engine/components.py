@@ -10,22 +10,19 @@ from typing import Any, Literal, TypeVar, cast
 
 import torch
 
-from kinema.checkpoints import Component, ModelFolder, load_weights, open_component
-from kinema.image import clip
-from kinema.image.clip import CLIPVisionConfig, CLIPVisionEncoder
+from kinema.checkpoints import Component, ModelFolder, open_component
+from kinema.image.clip import CLIPVisionEncoder
 from kinema.image.preprocess import ClipPreprocessor
 from kinema.machine_memory import return_freed_bytes
-from kinema.models import wan
 from kinema.models.facade import TransformerFacade
-from kinema.models.wan import WanConfig, WanTransformer
+from kinema.models.wan import WanTransformer
 from kinema.ops import Ops, build_ops, plan_ops, target_for
 from kinema.ops.common import QuantKind
 from kinema.options import LoadOptions
-from kinema.text import umt5
+from kinema.parts import open_part
 from kinema.text.tokenizer import Tokenizer
-from kinema.text.umt5 import UMT5Config, UMT5Encoder
-from kinema.vae import wan as wan_vae
-from kinema.vae.wan import WanVAE, WanVAEConfig
+from kinema.text.umt5 import UMT5Encoder
+from kinema.vae.wan import WanVAE
 
 Path = str | os.PathLike[str]
 Part = TypeVar("Part")
@@ -62,28 +59,19 @@ def load_text_encoder(
 
 
 def _transformer(component: Component, ops: Ops, variant: str | None) -> WanTransformer:
-    config = WanConfig.from_dict(component.config)
-    weights = load_weights(component.files(variant), wan.tensor_shapes(config), ignored=wan.IGNORED_TENSORS)
-    return _packed(WanTransformer(config, weights, ops))
+    return _packed(WanTransformer(*open_part(component, variant), ops))
 
 
 def _vae(component: Component, ops: Ops, variant: str | None) -> WanVAE:
-    config = WanVAEConfig.from_dict(component.config)
-    return WanVAE(config, load_weights(component.files(variant), wan_vae.tensor_shapes(config)), ops)
+    return WanVAE(*open_part(component, variant), ops)
 
 
 def _text_encoder(component: Component, ops: Ops, variant: str | None) -> UMT5Encoder:
-    config = UMT5Config.from_dict(component.config)
-    files = component.files(variant)
-    weights = load_weights(files, umt5.tensor_shapes(config, files), ignored=umt5.IGNORED_TENSORS)
-    return _packed(UMT5Encoder(config, weights, ops))
+    return _packed(UMT5Encoder(*open_part(component, variant), ops))
 
 
 def _image_encoder(component: Component, ops: Ops, variant: str | None) -> CLIPVisionEncoder:
-    config = CLIPVisionConfig.from_dict(component.config)
-    files = component.files(variant)
-    weights = load_weights(files, clip.tensor_shapes(config, files), ignored=clip.IGNORED_TENSORS)
-    return _packed(CLIPVisionEncoder(config, weights, ops))
+    return _packed(CLIPVisionEncoder(*open_part(component, variant), ops))
 
 
 def _packed(part: Part) -> Part:
@@ -151,7 +139,8 @@ class Components:
         )
 
     def _model(self, name: str, load: Callable[[Component, Ops, str | None], Any]) -> Any:
-        return self._get(name, lambda part: load(part, self.ops, self._options.variant))
+        variant = self.folder.variant(name, self._options.variant)
+        return self._get(name, lambda part: load(part, self.ops, variant))
 
     def _get(self, name: str, load: Callable[[Component], Any]) -> Any:
         if name not in self._loaded:

@@ -28,6 +28,7 @@ from kinema.memory import available_bytes, check_fits, experts, held_bytes, peak
 from kinema.models.wan import WanConfig
 from kinema.ops import build_ops, plan_ops, target_for
 from kinema.options import GenerationDefaults, LoadOptions
+from kinema.parts import check_parts
 from kinema.progress import steps_bar
 from kinema.prompts import encode_prompts
 from kinema.request import GenerationRequest, RequestState, noise_generators
@@ -44,6 +45,7 @@ class VideoPipeline:
     """A model folder, ready to generate. It holds parts and options; all of a request is in its RequestState."""
 
     def __init__(self, folder: ModelFolder, options: LoadOptions) -> None:
+        check_parts(folder, options.variant)
         self.folder = folder
         self.options = options
         target = target_for(options.device, options.precision)

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 
+from kinema.config import Length, Range
 from kinema.errors import CheckpointError
-from kinema.schedulers.core import one_of
+
+TrainTimesteps = Annotated[int, Range(2, 100_000)]
+Beta = Annotated[float, Range(0, 1)]
+Spacing = Literal["linspace", "leading", "trailing"]
+StepsOffset = Annotated[int, Range(-100_000, 100_000)]
 
 
 @dataclass(frozen=True)
 class BetaConfig:
     """The options that diffusers' beta-based schedulers share."""
 
-    num_train_timesteps: int = 1000
-    beta_start: float = 0.0001
-    beta_end: float = 0.02
-    beta_schedule: str = "linear"
-    trained_betas: tuple[float, ...] | None = None
+    num_train_timesteps: TrainTimesteps = 1000
+    beta_start: Beta = 0.0001
+    beta_end: Beta = 0.02
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
+    trained_betas: Annotated[tuple[Beta, ...], Length(2, 100_000)] | None = None
     rescale_betas_zero_snr: bool = False
 
 
@@ -30,7 +36,6 @@ def betas(config: BetaConfig, *, scaled_linear_dtype: torch.dtype = torch.float3
         if len(config.trained_betas) != steps:
             raise CheckpointError(f"trained_betas has {len(config.trained_betas)} entries, wanted {steps}")
         return torch.tensor(config.trained_betas, dtype=torch.float32, device="cpu")
-    one_of(config, "beta_schedule", ("linear", "scaled_linear", "squaredcos_cap_v2"))
     if config.beta_schedule == "linear":
         return torch.linspace(config.beta_start, config.beta_end, steps, dtype=torch.float32, device="cpu")
     if config.beta_schedule == "scaled_linear":

@@ -10,7 +10,7 @@ because 1 - sigma near sigma = 1 differs by a per cent between float32 and float
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -139,15 +139,6 @@ class SchedulerCore(ABC):
         for name, value in given.items():
             if value is not None:
                 raise RequestError(f"{name} was given, but {self.class_name} does not take {name} here; leave it out")
-
-
-def one_of(config: Any, option: str, known: Collection[object]) -> None:
-    """CheckpointError unless config.<option> is in `known`."""
-    value = getattr(config, option)
-    if value not in known:
-        raise CheckpointError(
-            f"{type(config).__name__}: {option}={value!r} is not supported; wanted one of {sorted(map(str, known))}"
-        )
 
 
 def must_be_off(config: Any, *options: str) -> None:

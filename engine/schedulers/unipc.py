@@ -4,25 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 
+from kinema.config import Length, Range
 from kinema.errors import CheckpointError, RequestError
 from kinema.schedulers import spacing
-from kinema.schedulers.core import Grid, Numbers, Terms, count_steps, must_be_off, one_of
+from kinema.schedulers.core import Grid, Numbers, Terms, count_steps
 from kinema.schedulers.multistep import Level, MultistepConfig, MultistepCore
 
 
 @dataclass(frozen=True)
 class UniPCMultistepConfig(MultistepConfig):
     predict_x0: bool = True
-    solver_type: str = "bh2"
-    disable_corrector: tuple[int, ...] = ()
+    # the other solvers' names mean the default one, as in diffusers: configurations are passed between classes
+    solver_type: Literal["bh1", "bh2", "midpoint", "heun", "logrho"] = "bh2"
+    disable_corrector: Annotated[tuple[int, ...], Range(-100_000, 100_000), Length(0, 10_000)] = ()
     solver_p: None = None
-    sigma_min: float | None = None
-    sigma_max: float | None = None
-    shift_terminal: float | None = None
+    sigma_min: Annotated[float, Range(1e-6, 1e6)] | None = None
+    sigma_max: Annotated[float, Range(1e-6, 1e6)] | None = None
+    shift_terminal: spacing.ShiftTerminal | None = None
 
 
 class UniPCMultistep(MultistepCore):
@@ -37,10 +40,6 @@ class UniPCMultistep(MultistepCore):
 
     def __init__(self, config: UniPCMultistepConfig) -> None:
         super().__init__(config, predicts_data=config.predict_x0)
-        must_be_off(config, "solver_p")
-        one_of(config, "time_shift_type", ("exponential", "linear"))
-        # the other solvers' names mean the default one, as in diffusers: configurations are passed between classes
-        one_of(config, "solver_type", ("bh1", "bh2", "midpoint", "heun", "logrho"))
         if config.shift_terminal is not None and not config.use_flow_sigmas:
             raise CheckpointError("UniPCMultistepConfig: shift_terminal needs use_flow_sigmas=true")
         self._bh1 = config.solver_type == "bh1"

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from kinema.checkpoints.json_object import read_object
-from kinema.errors import CheckpointError, RequestError
+from kinema.checkpoints.opening import is_file, read_file
+from kinema.errors import CheckpointError, RequestError, shown
+from kinema.text.charsmap import longest_text_of_model
+from kinema.text.tokenizer_json import MAX_CHARACTERS, read_tokenizer
 
 SENTENCEPIECE_FILES = ("spiece.model", "sentencepiece.model")
 T5_EXTRA_IDS = 100  # how many sentinel tokens T5 has if its config does not say
+MAX_EXTRA_IDS = 10_000
+MAX_MODEL_BYTES = 30_000_000
+# Characters of one text: twenty times what a model reads of it.
+MAX_TEXT = 50_000
 
 
 class Codec(Protocol):
-    """Where the ids come from. `closing` is the number of tokens (</s>) it adds to every text."""
+    """Where the ids come from. closing: how many tokens (</s>) it adds to a text. max_text: characters that it takes."""
 
     closing: int
+    max_text: int
 
     def token_id(self, token: str) -> int | None: ...
 
@@ -41,6 +50,7 @@ class Tokenizer:
         self.pad_id = ids["pad_token"]
         self.eos_id = ids["eos_token"]
         self._codec = codec
+        self._where = where
 
     @staticmethod
     def from_folder(folder: str | Path) -> Tokenizer:
@@ -51,13 +61,18 @@ class Tokenizer:
         """
         folder = Path(folder)
         files = (folder / "special_tokens_map.json", folder / "tokenizer_config.json")
-        config = {key: value for path in files if path.is_file() for key, value in read_object(path).items()}
+        config = {key: value for path in files if is_file(path) for key, value in read_object(path).items()}
         for side in ("padding_side", "truncation_side"):
             if config.get(side, "right") != "right":
-                raise CheckpointError(f"{folder}: {side}={config[side]!r} is not supported, only 'right' is")
+                raise CheckpointError(f"{folder}: {side}={shown(config[side])} is not supported, only 'right' is")
         codec = _codec(folder, config)
-        pad, eos = (_content(config.get(key), default) for key, default in DEFAULT_TOKENS.items())
+        pad, eos = (_content(folder, config.get(key), default) for key, default in DEFAULT_TOKENS.items())
         return Tokenizer(codec, pad, eos, where=str(folder))
+
+    @staticmethod
+    def check_folder(folder: Path) -> None:
+        """CheckpointError if there is no tokenizer in it, without reading it."""
+        _tokenizer_file(folder)
 
     def __call__(self, texts: Sequence[str], max_length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and mask of each text, padded and cut to `max_length`; the final </s> survives the cut.
@@ -81,9 +96,16 @@ class Tokenizer:
         return [len(self._encode(text, None)) for text in texts]
 
     def _encode(self, text: str, limit: int | None) -> list[int]:
+        if len(text) > self._codec.max_text:
+            raise RequestError(
+                f"the text has {len(text)} characters: this tokenizer takes {self._codec.max_text} at most"
+            )
         if any("\ud800" <= c <= "\udfff" for c in text):
-            raise RequestError(f"text {text!r} is not Unicode: it holds half of a surrogate pair")
-        return self._codec.encode(text, limit)
+            raise RequestError(f"text {shown(text)} is not Unicode: it holds half of a surrogate pair")
+        ids = self._codec.encode(text, limit)
+        if limit is not None and len(ids) > limit:
+            raise CheckpointError(f"{self._where}: the tokenizer makes {len(ids)} ids where {limit} were asked for")
+        return ids
 
 
 DEFAULT_TOKENS = {"pad_token": "<pad>", "eos_token": "</s>"}
@@ -95,13 +117,11 @@ class TokenizersCodec:
     def __init__(self, path: Path) -> None:
         import tokenizers
 
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-        except Exception as error:  # the library raises nothing more specific
-            raise CheckpointError(f"{path} cannot be read as a tokenizer: {error}") from error
-        # both are settings of the file's author; this call's caller decides
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        self._path = path
+        text, growth = read_tokenizer(path)
+        self.max_text = min(MAX_TEXT, MAX_CHARACTERS // growth)
+        with _library_errors(f"{path} cannot be read as a tokenizer"):
+            self._tokenizer = tokenizers.Tokenizer.from_str(text)
         self.closing: int = self._tokenizer.num_special_tokens_to_add(is_pair=False)
 
     def token_id(self, token: str) -> int | None:
@@ -109,10 +129,11 @@ class TokenizersCodec:
         return found
 
     def encode(self, text: str, limit: int | None) -> list[int]:
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        if limit is not None:
-            encoding.truncate(limit - self.closing)
-        ids: list[int] = self._tokenizer.post_process(encoding, add_special_tokens=True).ids
+        with _library_errors(f"{self._path} cannot encode the text"):
+            encoding = self._tokenizer.encode(text, add_special_tokens=False)
+            if limit is not None:
+                encoding.truncate(limit - self.closing)
+            ids: list[int] = self._tokenizer.post_process(encoding, add_special_tokens=True).ids
         return ids
 
 
@@ -129,11 +150,15 @@ class SentencePieceCodec:
                 f"{path.parent} has no tokenizer.json, only {path.name}, which needs the sentencepiece package: "
                 "pip install 'kinema[sentencepiece]'"
             ) from error
+        self._path = path
         self._model = sentencepiece.SentencePieceProcessor()
-        try:
-            self._model.LoadFromSerializedProto(path.read_bytes())
-        except RuntimeError as error:
-            raise CheckpointError(f"{path} cannot be read as a sentencepiece model: {error}") from error
+        model = read_file(path, MAX_MODEL_BYTES)
+        growth = longest_text_of_model(model)
+        if growth is None:
+            raise CheckpointError(f"{path} cannot be read as a sentencepiece model: it is damaged; download it again")
+        self.max_text = min(MAX_TEXT, MAX_CHARACTERS // max(1, growth))
+        with _library_errors(f"{path} cannot be read as a sentencepiece model"):
+            self._model.LoadFromSerializedProto(model)
         size = self._model.GetPieceSize()
         # sentinels count backwards from the end of the vocabulary, unless the model has pieces for them
         sentinels = {f"<extra_id_{i}>": size + extra_ids - 1 - i for i in range(extra_ids)}
@@ -154,30 +179,53 @@ class SentencePieceCodec:
 
     def encode(self, text: str, limit: int | None) -> list[int]:
         ids: list[int] = []
-        for part in self._split.split(text) if self._split is not None else [text]:
-            ids += [self._special[part]] if part in self._special else self._model.EncodeAsIds(part)
+        with _library_errors(f"{self._path} cannot encode the text"):
+            for part in self._split.split(text) if self._split is not None else [text]:
+                ids += [self._special[part]] if part in self._special else self._model.EncodeAsIds(part)
         return [*(ids if limit is None else ids[: limit - 1]), self._eos]
 
 
+@contextmanager
+def _library_errors(what: str) -> Iterator[None]:
+    """Whatever a tokenizer library raises over a file, a panic of Rust's included, as CheckpointError."""
+    try:
+        yield
+    except Exception as error:
+        # the cause is not chained: a traceback would show what the file holds
+        raise CheckpointError(f"{what}: {error}; download it again") from None
+    except BaseException as error:
+        if type(error).__module__ != "pyo3_runtime":
+            raise
+        raise CheckpointError(f"{what}: {error}; download it again") from None
+
+
+def _tokenizer_file(folder: Path) -> Path:
+    names = ("tokenizer.json", *SENTENCEPIECE_FILES)
+    found = next((folder / name for name in names if is_file(folder / name)), None)
+    if found is None:
+        raise CheckpointError(f"{folder} has no tokenizer: wanted {' or '.join(names)}")
+    return found
+
+
 def _codec(folder: Path, config: Mapping[str, Any]) -> Codec:
-    if (folder / "tokenizer.json").is_file():
-        return TokenizersCodec(folder / "tokenizer.json")
-    for name in SENTENCEPIECE_FILES:
-        if (folder / name).is_file():
-            special = [_content(config.get(key), default) for key, default in DEFAULT_TOKENS.items()]
-            special.append(_content(config.get("unk_token"), "<unk>"))
-            extra_ids = config.get("extra_ids", T5_EXTRA_IDS)
-            if not isinstance(extra_ids, int) or extra_ids < 0:
-                raise CheckpointError(f"{folder}: extra_ids={extra_ids!r}, wanted a whole number, 0 or more")
-            return SentencePieceCodec(folder / name, special, extra_ids)
-    raise CheckpointError(f"{folder} has no tokenizer: wanted tokenizer.json or {' or '.join(SENTENCEPIECE_FILES)}")
+    file = _tokenizer_file(folder)
+    if file.suffix == ".json":
+        return TokenizersCodec(file)
+    special = [_content(folder, config.get(key), default) for key, default in DEFAULT_TOKENS.items()]
+    special.append(_content(folder, config.get("unk_token"), "<unk>"))
+    extra_ids = config.get("extra_ids", T5_EXTRA_IDS)
+    if type(extra_ids) is not int or not 0 <= extra_ids <= MAX_EXTRA_IDS:
+        raise CheckpointError(f"{folder}: extra_ids={shown(extra_ids)}, wanted a whole number of 0 to {MAX_EXTRA_IDS}")
+    return SentencePieceCodec(file, special, extra_ids)
 
 
-def _content(token: Any, default: str) -> str:
+def _content(folder: Path, token: Any, default: str) -> str:
     """A special token of a config: its text, or a record that holds the text."""
     if token is None:
         return default
     content = token.get("content") if isinstance(token, dict) else token
-    if not isinstance(content, str):
-        raise CheckpointError(f"a special token is given as {token!r}: wanted its text, or a record with `content`")
+    if not isinstance(content, str) or not content:
+        raise CheckpointError(
+            f"{folder}: a special token is given as {shown(token)}: wanted its text, or a record with `content`"
+        )
     return content

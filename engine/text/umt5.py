@@ -10,14 +10,13 @@ import math
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
-from torch.nn.functional import embedding
 
 from kinema.checkpoints.weights import Shapes, Weights
-from kinema.config import from_config
-from kinema.errors import CheckpointError, RequestError
+from kinema.config import Epsilon, Layers, Range, Size, from_config, origin
+from kinema.errors import CheckpointError, RequestError, shown
 from kinema.ops import Ops
 from kinema.ops.attention import KV
 from kinema.ops.linear import Activation
@@ -60,43 +59,46 @@ OWN_EMBEDDING = "encoder.embed_tokens.weight"
 
 @dataclass(frozen=True)
 class UMT5Config:
-    """UMT5EncoderModel's config.json."""
+    """UMT5EncoderModel's config.json. CheckpointError where its numbers do not fit each other."""
 
-    vocab_size: int = 250112
-    d_model: int = 512
-    d_kv: int = 64
-    d_ff: int = 1024
-    num_layers: int = 8
-    num_heads: int = 6
-    relative_attention_num_buckets: int = 32
-    relative_attention_max_distance: int = 128
-    layer_norm_epsilon: float = 1e-6
-    feed_forward_proj: str = "gated-gelu"
+    vocab_size: Size = 250112
+    d_model: Size = 512
+    d_kv: Annotated[int, Range(1, 1024)] = 64
+    d_ff: Size = 1024
+    num_layers: Layers = 8
+    num_heads: Annotated[int, Range(1, 1000)] = 6
+    relative_attention_num_buckets: Annotated[int, Range(4, 10_000)] = 32
+    relative_attention_max_distance: Annotated[int, Range(2, 10**6)] = 128
+    layer_norm_epsilon: Epsilon = 1e-6
+    feed_forward_proj: Literal["gated-gelu", "gated-silu", "relu"] = "gated-gelu"
 
     @staticmethod
     def from_dict(config: Mapping[str, Any]) -> UMT5Config:
         """Read a transformers config; CheckpointError for what this encoder would compute differently."""
+        where = origin(config, "UMT5Config")
         fixed = {"model_type": "umt5", "is_decoder": False}
         for key, wanted in fixed.items():
             if config.get(key, wanted) != wanted:
-                raise CheckpointError(f"a text encoder with {key}={config[key]!r} is not known: wanted {wanted!r}")
+                raise CheckpointError(
+                    f"{where}: a text encoder with {key}={shown(config[key])} is not known: wanted {wanted!r}"
+                )
         derived = {"dense_act_fn", "is_gated_act"}
         umt5 = from_config(UMT5Config, config, ignore=IGNORED_KEYS | derived | fixed.keys())
-        projection = umt5.feed_forward_proj
-        if projection not in FEED_FORWARD:
-            raise CheckpointError(f"feed_forward_proj={projection!r} is not known: wanted one of {list(FEED_FORWARD)}")
-        means = FEED_FORWARD[projection]
-        implied = {"dense_act_fn": means.dense_act_fn, "is_gated_act": means.gated}
-        for key, value in implied.items():
-            if config.get(key, value) != value:
-                raise CheckpointError(f"{key}={config[key]!r} contradicts feed_forward_proj={projection!r}")
-        exact = umt5.relative_attention_num_buckets // 4
-        if exact < 1 or umt5.relative_attention_max_distance <= exact:
-            raise CheckpointError(
-                f"{umt5.relative_attention_num_buckets} position buckets up to distance "
-                f"{umt5.relative_attention_max_distance}: wanted at least 4 buckets, a distance above a quarter of them"
-            )
+        implied = {"dense_act_fn": umt5.feed_forward.dense_act_fn, "is_gated_act": umt5.feed_forward.gated}
+        for key, wanted in implied.items():
+            if config.get(key, wanted) != wanted:
+                raise CheckpointError(
+                    f"{where}: {key}={shown(config[key])} contradicts feed_forward_proj={umt5.feed_forward_proj!r}"
+                )
         return umt5
+
+    def __post_init__(self) -> None:
+        exact = self.relative_attention_num_buckets // 4
+        if exact < 1 or self.relative_attention_max_distance <= exact:
+            raise CheckpointError(
+                f"{self.relative_attention_num_buckets} position buckets up to distance "
+                f"{self.relative_attention_max_distance}: wanted at least 4 buckets, a distance above a quarter of them"
+            )
 
     @property
     def feed_forward(self) -> FeedForward:
@@ -208,7 +210,7 @@ class UMT5Encoder:
         self.config = config
         self.ops = ops
         # where both are there, the encoder reads its own (transformers does not tie them if they differ)
-        self.embedding = weights.mapped(OWN_EMBEDDING if OWN_EMBEDDING in weights else SHARED_EMBEDDING)
+        self.embedding = weights.table(OWN_EMBEDDING if OWN_EMBEDDING in weights else SHARED_EMBEDDING)
         self.blocks = [UMT5Block(config, weights.sub(f"encoder.block.{i}"), ops) for i in range(config.num_layers)]
         self.final_norm = weights["encoder.final_layer_norm.weight"].to(ops.device).float()
 
@@ -231,8 +233,7 @@ class UMT5Encoder:
 
     def _run(self, input_ids: torch.Tensor, attention: AttentionMap) -> torch.Tensor:
         ops = self.ops
-        # only the rows that are needed leave the memory map
-        rows = embedding(input_ids.to(self.embedding.device), self.embedding)
+        rows = self.embedding.rows(input_ids)
         # sums of many layers outgrow fp16, so the residual stream is fp32 there, as in transformers
         x = rows.to(ops.device, torch.float32 if ops.dtype == torch.float16 else ops.dtype)
         for block in self.blocks:

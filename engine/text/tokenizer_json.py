@@ -1,0 +1,326 @@
+"""A tokenizer.json from elsewhere, before the tokenizers library reads it.
+
+The library trusts the file: some of what it may hold panics (which Python can hardly catch), multiplies a text until
+the process is killed, or searches for ever. So each component is one of those listed here, with parameters of the right
+kind and size, and no more than that is handed on. All that T5, UMT5, CLIP, GPT and Llama are published with is listed.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from kinema.checkpoints.json_object import read_object
+from kinema.config import JsonObject, Length, Range, described, read_value
+from kinema.errors import CheckpointError, listed, shown
+from kinema.text.charsmap import longest_text
+from kinema.text.patterns import least_match
+
+MAX_BYTES = 64_000_000
+MAX_VALUES = 3_000_000
+MAX_GROWTH = 256
+MAX_PIECE = 512  # the characters of one token; published vocabularies have runs of 128 spaces
+MAX_SEQUENCE = 32
+MAX_CHARACTERS = 2**20  # of a text, when it is normalized
+
+Text = Annotated[str, Length(0, MAX_PIECE)]
+Char = Annotated[str, Length(1, 1)]
+Id = Annotated[int, Range(0, 10_000_000)]
+Behavior = Literal["Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"]
+Fields = Mapping[str, Any]  # {parameter: what it may be, as an annotation}
+
+_BYTE_LEVEL: Fields = {"add_prefix_space": bool, "trim_offsets": bool, "use_regex": bool}
+_BERT: Fields = {"sep": tuple[Text, Id], "cls": tuple[Text, Id]}
+_PATTERN: Fields = {"String": Annotated[str, Length(1, MAX_PIECE)], "Regex": Annotated[str, Length(1, MAX_PIECE)]}
+
+NORMALIZERS: Mapping[str, Fields] = {
+    "BertNormalizer": {
+        "clean_text": bool,
+        "handle_chinese_chars": bool,
+        "strip_accents": bool | None,
+        "lowercase": bool,
+    },
+    "ByteLevel": {},
+    "Lowercase": {},
+    "NFC": {},
+    "NFD": {},
+    "NFKC": {},
+    "NFKD": {},
+    "Nmt": {},
+    "Precompiled": {"precompiled_charsmap": Annotated[str, Length(0, 7_000_000)] | None},
+    "Prepend": {"prepend": Text},
+    "Replace": {"pattern": dict, "content": Text},
+    "Strip": {"strip_left": bool, "strip_right": bool},
+    "StripAccents": {},
+}
+# How much longer a text may become, at most.
+GROWTH = {"BertNormalizer": 12, "ByteLevel": 4, "Lowercase": 3, "NFC": 3, "NFD": 4, "NFKC": 18, "NFKD": 18}
+
+PRE_TOKENIZERS: Mapping[str, Fields] = {
+    "BertPreTokenizer": {},
+    "ByteLevel": _BYTE_LEVEL,
+    "CharDelimiterSplit": {"delimiter": Char},
+    "Digits": {"individual_digits": bool},
+    "Metaspace": {
+        "replacement": Char,
+        "str_rep": Char,
+        "add_prefix_space": bool,
+        "prepend_scheme": Literal["first", "never", "always"],
+        "split": bool,
+    },
+    "Punctuation": {"behavior": Behavior},
+    "Split": {"pattern": dict, "behavior": Behavior, "invert": bool},
+    "UnicodeScripts": {},
+    "Whitespace": {},
+    "WhitespaceSplit": {},
+}
+PRE_GROWTH = {"ByteLevel": 4, "Metaspace": 2}
+
+POST_PROCESSORS: Mapping[str, Fields] = {
+    "BertProcessing": _BERT,
+    "ByteLevel": _BYTE_LEVEL,
+    "RobertaProcessing": {**_BERT, "trim_offsets": bool, "add_prefix_space": bool},
+    "TemplateProcessing": {"single": list, "pair": list, "special_tokens": dict},
+}
+
+MODELS: Mapping[str, Fields] = {
+    "BPE": {
+        "dropout": Annotated[float, Range(0, 0)] | None,  # at random
+        "unk_token": Text | None,
+        "continuing_subword_prefix": Literal[""] | None,  # cut off every piece, whether it is there or not
+        "end_of_word_suffix": Text | None,
+        "fuse_unk": bool,
+        "byte_fallback": bool,
+        "ignore_merges": bool,
+        "vocab": dict,
+        "merges": list,
+    },
+    "Unigram": {"unk_id": Id | None, "byte_fallback": bool, "vocab": list},
+    "WordLevel": {"unk_token": Text, "vocab": dict},
+    "WordPiece": {
+        "unk_token": Text,
+        "continuing_subword_prefix": Text,
+        "max_input_chars_per_word": Annotated[int, Range(1, 1000)],
+        "vocab": dict,
+    },
+}
+
+ADDED_TOKEN: Fields = {
+    "id": Id,
+    "content": Annotated[str, Length(1, MAX_PIECE)],
+    "single_word": bool,
+    "lstrip": bool,
+    "rstrip": bool,
+    "normalized": bool,
+    "special": bool,
+}
+MAX_ADDED = 100_000
+
+
+def read_tokenizer(path: Path) -> tuple[str, int]:
+    """The file as the library may have it, and how many times as long as it was a text may become.
+
+    Truncation and padding are left out, since a call decides them, and the decoder, since nothing is decoded.
+    CheckpointError names what the library would not survive, or nothing published has.
+    """
+    return _Reader(read_object(path, max_bytes=MAX_BYTES, max_values=MAX_VALUES)).read()
+
+
+class _Reader:
+    def __init__(self, whole: JsonObject) -> None:
+        self._whole = whole
+        self._growth = 1
+
+    def read(self) -> tuple[str, int]:
+        normalizer = self._chain("normalizer", "normalizers", NORMALIZERS)
+        pre_tokenizer = self._chain("pre_tokenizer", "pretokenizers", PRE_TOKENIZERS)
+        handed_on: dict[str, Any] = {
+            "version": "1.0",
+            "added_tokens": self._added_tokens(),
+            "normalizer": normalizer,
+            "pre_tokenizer": pre_tokenizer,
+            "post_processor": self._chain("post_processor", "processors", POST_PROCESSORS),
+            "model": self._model(),
+        }
+        if self._growth > MAX_GROWTH:
+            raise self._error(
+                "normalizer", f"may make a text {self._growth} times as long, wanted {MAX_GROWTH} at most"
+            )
+        characters = sum(len(token["content"]) for token in handed_on["added_tokens"] if token["normalized"])
+        if characters * self._growth > MAX_CHARACTERS:  # they are normalized as the file is read
+            raise self._error("added_tokens", f"have {characters} characters that are to be normalized: wanted fewer")
+        return json.dumps(handed_on, ensure_ascii=False), self._growth
+
+    def _error(self, where: str, wrong: str) -> CheckpointError:
+        return CheckpointError(f"{self._whole.where}: {where} {wrong}")
+
+    def _chain(self, slot: str, members: str, known: Mapping[str, Fields]) -> dict[str, Any] | None:
+        """A component, or a sequence of them."""
+        value = self._whole.get(slot)
+        if value is None:
+            return None
+        flat = self._flattened(slot, members, value, depth=4)
+        if len(flat) > MAX_SEQUENCE:
+            raise self._error(slot, f"is a sequence of {len(flat)}, wanted {MAX_SEQUENCE} at most")
+        parts = [self._component(slot, part, known) for part in flat]
+        return parts[0] if len(parts) == 1 else {"type": "Sequence", members: parts}
+
+    def _flattened(self, slot: str, members: str, value: Any, depth: int) -> list[Any]:
+        """A sequence's members, and those of the sequences among them; of what is nested deeper, the sequence."""
+        if not isinstance(value, dict) or value.get("type") != "Sequence" or depth == 0:
+            return [value]
+        if not isinstance(value.get(members), list) or len(value[members]) > MAX_SEQUENCE:
+            raise self._error(slot, f"has {members} {shown(value.get(members))}, wanted {MAX_SEQUENCE} at most")
+        return [part for member in value[members] for part in self._flattened(slot, members, member, depth - 1)]
+
+    def _component(self, slot: str, value: Any, known: Mapping[str, Fields]) -> dict[str, Any]:
+        kind = value.get("type") if isinstance(value, dict) else None
+        if not isinstance(kind, str) or kind not in known:
+            raise self._error(slot, f"is {shown(kind or value)}, wanted one of {', '.join(known)}, or a Sequence")
+        read = self._fields(f"{slot} {kind}", value, known[kind])
+        if "pattern" in read:
+            read["pattern"] = self._pattern(slot, kind, read)
+        elif kind == "Precompiled":
+            self._grow(slot, self._charsmap(slot, read.get("precompiled_charsmap") or ""))
+        elif kind == "Prepend":
+            self._grow(slot, 1 + len(read.get("prepend", "")))
+        elif kind == "TemplateProcessing":
+            read = self._template(slot, read)
+        self._grow(slot, {"normalizer": GROWTH, "pre_tokenizer": PRE_GROWTH}.get(slot, {}).get(kind, 1))
+        return {"type": kind, **read}
+
+    def _grow(self, slot: str, times: int) -> None:
+        self._growth *= times
+
+    def _fields(self, where: str, value: Any, fields: Fields) -> dict[str, Any]:
+        """The parameters that a component gives, each of its kind; the library has defaults for the others."""
+        if not isinstance(value, dict):
+            raise self._error(where, f"is {shown(value)}, wanted an object with {', '.join(fields)}")
+        unknown = [key for key in value if key != "type" and key not in fields]
+        if unknown:
+            raise self._error(where, f"has {listed(map(shown, unknown), most=5)}, which are not known")
+        read = {}
+        for key, hint in fields.items():
+            if key in value:
+                try:
+                    read[key] = read_value(value[key], hint)
+                except ValueError:
+                    wanted = {dict: "an object", list: "a list"}.get(hint) or described(hint)
+                    raise self._error(where, f"has {key} {shown(value[key])}, wanted {wanted}") from None
+        return read
+
+    def _pattern(self, slot: str, kind: str, read: dict[str, Any]) -> dict[str, Any]:
+        pattern = self._fields(f"the pattern of {slot} {kind}", read["pattern"], _PATTERN)
+        if len(pattern) != 1:
+            raise self._error(slot, f"has a pattern {shown(pattern)}, wanted a String or a Regex")
+        least = len(pattern["String"]) if "String" in pattern else least_match(pattern["Regex"])
+        if least is None:
+            raise self._error(
+                slot, f"searches for {shown(pattern['Regex'])}: a pattern that no published tokenizer has may never end"
+            )
+        self._grow(slot, max(1, -(-len(read.get("content", "")) // least)))
+        return pattern
+
+    def _charsmap(self, slot: str, encoded: str) -> int:
+        try:
+            longest = longest_text(base64.b64decode(encoded, validate=True))
+        except (binascii.Error, ValueError):
+            longest = None
+        if longest is None:
+            raise self._error(slot, "has a precompiled_charsmap that is damaged; download it again")
+        return max(1, longest)
+
+    def _template(self, slot: str, read: dict[str, Any]) -> dict[str, Any]:
+        """One text among special tokens that are defined; the library looks neither up before it uses them."""
+        single, special = read.get("single", []), {}
+        for name, token in read.get("special_tokens", {}).items():
+            tokens = self._fields(
+                f"{slot} special token {shown(name)}",
+                token,
+                {
+                    "id": Text,
+                    "ids": Annotated[tuple[Id, ...], Length(1, 8)],
+                    "tokens": Annotated[tuple[Text, ...], Length(1, 8)],
+                },
+            )
+            if len(tokens) != 3 or len(tokens["ids"]) != len(tokens["tokens"]):
+                raise self._error(slot, f"has a special token {shown(token)}, wanted an id, ids and as many tokens")
+            special[name] = tokens
+        texts = 0
+        for piece in single if len(single) <= MAX_SEQUENCE else []:
+            (kind, of), *more = piece.items() if isinstance(piece, dict) and piece else [("", None)]
+            found = self._fields(f"{slot} {shown(kind)}", of, {"id": Text, "type_id": Annotated[int, Range(0, 9)]})
+            known = {"Sequence": ["A"], "SpecialToken": list(special)}.get(kind, [])
+            if more or len(found) != 2 or found["id"] not in known:
+                raise self._error(slot, f"has {shown(piece)}, wanted the sequence A or a special token of its own")
+            texts += kind == "Sequence"
+        if texts != 1:
+            raise self._error(slot, f"has the template {shown(single)}, wanted the sequence A once")
+        second = {"Sequence": {"id": "B", "type_id": 1}}  # of pairs of texts, which are never asked for
+        return {"single": single, "pair": [*single, second], "special_tokens": special}
+
+    def _added_tokens(self) -> list[dict[str, Any]]:
+        tokens = self._whole.get("added_tokens") or []
+        if not isinstance(tokens, list) or len(tokens) > MAX_ADDED:
+            raise self._error("added_tokens", f"is {shown(tokens)}, wanted a list of at most {MAX_ADDED} objects")
+        read = [self._fields("an added token", token, ADDED_TOKEN) for token in tokens]
+        for token in read:
+            if len(token) != len(ADDED_TOKEN):
+                raise self._error("an added token", f"is {shown(token)}, wanted {', '.join(ADDED_TOKEN)}")
+        return read
+
+    def _model(self) -> dict[str, Any]:
+        value = self._whole.get("model")
+        kind = value.get("type", _untyped(value)) if isinstance(value, dict) else None
+        if not isinstance(kind, str) or kind not in MODELS:
+            raise self._error("model", f"is {shown(kind or value)}, wanted one of {', '.join(MODELS)}")
+        read = self._fields(f"model {kind}", value, MODELS[kind])
+        vocab = read.get("vocab")
+        if kind == "Unigram":
+            if not vocab or not all(map(_is_scored, vocab)):
+                raise self._error("model Unigram", "has a vocab that is no list of [token, score]; download it again")
+            if not (read.get("unk_id") or 0) < len(vocab):
+                raise self._error("model Unigram", f"has unk_id {read['unk_id']} of {len(vocab)} tokens")
+        elif not vocab or not all(map(_is_numbered, vocab.items())):
+            raise self._error(f"model {kind}", "has a vocab that is no object of tokens and ids; download it again")
+        if not all(map(_is_merge, read.get("merges", []))):
+            raise self._error("model BPE", "has merges that are no pairs of tokens; download it again")
+        return {"type": kind, **read}
+
+
+def _untyped(model: Mapping[str, Any]) -> str:
+    """Files of 2020 do not say their model's type."""
+    if isinstance(model.get("vocab"), list):
+        return "Unigram"
+    return "BPE" if "merges" in model else "WordPiece" if "max_input_chars_per_word" in model else "WordLevel"
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= MAX_PIECE
+
+
+def _is_scored(value: Any) -> bool:
+    """[token, score]; NaN is in no range."""
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and _is_token(value[0])
+        and type(value[1]) in (int, float)
+        and -1e9 <= value[1] <= 1e9
+    )
+
+
+def _is_numbered(item: tuple[str, Any]) -> bool:
+    token, number = item
+    return _is_token(token) and type(number) is int and 0 <= number <= 10_000_000
+
+
+def _is_merge(value: Any) -> bool:
+    """ "a b" or ["a", "b"]."""
+    if isinstance(value, str):
+        return len(value) <= 2 * MAX_PIECE + 1
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_token, value))
