@@ -37,7 +37,9 @@ def run(arguments: argparse.Namespace) -> int:
     page = "\n\n".join(section(report) for report in reports)
     if arguments.plots is not None:
         beside = Path(arguments.output).parent if arguments.output is not None else Path()
-        for title, path in draw(reports, Path(arguments.plots)):
+        drawn, without = draw(reports, Path(arguments.plots))
+        page += "".join(f"\n\n{reason}" for reason in without)
+        for title, path in drawn:
             page += f"\n\n![{title}]({Path(os.path.relpath(path, beside)).as_posix()})"
     if arguments.readme is not None:
         write_section(arguments.readme, f"{page}\n\n{written_by(arguments.words)}")

@@ -25,10 +25,12 @@ class ClipFolder:
     """`name.mp4` (or another video, or a .npy of uint8 [T, H, W, 3]) with its captions, one a line, in `name.txt`.
 
     Frames are scaled so that the shorter side fits and cut to a square in the middle. Clip n is file n mod the
-    number of files, from a start that n decides.
+    number of files, from a start that n decides. known: the words that a model to go on from has; new ones come behind.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], size: int, least_frames: int, seed: int = 0) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], size: int, least_frames: int, seed: int = 0, known: Sequence[str] = ()
+    ) -> None:
         """Raises RequestError if a clip has no caption or fewer than `least_frames` frames."""
         self.folder = Path(folder)
         self.size = size
@@ -41,7 +43,8 @@ class ClipFolder:
         if not self.files:
             raise RequestError(f"{self.folder} holds no clips: wanted files ending in {', '.join(CLIP_SUFFIXES)}")
         self.captions = [_captions_of(path) for path in self.files]
-        self.words = tuple(sorted({word for lines in self.captions for line in lines for word in words(line)}))
+        captioned = sorted({word for lines in self.captions for line in lines for word in words(line)})
+        self.words = tuple(dict.fromkeys((*known, *captioned)))
         # as many decoded clips as a batch draws from stay in memory
         self._frames = lru_cache(maxsize=DECODED_AT_ONCE)(self._decode)
         self.lengths = [len(self._frames(i)) for i in range(len(self.files))]

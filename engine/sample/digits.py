@@ -104,7 +104,7 @@ def _data_set() -> tuple[np.ndarray, np.ndarray]:
     except ImportError as error:
         raise UnsupportedError(
             "the sample world's handwritten digits need scikit-learn, which is not installed: "
-            "run `pip install kinema[train]`, or choose shapes only"
+            "run `pip install scikit-learn` (in a checkout: `make tools`), or choose shapes only"
         ) from error
     data = load_digits()
     return data.images / 16.0, data.target

@@ -37,11 +37,13 @@ class ClipSource(Protocol):
 
 
 class World:
-    """The little world, rendered on the fly, on `device`: no clip is ever seen twice by the VAE."""
+    """The little world, rendered on the fly, on `device`: no clip is ever seen twice by the VAE.
 
-    words = VOCABULARY
+    known: the words that a model to go on from has; those of its own captions that are missing come behind them.
+    """
 
-    def __init__(self, seed: int, size: int, device: str = "cpu") -> None:
+    def __init__(self, seed: int, size: int, device: str = "cpu", known: Sequence[str] = ()) -> None:
+        self.words = tuple(dict.fromkeys((*known, *VOCABULARY)))
         self.seed = seed
         self.size = size
         self.device = device

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from kinema.errors import RequestError
 from kinema.ops import Ops
 from kinema.sample.muon import Muon
 from kinema.sample.recipe import Schedule
+from kinema.sample.uninterrupted import uninterrupted
 
 Tensors = dict[str, torch.Tensor]
 CPU = torch.device("cpu")
@@ -142,7 +144,7 @@ class Run:
         save_every: float = 120.0,
         stop_after: float | None = None,
     ) -> None:
-        """Run to the end of the schedule, or for `stop_after` seconds.
+        """Run to the end of the schedule, or for `stop_after` seconds; what stops it otherwise finds the state saved.
 
         learn(step) leaves the gradients of a step's loss in the parameters and returns the loss and the number of
         samples in it; evaluate(step) gives figures for the curve.
@@ -151,11 +153,17 @@ class Run:
         before, recent = self.progress.seconds, []
         while not self.done:
             step = self.progress.step
-            loss, samples = learn(step)
-            self._update(step)
-            self.progress.step += 1
-            self.progress.samples += samples
-            self.progress.seconds = before + time.monotonic() - started
+            try:
+                loss, samples = learn(step)
+                with uninterrupted():
+                    self._update(step)
+                    self.progress.step += 1
+                    self.progress.samples += samples
+                    self.progress.seconds = before + time.monotonic() - started
+            except BaseException:
+                if self.progress.step:  # ctrl-C, a signal, a full disk elsewhere: the steps so far are whole
+                    self.save()
+                raise
             recent.append(loss)
             if self.progress.step % report_every == 0 or self.done:
                 figures = {"loss": float(torch.stack(recent).mean())}
@@ -201,8 +209,21 @@ class Run:
         partial.replace(self.path)
 
     def _load(self) -> None:
+        """Raises RequestError if the file is not the state of a run of these tensors."""
+        try:
+            self._read()
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise RequestError(
+                f"{self.path} is not the state of this run ({' '.join(str(error).split())[:200]}): give another folder "
+                "(--runs), or remove it to start anew"
+            ) from error
+
+    def _read(self) -> None:
         with safe_open(self.path, framework="pt") as file:
             saved = set(file.keys())
+            for name, parameter in self.parameters.items():
+                if (shape := file.get_slice(f"parameter/{name}").get_shape()) != list(parameter.shape):
+                    raise ValueError(f"{name} is {shape}, wanted {list(parameter.shape)}")
             self.progress = Progress(**json.loads(file.metadata()["progress"]))
             for name, parameter in self.parameters.items():
                 with torch.no_grad():
