@@ -6,6 +6,7 @@ OUT ?= out.mp4
 SEED ?= 0
 MODEL ?= sample
 BENCH ?=
+FUZZ ?=
 MICRO := -q --benchmark-only --benchmark-max-time=0.3 --benchmark-columns=median,iqr,ops,rounds --benchmark-sort=name
 # the package index that pytorch.org/get-started names for your CUDA version or for CPU-only builds (README, "Install")
 TORCH_INDEX ?=
@@ -19,7 +20,7 @@ INSTALLED := $(VENV)/installed-$(shell ls -d kernels/*/ benchmarks/ | cksum | cu
 NATIVE := CMakeLists.txt $(wildcard csrc/*.cpp csrc/include/* csrc/cpu/*)
 CPP = git ls-files '*.c' '*.cpp' '*.cc' '*.h' '*.cu' '*.cuh' | xargs -r $(BIN)/clang-format
 
-.PHONY: video test test-slow test-gpu mutants mutants-native sanitize aot aot-update native bench lint format types clean
+.PHONY: video test test-slow test-gpu mutants mutants-native sanitize aot aot-update native bench fuzz tools lint format types clean
 
 video: $(INSTALLED)
 	@$(BIN)/kinema generate "$$PROMPT" --model "$(MODEL)" --output "$$OUT" --seed $(SEED)
@@ -69,6 +70,14 @@ sanitize: $(VENV)/test-tools
 # micro-benchmarks of the ops; make bench BENCH="peers --rounds 5" is one of kinema bench's verbs instead
 bench: $(VENV)/test-tools
 	$(if $(BENCH),$(BIN)/kinema bench $(BENCH),$(BIN)/pytest tests/bench/test_micro.py $(MICRO))
+
+# damaged files and odd requests by the thousand (docs/reliability.md); goes on where it was stopped (minutes)
+fuzz: $(VENV)/test-tools
+	$(BIN)/python tests/fuzz/fuzz_run.py $(FUZZ)
+
+# what single verbs want beside the rest: scikit-learn, matplotlib, diffusers, sentencepiece
+tools: $(INSTALLED)
+	@$(PIP) --editable '.[tools]'
 
 lint: $(VENV)/lint-tools
 	$(BIN)/ruff check .
