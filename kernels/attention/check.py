@@ -51,6 +51,7 @@ def checked(run: Callable[..., tuple[torch.Tensor, ...]]) -> Attention:
         if blocks is not None:
             _check_blocks(blocks, queries[0], asked, seen)
         outputs = _check_results(queries, segments, bias, residual, out)
+        empty = empty or (blocks is not None and not blocks.indices.shape[3])
         options = {"scale": scale, "bias": bias, "causal": causal, "blocks": blocks, "quantize": quantize}
         if empty:
             return _without_the_empty(run, queries, segments, outputs, residual, options)
@@ -165,7 +166,9 @@ def _without_the_empty(
     options: dict[str, Any],
 ) -> tuple[torch.Tensor, ...]:
     """The result of the segments that are not empty. A query without any key gives 0, or its residual."""
-    kept = tuple(s for s in segments if s.k.numel())
+    blocks = options["blocks"]
+    listed = blocks is None or blocks.indices.shape[3]
+    kept = tuple(s for s in segments if s.k.numel()) if listed else ()
     asking = tuple((x, y) for x, y in zip(queries, outputs, strict=True) if x.numel())
     if not segments[-1].k.numel():
         options = {**options, "causal": None}  # a rule for the keys of the last segment
