@@ -27,7 +27,10 @@ Call::Call(Pool &pool, const kinema_control *control) : pool_(pool), control_(co
         due_ = milliseconds() + control->interval_ms;
 }
 
-void Call::run(int threads, int64_t tasks, Body body, void *data) { pool_.run(*this, threads, tasks, body, data); }
+void Call::run(int threads, int64_t tasks, Body body, void *data) {
+    left_ = 0;
+    pool_.run(*this, threads, tasks, body, data);
+}
 
 bool Call::interrupted(int thread) {
     if (control_ == nullptr)
@@ -37,12 +40,28 @@ bool Call::interrupted(int thread) {
     for (int64_t i = 0; i < control_->flag_count; ++i)
         if (__atomic_load_n(control_->flags[i], __ATOMIC_RELAXED) != 0)
             return stop();
-    if (thread != 0 || control_->poll == nullptr || milliseconds() < due_)
+    if (thread != 0 || control_->poll == nullptr || !due())
         return false;
     if (control_->poll(control_->data) != 0)
         return stop();
     due_ = milliseconds() + control_->interval_ms;
     return false;
+}
+
+// Looks that come faster than the clock moves on read it less often, down to every eighth time.
+bool Call::due() {
+    if (left_-- > 0)
+        return false;
+    const int64_t now = milliseconds();
+    pause_ = now != seen_ || control_->interval_ms == 0 ? 0 : pause_ < 7 ? 2 * pause_ + 1 : 7;
+    left_ = pause_;
+    seen_ = now;
+    return now >= due_;
+}
+
+void Call::waiting() {
+    left_ = 0;
+    interrupted(0);
 }
 
 bool Call::polls() const { return control_ != nullptr && control_->poll != nullptr; }

@@ -28,8 +28,9 @@ class Call {
     // that take longer than a few milliseconds; tens of nanoseconds. thread: who asks.
     bool interrupted(int thread);
 
-    // Whether the caller's thread has somebody to ask while it waits for the others.
+    // Whether the caller's thread has somebody to ask, and what it asks now and then while it waits for the others.
     bool polls() const;
+    void waiting();
 
     int32_t status() const; // KINEMA_OK or KINEMA_INTERRUPTED
 
@@ -37,9 +38,12 @@ class Call {
     Pool &pool_;
     const kinema_control *control_;
     bool stopped_ = false; // for all threads
-    int64_t due_ = 0;      // milliseconds, when the caller's thread asks next
+    // of the caller's: milliseconds, when it looked at the clock and when it asks next; looks until it reads the clock
+    int64_t seen_ = 0, due_ = 0;
+    int pause_ = 0, left_ = 0;
 
     bool stop();
+    bool due();
 };
 
 } // namespace kinema

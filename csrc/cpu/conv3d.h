@@ -2,7 +2,9 @@
 // kernel_w · channels numbers. Weights that are packed for it go through winograd.h, few outputs through conv3d_few.h.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "call.h"
 #include "kinema.h"
@@ -16,6 +18,8 @@ struct ConvSource {
     ConvShape shape;
     const Lines *lines;
 };
+// linear's epilogue finds its arguments at the source's address
+static_assert(std::is_standard_layout_v<ConvSource> && offsetof(ConvSource, epilogue) == 0);
 
 // Where a row of the result is.
 struct Place {

@@ -172,11 +172,9 @@ struct Lines {
     // Lines `from` to `end` of all frames; the last frames renew the cache, whose line y nobody else reads. laid(t, y)
     // is called behind each line, while it is in the nearest cache.
     template <class F> void lay_out(int64_t b, int64_t from, int64_t end, Call &call, const F &laid) const {
-        each_row(call, a.threads, end - from, shape.seen * shape.line, [&](int64_t row, int thread) {
+        each_row(call, a.threads, end - from, shape.seen * shape.line, [&](int64_t row, int) {
             const int64_t y = from + row, inside = y - a.pad_top;
             for (int64_t t = 0; t < shape.seen; ++t) {
-                if (call.interrupted(thread))
-                    return;
                 copy_line(a, shape, b, t, y, line(t, y));
                 if (t < shape.history)
                     marks[t * kept + y % kept] = a.cache != nullptr && any_sound(line(t, y), shape.line);

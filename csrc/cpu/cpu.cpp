@@ -195,6 +195,15 @@ int32_t check(const kinema_conv3d_args *a) {
     return a->activation < KINEMA_NONE || a->activation > KINEMA_SILU ? KINEMA_BAD_OPTION : KINEMA_OK;
 }
 
+// A call that `control` may end.
+template <class Kernel> int32_t run(const kinema_cpu *cpu, const kinema_control *control, const Kernel &kernel) {
+    if (control != nullptr && control->flag_count > 0 && control->flags == nullptr)
+        return KINEMA_NO_POINTER;
+    Call call(cpu->pool, control);
+    kernel(call);
+    return call.status();
+}
+
 } // namespace
 
 } // namespace kinema
@@ -296,9 +305,9 @@ int32_t kinema_linear_pack(
         return KINEMA_BAD_SIZE;
     if (dtype < KINEMA_F32 || dtype > KINEMA_I8)
         return KINEMA_BAD_DTYPE;
-    Call call(cpu->pool, control);
-    cpu->table->linear_pack(in_features, out_features, dtype, gated, rows, packed, call);
-    return call.status();
+    return run(cpu, control, [&](Call &call) {
+        cpu->table->linear_pack(in_features, out_features, dtype, gated, rows, packed, call);
+    });
 }
 
 int64_t kinema_linear_workspace(const kinema_cpu *cpu, const kinema_linear_args *args) {
@@ -317,9 +326,7 @@ int32_t kinema_linear(const kinema_cpu *cpu, const kinema_linear_args *args, con
         return KINEMA_OK;
     if (args->workspace == nullptr)
         return KINEMA_NO_POINTER;
-    Call call(cpu->pool, control);
-    cpu->table->linear(*args, call);
-    return call.status();
+    return run(cpu, control, [&](Call &call) { cpu->table->linear(*args, call); });
 }
 
 int32_t
@@ -327,9 +334,7 @@ kinema_norm_modulate(const kinema_cpu *cpu, const kinema_norm_modulate_args *arg
     const int32_t status = check(args);
     if (status != KINEMA_OK)
         return status;
-    Call call(cpu->pool, control);
-    cpu->table->norm_modulate(*args, call);
-    return call.status();
+    return run(cpu, control, [&](Call &call) { cpu->table->norm_modulate(*args, call); });
 }
 
 int32_t
@@ -337,9 +342,7 @@ kinema_qk_norm_rope(const kinema_cpu *cpu, const kinema_qk_norm_rope_args *args,
     const int32_t status = check(args);
     if (status != KINEMA_OK)
         return status;
-    Call call(cpu->pool, control);
-    cpu->table->qk_norm_rope(*args, call);
-    return call.status();
+    return run(cpu, control, [&](Call &call) { cpu->table->qk_norm_rope(*args, call); });
 }
 
 int32_t
@@ -347,11 +350,12 @@ kinema_scheduler_step(const kinema_cpu *cpu, const kinema_scheduler_step_args *a
     const int32_t status = check(args);
     if (status != KINEMA_OK)
         return status;
-    if (Call(cpu->pool, control).interrupted(0))
-        return KINEMA_INTERRUPTED;
-    Call whole(cpu->pool, nullptr); // its terms would be half of this step and half of the last
-    cpu->table->scheduler_step(*args, whole);
-    return KINEMA_OK;
+    return run(cpu, control, [&](Call &call) {
+        if (call.interrupted(0))
+            return;
+        Call whole(cpu->pool, nullptr); // its terms would be half of this step and half of the last
+        cpu->table->scheduler_step(*args, whole);
+    });
 }
 
 int64_t kinema_attention_workspace(const kinema_cpu *cpu, const kinema_attention_args *args) {
@@ -364,9 +368,7 @@ int32_t kinema_attention(const kinema_cpu *cpu, const kinema_attention_args *arg
         return status;
     if (args->workspace == nullptr)
         return KINEMA_NO_POINTER;
-    Call call(cpu->pool, control);
-    cpu->table->attention(*args, call);
-    return call.status();
+    return run(cpu, control, [&](Call &call) { cpu->table->attention(*args, call); });
 }
 
 int64_t kinema_patch_embed_workspace(const kinema_cpu *cpu, const kinema_patch_embed_args *args) {
@@ -379,18 +381,14 @@ int32_t kinema_patch_embed(const kinema_cpu *cpu, const kinema_patch_embed_args 
         return status;
     if (args->workspace == nullptr)
         return KINEMA_NO_POINTER;
-    Call call(cpu->pool, control);
-    cpu->table->patch_embed(*args, call);
-    return call.status();
+    return run(cpu, control, [&](Call &call) { cpu->table->patch_embed(*args, call); });
 }
 
 int32_t kinema_unpatchify(const kinema_cpu *cpu, const kinema_unpatchify_args *args, const kinema_control *control) {
     const int32_t status = check(args);
     if (status != KINEMA_OK)
         return status;
-    Call call(cpu->pool, control);
-    cpu->table->unpatchify(*args, call);
-    return call.status();
+    return run(cpu, control, [&](Call &call) { cpu->table->unpatchify(*args, call); });
 }
 
 int64_t kinema_winograd_packed_bytes(
@@ -407,9 +405,9 @@ int32_t kinema_winograd_pack(
         return KINEMA_BAD_SIZE;
     if (tile != 2 && tile != 4)
         return KINEMA_BAD_OPTION;
-    Call call(cpu->pool, control);
-    cpu->table->winograd_pack(in_channels, out_channels, kernel_t, tile, weight, packed, call);
-    return call.status();
+    return run(cpu, control, [&](Call &call) {
+        cpu->table->winograd_pack(in_channels, out_channels, kernel_t, tile, weight, packed, call);
+    });
 }
 
 int64_t kinema_conv3d_workspace(const kinema_cpu *cpu, const kinema_conv3d_args *args) {
@@ -422,9 +420,7 @@ int32_t kinema_conv3d(const kinema_cpu *cpu, const kinema_conv3d_args *args, con
         return status;
     if (args->workspace == nullptr)
         return KINEMA_NO_POINTER;
-    Call call(cpu->pool, control);
-    cpu->table->conv3d(*args, call);
-    return call.status();
+    return run(cpu, control, [&](Call &call) { cpu->table->conv3d(*args, call); });
 }
 
 } // extern "C"

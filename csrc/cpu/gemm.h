@@ -151,23 +151,21 @@ template <class Kernel> struct Running {
 // The slice of the next panel comes from memory while this one multiplies, a piece with every tile; and a tile's sums
 // from the second-level cache while the one before multiplies. The processor's own prefetching sees neither coming.
 struct Ahead {
-    const char *from;
+    const void *from;
     int64_t bytes, piece;
 
     Ahead(const Product &p, int64_t panel, int64_t k, int64_t depth, int64_t tiles)
-        : from(
-              static_cast<const char *>(p.weight) +
-              (panel * stored_depth(p.depth, p.dtype) + k) * NR * item_size(p.dtype)),
+        : from(ahead_of(p.weight, (panel * stored_depth(p.depth, p.dtype) + k) * NR * item_size(p.dtype))),
           bytes(depth * NR * item_size(p.dtype)), piece(ceil_div(ceil_div(bytes, tiles), 64) * 64) {}
 
     void fetch(int64_t tile) const {
         const int64_t end = least(bytes, (tile + 1) * piece);
         for (int64_t at = tile * piece; at < end; at += 64)
-            __builtin_prefetch(from + at, 0, 2);
+            __builtin_prefetch(ahead_of(from, at), 0, 2);
     }
     static void fetch_tile(const void *sums, int64_t bytes) {
         for (int64_t at = 0; at < bytes; at += 64)
-            __builtin_prefetch(static_cast<const char *>(sums) + at, 1, 3);
+            __builtin_prefetch(ahead_of(sums, at), 1, 3);
     }
 };
 

@@ -14,6 +14,11 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
+// What is fetched ahead may lie behind the end of its array, where no arithmetic of pointers may lead.
+inline const void *ahead_of(const void *from, int64_t bytes) {
+    return reinterpret_cast<const void *>(reinterpret_cast<uintptr_t>(from) + static_cast<uintptr_t>(bytes));
+}
+
 inline int64_t item_size(int32_t dtype) {
     return dtype == KINEMA_F32 ? 4 : dtype == KINEMA_BF16 || dtype == KINEMA_F16 ? 2 : 1;
 }

@@ -1,8 +1,10 @@
 // Patches of a latent video to tokens, as a product that gathers its left matrix; and tokens back to a video.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "call.h"
 #include "kinema.h"
@@ -10,12 +12,13 @@
 namespace kinema {
 namespace KINEMA_ISA {
 
-// A product whose rows are gathered: its epilogue is linear's, which finds its arguments first.
+// A product whose rows are gathered: its epilogue is linear's, which finds its arguments at the source's address.
 struct PatchSource {
     kinema_linear_args epilogue;
     const kinema_patch_embed_args *a;
     const int64_t *offsets; // of a patch's elements from its first
 };
+static_assert(std::is_standard_layout_v<PatchSource> && offsetof(PatchSource, epilogue) == 0);
 
 inline int64_t patch_elements(const kinema_patch_embed_args &a) {
     return a.channels * a.patch_t * a.patch_h * a.patch_w;

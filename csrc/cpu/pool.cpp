@@ -77,7 +77,7 @@ struct Job {
             return done.wait(lock, ended);
         while (!done.wait_for(lock, PATIENCE, ended)) {
             lock.unlock();
-            call->interrupted(0);
+            call->waiting();
             lock.lock();
         }
     }

@@ -307,7 +307,7 @@ inline void weigh(const kinema_scheduler_step_args &a, const float *c, int64_t b
         const V factor = set1(c[k]);
 #pragma GCC unroll 8
         for (int v = 0; v < COUNT; ++v) {
-            __builtin_prefetch(term + STEP_AHEAD + v * W, 0, 3);
+            __builtin_prefetch(ahead_of(term, (STEP_AHEAD + v * W) * 4), 0, 3);
             sums[v] = fma(factor, load(term + v * W), sums[v]);
         }
     }

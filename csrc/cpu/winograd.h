@@ -149,7 +149,7 @@ inline void transform_block(const Band &band, const Block &block) {
 
 // The products of one place with one panel, into `sums` [groups][frames][MR][NR]. The next panel is fetched meanwhile.
 inline void multiply_place(
-    const Band &band, const Block &block, int columns, const float *left, const float *panel, const float *next,
+    const Band &band, const Block &block, int columns, const float *left, const float *panel, const void *next,
     float *sums) {
     const Winograd &w = band.w;
     const int64_t tiles = band.rows * w.tiles_w, slices = ceil_div(w.depth, WINOGRAD_DEPTH);
@@ -161,7 +161,7 @@ inline void multiply_place(
             const int count = static_cast<int>(least(tiles - (block.group + g) * MR, MR));
             for (int64_t t = 0; t < block.frames; ++t) {
                 for (const int64_t end = least(ahead + piece, w.depth * NR); ahead < end; ahead += 16)
-                    __builtin_prefetch(next + ahead, 0, 2);
+                    __builtin_prefetch(ahead_of(next, ahead * 4), 0, 2);
                 // what only a silent past would add is left out
                 const int64_t start = most(0, band.silent - block.frame - t) * w.channels, k = most(from, start);
                 if (k < to)
@@ -244,7 +244,7 @@ inline void convolve_block(const Band &band, const Block &block, Call &call, int
                 const float *right = weight + (stored * w.panels + panel) * w.depth * NR;
                 multiply_place(
                     band, block, static_cast<int>(least(w.a.out_channels - panel * NR, NR)),
-                    block.left + place * w.left_place, right, right + w.depth * NR,
+                    block.left + place * w.left_place, right, ahead_of(right, w.depth * NR * 4),
                     block.sums + place * w.sums_place + (panel - first) * block.groups * block.frames * MR * NR);
             }
         }
