@@ -21,7 +21,7 @@ from kinema.ops.common import QuantKind
 from kinema.options import LoadOptions
 from kinema.parts import open_part
 from kinema.text.tokenizer import Tokenizer
-from kinema.text.umt5 import UMT5Encoder
+from kinema.text.umt5 import UMT5Config, UMT5Encoder
 from kinema.vae.wan import WanVAE
 
 Path = str | os.PathLike[str]
@@ -131,7 +131,8 @@ class Components:
         return cast("CLIPVisionEncoder", self._model("image_encoder", _image_encoder))
 
     def tokenizer(self) -> Tokenizer:
-        return cast("Tokenizer", self._get("tokenizer", lambda part: Tokenizer.from_folder(part.folder)))
+        rows = UMT5Config.from_dict(self.folder.component("text_encoder").config).vocab_size
+        return cast("Tokenizer", self._get("tokenizer", lambda part: Tokenizer.from_folder(part.folder, rows)))
 
     def image_preprocessor(self) -> ClipPreprocessor:
         return cast(

@@ -38,7 +38,7 @@ DTYPES: dict[str, torch.dtype] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-MAX_HEADER_BYTES = 100_000_000
+MAX_HEADER_BYTES = 25_000_000  # a hundred thousand tensors; the format allows four times as much
 LENGTH_BYTES = 8
 OWN_PAGES_BYTES = 1 << 17
 MAX_DIMENSIONS = 64  # torch's own limit

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -15,6 +15,9 @@ from kinema.checkpoints.opening import is_file, read_file
 from kinema.errors import CheckpointError, RequestError, shown
 from kinema.text.charsmap import longest_text_of_model
 from kinema.text.tokenizer_json import MAX_CHARACTERS, read_tokenizer
+
+if TYPE_CHECKING:
+    import tokenizers
 
 SENTENCEPIECE_FILES = ("spiece.model", "sentencepiece.model")
 T5_EXTRA_IDS = 100  # how many sentinel tokens T5 has if its config does not say
@@ -25,7 +28,7 @@ MAX_TEXT = 50_000
 
 
 class Codec(Protocol):
-    """Where the ids come from. closing: how many tokens (</s>) it adds to a text. max_text: characters that it takes."""
+    """Where the ids come from. closing: how many tokens (</s>) it adds to a text. max_text: characters it takes."""
 
     closing: int
     max_text: int
@@ -53,8 +56,10 @@ class Tokenizer:
         self._where = where
 
     @staticmethod
-    def from_folder(folder: str | Path) -> Tokenizer:
+    def from_folder(folder: str | Path, rows: int | None = None) -> Tokenizer:
         """Read tokenizer.json, or where it is missing a sentencepiece model in T5's conventions.
+
+        rows: of the text encoder's table; a tokenizer of many more tokens is not read, it belongs to another model.
 
         sentencepiece is an optional dependency. Its own result can differ from that of a tokenizer.json made from
         the same model where the model falls back to bytes for unknown characters: the file then counts.
@@ -65,7 +70,7 @@ class Tokenizer:
         for side in ("padding_side", "truncation_side"):
             if config.get(side, "right") != "right":
                 raise CheckpointError(f"{folder}: {side}={shown(config[side])} is not supported, only 'right' is")
-        codec = _codec(folder, config)
+        codec = _codec(folder, config, rows)
         pad, eos = (_content(folder, config.get(key), default) for key, default in DEFAULT_TOKENS.items())
         return Tokenizer(codec, pad, eos, where=str(folder))
 
@@ -114,14 +119,15 @@ DEFAULT_TOKENS = {"pad_token": "<pad>", "eos_token": "</s>"}
 class TokenizersCodec:
     """A tokenizer.json, through the tokenizers library."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, rows: int | None) -> None:
         import tokenizers
 
         self._path = path
-        text, growth = read_tokenizer(path)
+        text, growth = read_tokenizer(path, rows)
         self.max_text = min(MAX_TEXT, MAX_CHARACTERS // growth)
         with _library_errors(f"{path} cannot be read as a tokenizer"):
             self._tokenizer = tokenizers.Tokenizer.from_str(text)
+            _check_added_tokens(self._tokenizer)
         self.closing: int = self._tokenizer.num_special_tokens_to_add(is_pair=False)
 
     def token_id(self, token: str) -> int | None:
@@ -185,6 +191,16 @@ class SentencePieceCodec:
         return [*(ids if limit is None else ids[: limit - 1]), self._eos]
 
 
+def _check_added_tokens(tokenizer: tokenizers.Tokenizer) -> None:
+    """ValueError for tokens at which the library panics when it finds them in a text."""
+    added, normalizer = list(tokenizer.get_added_tokens_decoder().values()), tokenizer.normalizer
+    found = [normalizer.normalize_str(t.content) if normalizer and t.normalized else t.content for t in added]
+    if not all(found):
+        raise ValueError("an added token of which the normalizer leaves nothing")
+    if any(token.lstrip or token.rstrip for token in added) and any(text != text.strip() for text in found):
+        raise ValueError("added tokens that take in the spaces around them, and others that begin or end with one")
+
+
 @contextmanager
 def _library_errors(what: str) -> Iterator[None]:
     """Whatever a tokenizer library raises over a file, a panic of Rust's included, as CheckpointError."""
@@ -207,10 +223,10 @@ def _tokenizer_file(folder: Path) -> Path:
     return found
 
 
-def _codec(folder: Path, config: Mapping[str, Any]) -> Codec:
+def _codec(folder: Path, config: Mapping[str, Any], rows: int | None) -> Codec:
     file = _tokenizer_file(folder)
     if file.suffix == ".json":
-        return TokenizersCodec(file)
+        return TokenizersCodec(file, rows)
     special = [_content(folder, config.get(key), default) for key, default in DEFAULT_TOKENS.items()]
     special.append(_content(folder, config.get("unk_token"), "<unk>"))
     extra_ids = config.get("extra_ids", T5_EXTRA_IDS)

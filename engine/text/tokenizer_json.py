@@ -1,8 +1,8 @@
 """A tokenizer.json from elsewhere, before the tokenizers library reads it.
 
 The library trusts the file: some of what it may hold panics (which Python can hardly catch), multiplies a text until
-the process is killed, or searches for ever. So each component is one of those listed here, with parameters of the right
-kind and size, and no more than that is handed on. All that T5, UMT5, CLIP, GPT and Llama are published with is listed.
+the process is killed, or searches for ever. So each component is one of `tokenizer_parts`, with parameters of the right
+kind and size, and no more than that is handed on.
 """
 
 from __future__ import annotations
@@ -12,122 +12,47 @@ import binascii
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from kinema.checkpoints.json_object import read_object
-from kinema.config import JsonObject, Length, Range, described, read_value
+from kinema.config import JsonObject, described, read_value
 from kinema.errors import CheckpointError, listed, shown
 from kinema.text.charsmap import longest_text
 from kinema.text.patterns import least_match
+from kinema.text.tokenizer_parts import (
+    ADDED_TOKEN,
+    GROWTH,
+    MAX_PIECE,
+    MODELS,
+    NORMALIZERS,
+    PATTERN,
+    POST_PROCESSORS,
+    PRE_GROWTH,
+    PRE_TOKENIZERS,
+    SPECIAL_TOKEN,
+    TEMPLATE_PIECE,
+    Fields,
+)
 
-MAX_BYTES = 64_000_000
-MAX_VALUES = 3_000_000
+MAX_BYTES = 40_000_000
+MAX_VALUES = 2_000_000
 MAX_GROWTH = 256
-MAX_PIECE = 512  # the characters of one token; published vocabularies have runs of 128 spaces
 MAX_SEQUENCE = 32
 MAX_CHARACTERS = 2**20  # of a text, when it is normalized
-
-Text = Annotated[str, Length(0, MAX_PIECE)]
-Char = Annotated[str, Length(1, 1)]
-Id = Annotated[int, Range(0, 10_000_000)]
-Behavior = Literal["Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"]
-Fields = Mapping[str, Any]  # {parameter: what it may be, as an annotation}
-
-_BYTE_LEVEL: Fields = {"add_prefix_space": bool, "trim_offsets": bool, "use_regex": bool}
-_BERT: Fields = {"sep": tuple[Text, Id], "cls": tuple[Text, Id]}
-_PATTERN: Fields = {"String": Annotated[str, Length(1, MAX_PIECE)], "Regex": Annotated[str, Length(1, MAX_PIECE)]}
-
-NORMALIZERS: Mapping[str, Fields] = {
-    "BertNormalizer": {
-        "clean_text": bool,
-        "handle_chinese_chars": bool,
-        "strip_accents": bool | None,
-        "lowercase": bool,
-    },
-    "ByteLevel": {},
-    "Lowercase": {},
-    "NFC": {},
-    "NFD": {},
-    "NFKC": {},
-    "NFKD": {},
-    "Nmt": {},
-    "Precompiled": {"precompiled_charsmap": Annotated[str, Length(0, 7_000_000)] | None},
-    "Prepend": {"prepend": Text},
-    "Replace": {"pattern": dict, "content": Text},
-    "Strip": {"strip_left": bool, "strip_right": bool},
-    "StripAccents": {},
-}
-# How much longer a text may become, at most.
-GROWTH = {"BertNormalizer": 12, "ByteLevel": 4, "Lowercase": 3, "NFC": 3, "NFD": 4, "NFKC": 18, "NFKD": 18}
-
-PRE_TOKENIZERS: Mapping[str, Fields] = {
-    "BertPreTokenizer": {},
-    "ByteLevel": _BYTE_LEVEL,
-    "CharDelimiterSplit": {"delimiter": Char},
-    "Digits": {"individual_digits": bool},
-    "Metaspace": {
-        "replacement": Char,
-        "str_rep": Char,
-        "add_prefix_space": bool,
-        "prepend_scheme": Literal["first", "never", "always"],
-        "split": bool,
-    },
-    "Punctuation": {"behavior": Behavior},
-    "Split": {"pattern": dict, "behavior": Behavior, "invert": bool},
-    "UnicodeScripts": {},
-    "Whitespace": {},
-    "WhitespaceSplit": {},
-}
-PRE_GROWTH = {"ByteLevel": 4, "Metaspace": 2}
-
-POST_PROCESSORS: Mapping[str, Fields] = {
-    "BertProcessing": _BERT,
-    "ByteLevel": _BYTE_LEVEL,
-    "RobertaProcessing": {**_BERT, "trim_offsets": bool, "add_prefix_space": bool},
-    "TemplateProcessing": {"single": list, "pair": list, "special_tokens": dict},
-}
-
-MODELS: Mapping[str, Fields] = {
-    "BPE": {
-        "dropout": Annotated[float, Range(0, 0)] | None,  # at random
-        "unk_token": Text | None,
-        "continuing_subword_prefix": Literal[""] | None,  # cut off every piece, whether it is there or not
-        "end_of_word_suffix": Text | None,
-        "fuse_unk": bool,
-        "byte_fallback": bool,
-        "ignore_merges": bool,
-        "vocab": dict,
-        "merges": list,
-    },
-    "Unigram": {"unk_id": Id | None, "byte_fallback": bool, "vocab": list},
-    "WordLevel": {"unk_token": Text, "vocab": dict},
-    "WordPiece": {
-        "unk_token": Text,
-        "continuing_subword_prefix": Text,
-        "max_input_chars_per_word": Annotated[int, Range(1, 1000)],
-        "vocab": dict,
-    },
-}
-
-ADDED_TOKEN: Fields = {
-    "id": Id,
-    "content": Annotated[str, Length(1, MAX_PIECE)],
-    "single_word": bool,
-    "lstrip": bool,
-    "rstrip": bool,
-    "normalized": bool,
-    "special": bool,
-}
 MAX_ADDED = 100_000
 
 
-def read_tokenizer(path: Path) -> tuple[str, int]:
+def read_tokenizer(path: Path, rows: int | None) -> tuple[str, int]:
     """The file as the library may have it, and how many times as long as it was a text may become.
 
-    Truncation and padding are left out, since a call decides them, and the decoder, since nothing is decoded.
-    CheckpointError names what the library would not survive, or nothing published has.
+    rows: of the table that the ids are looked up in; a file of many more tokens than that is refused before it is read,
+    since each takes 2 kB in the library. Truncation and padding are left out, since a call decides them, and the
+    decoder, since nothing is decoded. CheckpointError names what the library would not survive or nobody publishes.
     """
-    return _Reader(read_object(path, max_bytes=MAX_BYTES, max_values=MAX_VALUES)).read()
+    bytes_, values = MAX_BYTES, MAX_VALUES
+    if rows is not None:
+        bytes_, values = min(bytes_, 2_000_000 + 400 * rows), min(values, 100_000 + 16 * rows)
+    return _Reader(read_object(path, max_bytes=bytes_, max_values=values)).read()
 
 
 class _Reader:
@@ -136,14 +61,12 @@ class _Reader:
         self._growth = 1
 
     def read(self) -> tuple[str, int]:
-        normalizer = self._chain("normalizer", "normalizers", NORMALIZERS)
-        pre_tokenizer = self._chain("pre_tokenizer", "pretokenizers", PRE_TOKENIZERS)
         handed_on: dict[str, Any] = {
             "version": "1.0",
             "added_tokens": self._added_tokens(),
-            "normalizer": normalizer,
-            "pre_tokenizer": pre_tokenizer,
-            "post_processor": self._chain("post_processor", "processors", POST_PROCESSORS),
+            "normalizer": self._chain("normalizer", "normalizers", NORMALIZERS),
+            "pre_tokenizer": self._chain("pre_tokenizer", "pretokenizers", PRE_TOKENIZERS),
+            "post_processor": self._post_processor(),
             "model": self._model(),
         }
         if self._growth > MAX_GROWTH:
@@ -169,6 +92,14 @@ class _Reader:
         parts = [self._component(slot, part, known) for part in flat]
         return parts[0] if len(parts) == 1 else {"type": "Sequence", members: parts}
 
+    def _post_processor(self) -> dict[str, Any] | None:
+        """The library has written no code for tokens that are added to tokens that were added."""
+        chain = self._chain("post_processor", "processors", POST_PROCESSORS)
+        kinds = [part["type"] for part in chain.get("processors", [])] if chain is not None else []
+        if len([kind for kind in kinds if kind != "ByteLevel"]) > 1:
+            raise self._error("post_processor", f"is a sequence of {', '.join(kinds)}: wanted one that adds tokens")
+        return chain
+
     def _flattened(self, slot: str, members: str, value: Any, depth: int) -> list[Any]:
         """A sequence's members, and those of the sequences among them; of what is nested deeper, the sequence."""
         if not isinstance(value, dict) or value.get("type") != "Sequence" or depth == 0:
@@ -185,15 +116,15 @@ class _Reader:
         if "pattern" in read:
             read["pattern"] = self._pattern(slot, kind, read)
         elif kind == "Precompiled":
-            self._grow(slot, self._charsmap(slot, read.get("precompiled_charsmap") or ""))
+            self._grow(self._charsmap(slot, read.get("precompiled_charsmap") or ""))
         elif kind == "Prepend":
-            self._grow(slot, 1 + len(read.get("prepend", "")))
+            self._grow(1 + len(read.get("prepend", "")))
         elif kind == "TemplateProcessing":
             read = self._template(slot, read)
-        self._grow(slot, {"normalizer": GROWTH, "pre_tokenizer": PRE_GROWTH}.get(slot, {}).get(kind, 1))
+        self._grow({"normalizer": GROWTH, "pre_tokenizer": PRE_GROWTH}.get(slot, {}).get(kind, 1))
         return {"type": kind, **read}
 
-    def _grow(self, slot: str, times: int) -> None:
+    def _grow(self, times: int) -> None:
         self._growth *= times
 
     def _fields(self, where: str, value: Any, fields: Fields) -> dict[str, Any]:
@@ -214,7 +145,7 @@ class _Reader:
         return read
 
     def _pattern(self, slot: str, kind: str, read: dict[str, Any]) -> dict[str, Any]:
-        pattern = self._fields(f"the pattern of {slot} {kind}", read["pattern"], _PATTERN)
+        pattern = self._fields(f"the pattern of {slot} {kind}", read["pattern"], PATTERN)
         if len(pattern) != 1:
             raise self._error(slot, f"has a pattern {shown(pattern)}, wanted a String or a Regex")
         least = len(pattern["String"]) if "String" in pattern else least_match(pattern["Regex"])
@@ -222,7 +153,7 @@ class _Reader:
             raise self._error(
                 slot, f"searches for {shown(pattern['Regex'])}: a pattern that no published tokenizer has may never end"
             )
-        self._grow(slot, max(1, -(-len(read.get("content", "")) // least)))
+        self._grow(max(1, -(-len(read.get("content", "")) // least)))
         return pattern
 
     def _charsmap(self, slot: str, encoded: str) -> int:
@@ -238,22 +169,14 @@ class _Reader:
         """One text among special tokens that are defined; the library looks neither up before it uses them."""
         single, special = read.get("single", []), {}
         for name, token in read.get("special_tokens", {}).items():
-            tokens = self._fields(
-                f"{slot} special token {shown(name)}",
-                token,
-                {
-                    "id": Text,
-                    "ids": Annotated[tuple[Id, ...], Length(1, 8)],
-                    "tokens": Annotated[tuple[Text, ...], Length(1, 8)],
-                },
-            )
+            tokens = self._fields(f"{slot} special token {shown(name)}", token, SPECIAL_TOKEN)
             if len(tokens) != 3 or len(tokens["ids"]) != len(tokens["tokens"]):
                 raise self._error(slot, f"has a special token {shown(token)}, wanted an id, ids and as many tokens")
             special[name] = tokens
         texts = 0
         for piece in single if len(single) <= MAX_SEQUENCE else []:
             (kind, of), *more = piece.items() if isinstance(piece, dict) and piece else [("", None)]
-            found = self._fields(f"{slot} {shown(kind)}", of, {"id": Text, "type_id": Annotated[int, Range(0, 9)]})
+            found = self._fields(f"{slot} {shown(kind)}", of, TEMPLATE_PIECE)
             known = {"Sequence": ["A"], "SpecialToken": list(special)}.get(kind, [])
             if more or len(found) != 2 or found["id"] not in known:
                 raise self._error(slot, f"has {shown(piece)}, wanted the sequence A or a special token of its own")
