@@ -13,6 +13,25 @@ T = TypeVar("T")
 MAX_LIMIT = 60.0  # seconds: a question that wants more is two questions
 
 
+@dataclass(frozen=True)
+class Activity:
+    """Something that a GPU did: a kernel, a copy or a fill. start: seconds behind the first of its profile."""
+
+    name: str
+    start: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Bytes of a GPU's memory. before: held by tensors when a call began; allocated: the most that tensors held in it;
+    reserved: the most that the allocator held, which is what the GPU must have."""
+
+    before: int
+    allocated: int
+    reserved: int
+
+
 class Session(Protocol):
     """What a question is given: a GPU, or a CPU that stands in for one (`dry`)."""
 
@@ -31,6 +50,32 @@ class Session(Protocol):
 
     def host_seconds(self, call: Callable[[], Any], *, samples: int = 9, calls: int = 50) -> list[float]:
         """Seconds that the host takes to issue a call, without waiting for the GPU."""
+        ...
+
+    def profile(self, call: Callable[[], Any]) -> list[Activity]:
+        """What the GPU does for one call, in the order of its starts; of a dry run, what torch does on the CPU."""
+        ...
+
+    def record(self, call: Callable[[], Any]) -> Callable[[], None]:
+        """`call`, which has run before, as a CUDA graph: returns what replays it; of a dry run, `call` itself."""
+        ...
+
+    def peak(self, call: Callable[[], Any]) -> Peak:
+        """The memory that one call takes at its peak. What the allocator has cached is handed back before."""
+        ...
+
+    def clocks(self) -> dict[str, float]:
+        """The GPU now: "sm_mhz", "memory_mhz", "watts", "celsius"; what cannot be read is left out."""
+        ...
+
+    def check(
+        self, case: str, result: Any, truth: Any, *, plain: Any = None, quantized: torch.dtype | None = None
+    ) -> bool:
+        """Whether `result` is near enough to its float64 `truth` to be timed; else its refusal is reported.
+
+        By the yardstick of bench/gate.py. plain: what plain PyTorch gives in the same precision (None: something
+        exact but for its last rounding). quantized: the 8 bits that something is rounded to on the way.
+        """
         ...
 
     def report(self, case: str, **fields: Any) -> None:
