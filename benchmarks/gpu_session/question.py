@@ -93,7 +93,7 @@ class Question:
 
     decides: what the answer settles, in a sentence. serves: the part of kinema that waits for it. value: 1 to 10, what
     the answer is worth. seconds: what it is expected to take on a GPU, first use included; limit: when it is stopped.
-    needs: modules and programs without which it is skipped, with that as the reason.
+    needs: modules and programs without which it is skipped, with that as the reason. first: all others build on it.
     """
 
     decides: str
@@ -103,6 +103,7 @@ class Question:
     ask: Callable[[Session], None]
     limit: float = MAX_LIMIT
     needs: Sequence[str] = ()
+    first: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.seconds <= self.limit <= MAX_LIMIT:
