@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
+import shutil
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 
 BUDGET = 540.0
 FOLDER = Path("build") / "gpu_session"
-NO_GPU = "skipped: torch sees no GPU on this machine (docs/gpu.md says how to rehearse without one)"
+NO_GPU = "skipped: there is no GPU that torch sees on this machine (docs/gpu.md says how to rehearse without one)"
 HEAD_LIMIT = 60.0
 
 
@@ -45,6 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if importlib.util.find_spec("torch") is None:
+        if not (arguments.dry_run or arguments.list) and shutil.which("nvidia-smi") is None:
+            emit(NO_GPU)
+            return 0
+        raise RequestError(f"{sys.executable} has no torch: make gpu-session PYTHON=... names one that has")
     if arguments.dry_run:
         os.environ["TRITON_INTERPRET"] = "1"  # before a kernel is imported
     from kinema.bench.gpu_session import table
