@@ -26,9 +26,9 @@ def links() -> dict[Path, Path]:
 def lay(tree: Path) -> None:
     """Make `tree` hold these links and no others."""
     wanted = links()
-    for name in ("kinema", "kinema/ops"):
-        (tree / name).mkdir(parents=True, exist_ok=True)
-        for path in (tree / name).iterdir():
+    for package in ("kinema", "kinema/ops"):
+        (tree / package).mkdir(parents=True, exist_ok=True)
+        for path in (tree / package).iterdir():
             if path.is_symlink() and wanted.get(path.relative_to(tree)) != path.readlink():
                 path.unlink()
     for name, path in wanted.items():

@@ -23,6 +23,7 @@ BUDGET = 540.0
 FOLDER = Path("build") / "gpu_session"
 NO_GPU = "skipped: there is no GPU that torch sees on this machine (docs/gpu.md says how to rehearse without one)"
 HEAD_LIMIT = 60.0
+DRY_PATIENCE = 3  # times a question's limit: a rehearsal shares its processor with others
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -108,6 +109,7 @@ def _ask(
     """Every question that fits the budget; their lines, which are in the file as soon as they are here."""
     from kinema.bench.gpu_session.choice import lacks
     from kinema.bench.gpu_session.results import append
+    from kinema.bench.gpu_session.worker import Ended
 
     lines: list[Line] = []
 
@@ -120,19 +122,22 @@ def _ask(
     else:
         os.environ["TRITON_CACHE_DIR"] = str((FOLDER / "triton").resolve())
     if arguments.triton_cache is not None:
+        if not arguments.triton_cache.is_dir():
+            raise RequestError(f"--triton-cache {arguments.triton_cache}: there is no such folder")
         os.environ["KINEMA_TRITON_AHEAD"] = str(arguments.triton_cache.resolve())
     keep(head)
     for name in names:
         question = questions[name]
         left = arguments.budget - (time.perf_counter() - started)
         if isinstance(question, str):
-            keep(_end(name, "failed", question, 0.0))
+            keep(_end(name, "", Ended("failed", question, 0.0)))
         elif (reason := lacks(question.needs)) is not None:
-            keep(_end(name, "skipped", reason, 0.0))
+            keep(_end(name, question.decides, Ended("skipped", reason, 0.0)))
         elif question.seconds <= left or arguments.dry_run:
             emit(f"{name}: {question.decides}")
-            ended = _one(arguments.dry_run, name, questions, min(question.limit, left), keep, path, started)
-            keep(_end(name, ended.status, ended.reason, ended.seconds))
+            limit = DRY_PATIENCE * question.limit if arguments.dry_run else min(question.limit, left)
+            ended = _one(arguments.dry_run, name, questions, limit, keep, path, started)
+            keep(_end(name, question.decides, ended))
             emit(f"  {ended.status} in {ended.seconds:.1f} s" + (f": {ended.reason}" if ended.reason else ""))
     return lines
 
@@ -154,5 +159,5 @@ def _one(dry: bool, name: str, questions: Known, limit: float, keep: Send, path:
     return run_apart(work, limit, keep, folder / "said.log")
 
 
-def _end(name: str, status: str, reason: str | None, seconds: float) -> Line:
-    return {"kind": "end", "question": name, "status": status, "reason": reason, "seconds": seconds, "clocks": {}}
+def _end(name: str, decides: str, ended: Ended) -> Line:
+    return {"kind": "end", "question": name, "decides": decides, **vars(ended)}

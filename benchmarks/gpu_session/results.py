@@ -31,7 +31,7 @@ FIELDS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     # at: seconds behind the start of the run; fields: what was found. Or the reason why there is nothing: skipped
     # (cannot be asked here) or refused (the result is wrong). error: the distance from the truth, where it was checked
     "result": {"question": str, "case": str, "at": _NUMBER, "fields": dict, "clocks": dict},
-    "end": {"question": str, "status": str, "reason": _TEXT, "seconds": _NUMBER, "clocks": dict},
+    "end": {"question": str, "decides": str, "status": str, "reason": _TEXT, "seconds": _NUMBER},
 }  # fmt: skip
 OPTIONAL = {"result": {"skipped": str, "refused": str, "error": dict}}
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
 from kinema.bench.gpu_session.choice import Known, ordered
 from kinema.bench.gpu_session.results import Line
+from kinema.bench.markdown import duration
 
 WIDTH = 120
 
@@ -38,37 +39,47 @@ def answered(lines: Sequence[Line], left: Sequence[str]) -> str:
         said.append(f"\n{end['question']}: {end['status']}, {end['seconds']:.1f} s{why}")
         for line in lines:
             if line["kind"] == "result" and line["question"] == end["question"]:
-                said.append(f"  {line['case']:48} {found(line)}")
+                found = nothing(line) or ", ".join(f"{name} {cell}" for name, cell in cells(line["fields"]).items())
+                said.append(f"  {line['case']:56} {found}")
     if left:
         said.append(f"\nleft for another run, which --missing asks: {', '.join(left)}")
     return "\n".join(said)
 
 
-def found(line: Line) -> str:
-    """One result in words."""
-    if not line["fields"]:
-        return str(line.get("skipped") or line.get("refused") or "")
-    return ", ".join(f"{name} {value}" for name, value in map(cell, *zip(*line["fields"].items(), strict=True)))
+def nothing(line: Line) -> str | None:
+    """Why a result is none; None if it is one."""
+    return line.get("skipped") or line.get("refused")
 
 
-def cell(name: str, value: Any) -> tuple[str, str]:
-    """A field's name without its unit, and its value with it: of samples the median, of other lists how many."""
-    unit = name.rsplit("_", 1)[-1]
-    if isinstance(value, (list, dict)):
-        if unit != "seconds" or isinstance(value, dict):
-            return name, f"of {len(value)}"
-        value = median(value)
-    if unit == "seconds":
-        return name.removesuffix("_seconds"), duration(value)
-    if unit == "bytes" and isinstance(value, (int, float)):
-        return name.removesuffix("_bytes"), f"{value / 2**20:.4g} MiB"
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return name, str(value)
-    return name, f"{value:.4g}"
+def cells(fields: Mapping[str, Any]) -> dict[str, str]:
+    """{column: cell}. Names that end in seconds or bytes are shown with their units; work is shown as its rate."""
+    shown = {}
+    taken = median(fields["seconds"]) if isinstance(fields.get("seconds"), list) else fields.get("seconds")
+    for name, value in fields.items():
+        unit = name.rsplit("_", 1)[-1]
+        column = (
+            "time" if name == "seconds" else name.removesuffix(f"_{unit}") if unit in ("seconds", "bytes") else name
+        )
+        column = column.replace("_", " ")
+        if unit == "seconds":
+            shown[column] = _samples(value)
+        elif name == "flops" and taken:
+            shown["TFLOP/s"] = f"{value / taken / 1e12:.4g}"
+        elif name == "bytes" and taken:
+            shown["TB/s"] = f"{value / taken / 1e12:.3g}"
+        elif unit == "bytes":
+            shown[column] = f"{value / 2**20:.4g} MiB"
+        elif isinstance(value, (list, dict)):
+            shown[column] = f"{len(value)} values"
+        elif isinstance(value, float):
+            shown[column] = f"{value:.4g}"
+        else:
+            shown[column] = {"True": "yes", "False": "no", "None": ""}.get(str(value), str(value))
+    return shown
 
 
-def duration(seconds: float) -> str:
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds * 1e6:.3g} µs"
+def _samples(value: float | list[float]) -> str:
+    """The median, and between what the samples lie."""
+    samples = value if isinstance(value, list) else [value]
+    spread = f" ({duration(min(samples))} to {duration(max(samples))})" if len(samples) > 1 else ""
+    return f"{duration(median(samples))}{spread}"

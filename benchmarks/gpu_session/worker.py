@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 Line = dict[str, Any]
 Send = Callable[[Line], None]
-Status = Literal["done", "failed", "limit", "crash"]
+Status = Literal["done", "failed", "limit", "crash", "skipped"]
 
 POLL = 0.02  # seconds
 PATIENCE = 10.0  # seconds for a killed process to go: a driver may have to take a hung kernel down first
@@ -26,7 +26,7 @@ _ENDED = "ended"  # the key of the line that says how work ended
 
 @dataclass(frozen=True)
 class Ended:
-    """How the work ended. reason: of everything but "done"."""
+    """How the work ended; "skipped" never began. reason: of everything but "done"."""
 
     status: Status
     reason: str | None
