@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ Line = dict[str, Any]
 
 SCHEMA = 1
 STATUSES = ("done", "failed", "limit", "crash", "skipped")
-ANSWERED = ("done", "skipped")  # a question that ended otherwise is open
 _TEXT = (str, type(None))
 _NUMBER = (int, float)
 
@@ -34,6 +34,18 @@ FIELDS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     "end": {"question": str, "decides": str, "status": str, "reason": _TEXT, "seconds": _NUMBER},
 }  # fmt: skip
 OPTIONAL = {"result": {"skipped": str, "refused": str, "error": dict}}
+
+
+def mend(path: Path, *, anew: bool) -> None:
+    """Have the file end with a whole line, for another to be put behind it. anew: remove it. Raises OutputError."""
+    try:
+        if anew or not path.exists():
+            path.unlink(missing_ok=True)
+            return
+        whole = path.read_bytes().rpartition(b"\n")
+        os.truncate(path, len(whole[0]) + len(whole[1]))
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def append(path: Path, line: Line) -> None:
@@ -122,9 +134,14 @@ def wrong_fields(fields: Mapping[str, Any]) -> str | None:
     return None
 
 
-def asked(lines: Iterable[Line]) -> dict[str, str]:
-    """{question: the status of its last end}."""
-    return {line["question"]: line["status"] for line in lines if line["kind"] == "end"}
+def asked(lines: Iterable[Line]) -> set[str]:
+    """The questions that have ended, whatever way."""
+    return {line["question"] for line in lines if line["kind"] == "end"}
+
+
+def answered(lines: Iterable[Line]) -> set[str]:
+    """Those that have come to their end, and need not be asked again."""
+    return {line["question"] for line in lines if line["kind"] == "end" and line["status"] == "done"}
 
 
 def _plain(value: Any) -> bool:

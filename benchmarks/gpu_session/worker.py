@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import select
@@ -78,6 +79,7 @@ def _child(work: Callable[[Send], None], pipe: int, log: Path) -> None:
             os.dup2(nothing.fileno(), 0)
             os.dup2(said.fileno(), 1)
             os.dup2(said.fileno(), 2)
+        faulthandler.enable(file=2)  # where it was when it crashed
 
         def send(line: Line) -> None:
             _write(pipe, json.dumps(line, allow_nan=False).encode() + b"\n")
