@@ -1,6 +1,6 @@
 """Builds the Triton kernels of production cases into Triton's own cache, in parallel, for a GPU that need not be here.
 
-    python -m kinema.bench.gpu_session.kernel_cache FOLDER [--arch 90] [--processes N] [--seconds N] [--only TEXT]
+    python -m kinema.bench.gpu_session.kernel_cache FOLDER [--arch 90] [--only TEXT] [--lean]
 
 Each is launched with Triton's `warmup` on a driver that only knows the architecture, so what is built, and under which
 key, is what a launch on the GPU asks for. What another machine built is taken if it was built by the same Triton: by
@@ -11,8 +11,10 @@ line for each.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +31,7 @@ from kinema.ops.common.launch import Launch, forced, options, recording, watchin
 from kinema.ops.plan import OPS
 
 META = torch.device("meta")
+NEEDED = (".json", ".cubin")  # of a cached kernel: the rest is how it came to be
 WANTED = ("bf16", "fp32", "fp8")  # what the questions ask for
 TUNED = ("1.3B 32760", "1.3B in e4m3", "VAE")  # cases that are also built with the other candidates of their tables
 
@@ -69,6 +72,20 @@ def launches(arch: int, only: str = "") -> Iterator[tuple[str, Launch]]:
                 if (key := _key(launch)) not in seen:
                     seen.add(key)
                     yield name, launch
+
+
+def take(built: Path, cache: Path) -> int:
+    """Put what was built into another folder into `cache`, which Triton would not find otherwise: the lists that it
+    keeps of a kernel's files hold whole paths. Returns how many kernels there are."""
+    for group in built.glob("*/__grp__*.json"):
+        target = cache / group.parent.name
+        target.mkdir(parents=True, exist_ok=True)
+        files = [path for path in group.parent.iterdir() if path.suffix in NEEDED and path != group]
+        for path in files:
+            shutil.copy2(path, target)
+        listed = {"child_paths": {path.name: str(target.resolve() / path.name) for path in files}}
+        (target / group.name).write_text(json.dumps(listed), encoding="utf-8")
+    return sum(1 for _ in cache.glob("*/__grp__*.json"))
 
 
 def _triton(op: str) -> Implementation | None:
@@ -137,11 +154,22 @@ def _build(launch: Launch, case: str, arch: int) -> Built:
     triton.runtime.driver.set_active(_absent(arch))
     name, started = launch.kernel.__name__, time.perf_counter()
     try:
-        launch.kernel.warmup(grid=launch.grid, **launch.arguments, **options(launch.config))
+        _launcher(launch.kernel.warmup(grid=launch.grid, **launch.arguments, **options(launch.config)))
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         return Built(name, case, time.perf_counter() - started, failed=reason)
     return Built(name, case, time.perf_counter() - started, taken=bool(hits) and all(hits))
+
+
+def _launcher(built: Any) -> None:
+    """The C code that a launch goes through, which Triton 3.6 compiles for each signature; where there is a driver."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return
+    from triton.backends.nvidia.driver import CudaLauncher
+
+    CudaLauncher(built.src, built.metadata)
 
 
 def _absent(arch: int) -> Any:
@@ -166,6 +194,7 @@ def main() -> None:
     parser.add_argument("--arch", type=int, default=90, help="10·major + minor of the compute capability (%(default)s)")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no kernel is begun after that")
+    parser.add_argument("--lean", action="store_true", help="keep of each kernel what a launch needs")
     parser.add_argument("--only", default="", metavar="TEXT", help="cases with this in their name")
     arguments = parser.parse_args()
     started = time.perf_counter()
@@ -174,6 +203,9 @@ def main() -> None:
     print(json.dumps({"wanted": len(found)}), flush=True)
     for lost in build(found, arguments.arch, arguments.processes, started + arguments.seconds):
         _say(lost)
+    for path in arguments.folder.glob("*/*") if arguments.lean else ():
+        if path.suffix not in NEEDED:
+            path.unlink()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from kinema.bench.gpu_session.kernel_cache import take
 from kinema.bench.gpu_session.question import Question, Session
 from kinema.bench.op_calls import Inputs
 from kinema.bench.op_cases import all_cases
@@ -57,8 +58,7 @@ def _ahead(session: Session, cache: Path) -> None:
     elif cache.exists() and any(cache.iterdir()):
         session.skip("built ahead", f"{cache} holds kernels of an earlier run: it would not be seen whose are taken")
     else:
-        shutil.copytree(given, cache, dirs_exist_ok=True)
-        session.report("built ahead", kernels=sum(1 for _ in cache.glob("*/*.cubin")), folder=given)
+        session.report("built ahead", kernels=take(Path(given), cache), folder=given)
 
 
 def _build(session: Session, cache: Path) -> tuple[list[dict[str, Any]], int]:
