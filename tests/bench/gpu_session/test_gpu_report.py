@@ -66,7 +66,9 @@ def test_a_rehearsals_times_are_kept_out_of_pages(tmp_path, capsys):
     rehearsal.write_text(SYNTHETIC.read_text().replace('"dry": false', '"dry": true'))
     page.write_text(f"{BEGIN}\nold\n{END}\n")
     assert main(["bench", "report", str(rehearsal)]) == 0
-    assert capsys.readouterr().out.startswith("**A rehearsal on a CPU: its times mean nothing.** driver 1.2.3, torch 0.1")
+    assert capsys.readouterr().out.startswith(
+        "**A rehearsal on a CPU: its times mean nothing.** driver 1.2.3, torch 0.1"
+    )
     assert main(["bench", "report", str(rehearsal), "--readme", str(page)]) == 1
     assert "is of a rehearsal on a CPU" in capsys.readouterr().err
     assert page.read_text() == f"{BEGIN}\nold\n{END}\n"

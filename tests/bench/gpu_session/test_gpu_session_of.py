@@ -13,7 +13,6 @@ from kinema.bench.gpu_session.question import Session
 from kinema.bench.gpu_session.results import wrong_line
 from kinema.bench.gpu_session.session import DrySession, GpuSession
 
-
 CUDA = torch.cuda
 
 
