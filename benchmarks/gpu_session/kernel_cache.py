@@ -113,22 +113,23 @@ def build(found: list[tuple[str, Launch]], arch: int, processes: int, until: flo
 
 def _key(launch: Launch) -> tuple[Any, ...]:
     """What Triton tells builds apart by, or a little more."""
-    constant = {parameter.name: parameter.is_constexpr for parameter in launch.kernel.params}
-    arguments = tuple(_kind(value, constant[name]) for name, value in launch.arguments.items())
+    parameters = {parameter.name: parameter for parameter in launch.kernel.params}
+    arguments = tuple(_kind(value, parameters[name]) for name, value in launch.arguments.items())
     return launch.kernel.__name__, arguments, str(launch.config)
 
 
-def _kind(value: Any, constant: bool) -> Any:
+def _kind(value: Any, parameter: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.dtype
     if isinstance(value, tuple):
-        return tuple(_kind(item, constant) for item in value)
-    if constant or value is None or isinstance(value, bool):
+        return tuple(_kind(item, parameter) for item in value)
+    if parameter.is_constexpr or value is None or isinstance(value, bool):
         return repr(value)
-    if isinstance(value, int):
-        return value == 1, value % 16 == 0, value >= 1 << 31
     if isinstance(value, float):
         return "float"
+    if isinstance(value, int):
+        wide = value >= 1 << 31
+        return wide if parameter.do_not_specialize else (wide, value == 1, value % 16 == 0)
     return value.base.dtype, tuple(value.block_shape)  # a descriptor
 
 
