@@ -11,6 +11,7 @@ line for each.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import json
 import os
@@ -95,6 +96,10 @@ def _triton(op: str) -> Implementation | None:
 
 def build(found: list[tuple[str, Launch]], arch: int, processes: int, until: float) -> Iterator[Built]:
     """Each in a process of its own, which a compiler may abort. until: when none is begun any more."""
+    with contextlib.suppress(ImportError):  # Triton's hash of itself takes a second: once, before there are many
+        from triton.runtime.cache import triton_key
+
+        triton_key()
     waiting = list(found)
     running: dict[int, tuple[str, Launch, float]] = {}
     while waiting or running:
