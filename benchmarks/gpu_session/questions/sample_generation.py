@@ -1,4 +1,4 @@
-"""The sample model generates, 20 steps: forwards as one CUDA graph and launch by launch; stages, and the frames' hash."""
+"""The sample model generates, 20 steps: forwards as one CUDA graph and launch by launch; stages, the frames' hash."""
 
 from __future__ import annotations
 

@@ -127,7 +127,8 @@ def wgmma(
     options = {"columns": columns, "products": products, "swizzle": swizzle, "a_rows_of_k": int(a_rows_of_k)}
     options |= {"b_rows_of_k": int(b_rows_of_k), "bits": bits}
     instruction = f"wgmma.mma_async.sync.aligned.m64n{columns}k{256 // bits}.f32.{kind}.{kind}"
-    return Vector(f"wgmma {kind} {options}", "wgmma", instruction, options, arrays)
+    said = ", ".join(f"{key} {value}" for key, value in options.items())
+    return Vector(f"wgmma {kind}, {said}", "wgmma", instruction, options, arrays)
 
 
 def tma(draw, swizzle):
