@@ -56,7 +56,7 @@ def _bare(compiled: Any, made: Launch) -> Callable[[], Any]:
 
 
 QUESTION = Question(
-    decides="where an eager launch's 50 to 100 µs go, and what a cache of compiled kernels would save",
+    decides="where the host's time for an eager launch goes, and what a cache of compiled kernels would save",
     serves="kernels/common/launch.py",
     value=6,
     seconds=25,

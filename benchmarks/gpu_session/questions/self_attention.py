@@ -38,7 +38,7 @@ def ask(session: Session) -> None:
 
 
 QUESTION = Question(
-    decides="which attention the plan ranks first, and how far a hand-written one has to go (the bar is 690 TFLOP/s)",
+    decides="which attention the plan ranks first, and how far a hand-written one would have to go",
     serves="attention",
     value=9,
     seconds=25,
