@@ -89,5 +89,6 @@ QUESTION = Question(
     serves="memory.py, activation_memory.py",
     value=7,
     seconds=40,
+    needs=("tokenizers",),
     ask=ask,
 )

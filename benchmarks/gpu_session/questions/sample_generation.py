@@ -41,5 +41,6 @@ QUESTION = Question(
     serves="the pipeline, cuda_graph",
     value=6,
     seconds=25,
+    needs=("tokenizers",),
     ask=ask,
 )

@@ -60,7 +60,7 @@ def _time(
         session.report(
             case,
             latents=list(latents.shape),
-            seconds=session.seconds(call, samples=3, flush=False),
+            seconds=session.seconds(call, samples=session.pick(2, 1), flush=False),
             peak_bytes=peak.allocated,
             reserved_bytes=peak.reserved,
             held_before_bytes=peak.before,
