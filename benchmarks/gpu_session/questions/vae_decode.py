@@ -73,7 +73,7 @@ def _vae(session: Session, config: WanVAEConfig, weights: Weights, backend: str)
 
 
 QUESTION = Question(
-    decides="what a decode takes and holds, and whether larger pieces are faster; 81 frames are 274 TFLOP",
+    decides="what a decode takes and holds, and whether larger pieces are faster",
     serves="the VAE's decoder, its memory prediction",
     value=8,
     seconds=45,
