@@ -7,6 +7,8 @@ SEED ?= 0
 MODEL ?= sample
 BENCH ?=
 FUZZ ?=
+DRY ?=
+ASK ?=
 MICRO := -q --benchmark-only --benchmark-max-time=0.3 --benchmark-columns=median,iqr,ops,rounds --benchmark-sort=name
 # the package index that pytorch.org/get-started names for your CUDA version or for CPU-only builds (README, "Install")
 TORCH_INDEX ?=
@@ -20,8 +22,8 @@ INSTALLED := $(VENV)/installed-$(shell ls -d kernels/*/ benchmarks/ | cksum | cu
 NATIVE := CMakeLists.txt $(wildcard csrc/*.cpp csrc/include/* csrc/cpu/*)
 CPP = git ls-files '*.c' '*.cpp' '*.cc' '*.h' '*.cu' '*.cuh' | xargs -r $(BIN)/clang-format
 
-.PHONY: video test test-slow test-gpu gpu-session mutants mutants-native sanitize tsan aot aot-update native bench fuzz tools \
-	lint format types clean
+.PHONY: video test test-slow test-gpu gpu-session mutants mutants-native sanitize tsan aot aot-update native bench fuzz
+.PHONY: tools lint format types clean
 
 video: $(INSTALLED)
 	@$(BIN)/kinema generate "$$PROMPT" --model "$(MODEL)" --output "$$OUT" --seed $(SEED)
@@ -36,6 +38,11 @@ test-gpu: $(VENV)/test-tools
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; \
 	then $(BIN)/pytest -m "not slow" tests/ops tests/triton tests/pipeline; \
 	else echo "skipped: torch sees no GPU on this machine (docs/gpu.md)"; fi
+
+# questions to a GPU, with the Python that has its torch and nothing installed; DRY=1 rehearses them on a CPU (docs/gpu.md)
+gpu-session:
+	@$(firstword $(wildcard $(BIN)/python) $(PYTHON)) benchmarks/source_tree.py build/gpu_session/tree bench gpu-session \
+	$(if $(DRY),--dry-run) $(ASK)
 
 # hours: wrong edits of every Triton kernel, which the tests must notice
 mutants: $(VENV)/test-tools
@@ -100,10 +107,7 @@ format: $(VENV)/lint-tools
 
 # mypy and editors follow files, not import hooks: this is the installed package as a tree of links to its sources
 types: $(VENV)/lint-tools
-	@rm -rf $(VENV)/types && mkdir -p $(VENV)/types/kinema/ops
-	@ln -s $(filter-out %/ops %/__pycache__,$(wildcard $(CURDIR)/engine/*)) $(VENV)/types/kinema
-	@ln -s $(filter-out %/__pycache__,$(wildcard $(CURDIR)/engine/ops/* $(CURDIR)/kernels/*)) $(VENV)/types/kinema/ops
-	@ln -s $(CURDIR)/benchmarks $(VENV)/types/kinema/bench
+	@$(BIN)/python benchmarks/source_tree.py $(VENV)/types
 	$(BIN)/mypy
 
 $(BIN)/python:
