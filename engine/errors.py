@@ -25,3 +25,7 @@ class OutputError(KinemaError, OSError):
 
 class Interrupted(KinemaError):
     """A callback or a signal stopped the run."""
+
+
+class KinemaWarning(UserWarning):
+    """Something was understood otherwise than it was said; the CLI prints it as one line and goes on."""

@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from kinema.checkpoints.json_object import read_object
 from kinema.config import from_config
 from kinema.errors import CheckpointError, RequestError
+from kinema.media.libraries import needed
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+RESAMPLING_FILTERS = 6  # pillow's, numbered from 0
+MAX_RESIZED_PIXELS = 2**24  # of an image that is resized before it is cropped: a very long one would become huge
 
 # What the file is called by, and what `from_dict` reads itself.
 IGNORED_KEYS = frozenset(
@@ -75,7 +81,7 @@ class ClipPreprocessor:
                 "crop": (crop["height"], crop["width"]),
             },
         )
-        if processor.resample not in set(Image.Resampling):
+        if processor.resample not in range(RESAMPLING_FILTERS):
             raise CheckpointError(f"resample={processor.resample!r} of an image processor is not a pillow filter")
         return processor
 
@@ -86,7 +92,7 @@ class ClipPreprocessor:
 
     def __call__(self, images: Image.Image | Sequence[Image.Image]) -> torch.Tensor:
         """One picture or several → pixel_values [B, 3, H, W] fp32."""
-        batch = [images] if isinstance(images, Image.Image) else list(images)
+        batch = list(images) if isinstance(images, Sequence) else [images]
         pixels = [self._pixels(image) for image in batch]
         if len({p.shape for p in pixels}) != 1:
             raise RequestError(
@@ -103,7 +109,9 @@ class ClipPreprocessor:
             raise RequestError(f"the image is of mode {image.mode}, this image processor takes RGB only; convert it")
         if self.do_resize:
             height, width = self._target(image.height, image.width)
-            image = image.resize((width, height), resample=Image.Resampling(self.resample))
+            if height * width > MAX_RESIZED_PIXELS:
+                raise RequestError(f"the image is {image.width}x{image.height}, too long a strip: crop it first")
+            image = image.resize((width, height), resample=self.resample)
         pixels = np.asarray(image).transpose(2, 0, 1)
         if self.do_center_crop:
             pixels = _center(pixels, self.crop)
@@ -126,6 +134,8 @@ class ClipPreprocessor:
 
 def _on_white(image: Image.Image) -> Image.Image:
     """RGB; what is transparent shows white."""
+    with needed("PIL", "an image processor"):
+        from PIL import Image
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)

@@ -93,8 +93,10 @@ class TokenizersCodec:
     """A tokenizer.json, through the tokenizers library."""
 
     def __init__(self, path: Path) -> None:
-        import tokenizers
-
+        try:
+            import tokenizers
+        except ImportError as error:
+            raise CheckpointError(f"{path} needs the tokenizers package: pip install tokenizers ({error})") from error
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
         except Exception as error:  # the library raises nothing more specific
