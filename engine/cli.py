@@ -7,15 +7,17 @@ import io
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import kinema
 from kinema import env
 from kinema.commands.output import drop_output
 from kinema.commands.parser import UsageError, VerbParser, Verbs
-from kinema.errors import KinemaError
+from kinema.errors import KinemaError, KinemaWarning
 
 VERBS: Verbs = {
     "generate": ("kinema.commands.generate", "make a video (or image) from a prompt"),
@@ -48,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal cannot show
     try:
-        with _stop_signals_raise():
+        with _stop_signals_raise(), _warnings_are_lines():
             code = _run(sys.argv[1:] if argv is None else argv)
             sys.stdout.flush()
             return code
@@ -110,6 +112,22 @@ def _stop_signals_raise() -> Iterator[None]:
     finally:
         for number in changed:
             signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def _warnings_are_lines() -> Iterator[None]:
+    """Show kinema's own warnings as its errors are shown, without the place in the program that they come from."""
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, KinemaWarning):
+            print(f"kinema: warning: {' '.join(str(message).split())}", file=sys.stderr)
+        else:
+            usual(message, category, *place, **more)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 if __name__ == "__main__":

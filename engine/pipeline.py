@@ -6,7 +6,6 @@ noise (seed) ────────── latents ┴─ denoise loop ─ VAE 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields, replace
@@ -18,11 +17,10 @@ from kinema import schedulers
 from kinema.batching import Rows, forward_together
 from kinema.checkpoints import ModelFolder
 from kinema.components import Components, Path
-from kinema.conditioning import Conditioning, condition, encode_video, video_length
+from kinema.conditioning import Conditioning, condition, encode_video, read_media
 from kinema.errors import CheckpointError, RequestError
 from kinema.geometry import Geometry
 from kinema.media.host_copy import to_host
-from kinema.media.inputs import load_video
 from kinema.media.postprocess import postprocess
 from kinema.memory import available_bytes, check_fits, experts, held_bytes, peak_bytes, predict
 from kinema.models.wan import WanConfig
@@ -106,8 +104,7 @@ class VideoPipeline:
         """Check the request against model and memory, encode its prompts and images, and draw its noise."""
         request = self.complete(request)
         shape = check_request(request, self.transformer_config, self.vae_config, self.folder.options)
-        prediction = predict(self.folder, request, self.ops.plan, self.options)
-        check_fits(prediction, available_bytes(self.ops.device) + held_bytes(self.ops.device), self.options)
+        self._check_memory(request)
         stats = Stats(backends={choice.op: choice.backend for choice in self.ops.plan.choices})
         generators = noise_generators(request, stats)
         grid = self.scheduler.grid(request.num_inference_steps)
@@ -178,16 +175,20 @@ class VideoPipeline:
         return VideoOutput(frames, self.defaults.fps, output_type, stats)
 
     def complete(self, request: GenerationRequest) -> GenerationRequest:
-        """The request with this model's defaults where it says nothing; a video sets its own length."""
-        if request.video is not None:
-            video = load_video(request.video) if isinstance(request.video, (str, os.PathLike)) else request.video
-            length = video_length(video)
-            if request.num_frames not in (None, length):
-                raise RequestError(f"num_frames is {request.num_frames}, the video has {length}: leave it out")
-            strength = self.defaults.strength if request.strength is None else request.strength
-            request = replace(request, video=video, num_frames=length, strength=strength)
+        """The request with this model's defaults where it says nothing, and its pictures and video read.
+
+        A video gives its own length where none is asked for. RequestError if a file cannot be read, or if the clip does
+        not fit into memory: a video is read only as far as it does.
+        """
         native = {name: getattr(self.defaults, name) for name in _DEFAULTED if getattr(request, name) is None}
-        return replace(request, **native)
+        if request.video is not None:
+            native.pop("num_frames", None)
+            native["strength"] = self.defaults.strength if request.strength is None else request.strength
+        return read_media(replace(request, **native), self.geometry, self._check_memory)
+
+    def _check_memory(self, request: GenerationRequest) -> None:
+        prediction = predict(self.folder, request, self.ops.plan, self.options)
+        check_fits(prediction, available_bytes(self.ops.device) + held_bytes(self.ops.device), self.options)
 
     def _expert(self, state: RequestState) -> str:
         boundary = self.folder.options.boundary_ratio

@@ -7,9 +7,9 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 
 from kinema.errors import KinemaError, RequestError
+from kinema.media.libraries import needed
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 
@@ -27,6 +27,8 @@ def postprocess(video: torch.Tensor, output_type: str) -> Any:
     if output_type == "np":
         return _unit_range(video).permute(0, 1, 3, 4, 2).float().cpu().contiguous().numpy()
     if output_type == "pil":
+        with needed("PIL", "output_type='pil'"):
+            from PIL import Image
         return [[Image.fromarray(frame) for frame in frames] for frames in to_uint8(video)]
     raise RequestError(f"output_type {output_type!r} is not known: wanted one of {', '.join(OUTPUT_TYPES)}")
 

@@ -120,7 +120,10 @@ class TokenizersCodec:
     """A tokenizer.json, through the tokenizers library."""
 
     def __init__(self, path: Path, rows: int | None) -> None:
-        import tokenizers
+        try:
+            import tokenizers
+        except ImportError as error:
+            raise CheckpointError(f"{path} needs the tokenizers package: pip install tokenizers ({error})") from error
 
         self._path = path
         text, growth = read_tokenizer(path, rows)
@@ -154,7 +157,7 @@ class SentencePieceCodec:
         except ImportError as error:
             raise CheckpointError(
                 f"{path.parent} has no tokenizer.json, only {path.name}, which needs the sentencepiece package: "
-                "pip install 'kinema[sentencepiece]'"
+                "pip install sentencepiece"
             ) from error
         self._path = path
         self._model = sentencepiece.SentencePieceProcessor()
