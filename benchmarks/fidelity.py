@@ -122,7 +122,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _deterministic(pipe: VideoPipeline) -> VideoPipeline:
-    pipe.scheduler = pipe.scheduler.without_noise()
+    pipe.scheduler = pipe.scheduler.core.without_noise()
     return pipe
 
 

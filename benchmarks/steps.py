@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kinema.commands.load import MODEL_HELP, add_load_arguments, load_options
+from kinema.commands.load import MODEL_HELP, add_load_arguments, open_to_measure
 from kinema.commands.output import emit
 from kinema.errors import RequestError
 
@@ -55,14 +55,13 @@ def _measure(arguments: argparse.Namespace) -> Report:
     import torch
 
     from kinema.bench.report import model_of, provenance
-    from kinema.pipeline import VideoPipeline
     from kinema.progress import steps_bar
     from kinema.sample.distance import FEATURES, distance_to_real, features
     from kinema.sample.source import World
 
     if arguments.prompts <= FEATURES:
         raise RequestError(f"{arguments.prompts} prompts: wanted more than {FEATURES}, the features of the distance")
-    pipe = VideoPipeline.from_pretrained(arguments.model, **load_options(arguments))
+    pipe = open_to_measure(arguments)
     world = World(arguments.seed + 1, pipe.defaults.height)
 
     def real(first: int) -> torch.Tensor:

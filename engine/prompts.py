@@ -9,24 +9,29 @@ from kinema.request import GenerationRequest
 from kinema.text.clean import clean_prompt
 
 
-def encode_prompts(components: Components, request: GenerationRequest, *, guided: bool) -> torch.Tensor:
-    """[R, L, C] in fp32: one row per sample, and with guidance the negative rows after them.
+def encode_prompts(
+    components: Components, request: GenerationRequest, *, guided: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(prompt, negative prompt) as [B, L, C] in fp32, a row per sample; without guidance there is no negative.
 
-    Rows are zero after a prompt's last token, up to max_sequence_length.
+    Texts are encoded to max_sequence_length, zero after their last token. Embeddings that are given keep the length
+    that they have, as in diffusers: Wan attends to the padding too.
     """
     prompts, negatives = request.prompt_embeds, request.negative_prompt_embeds
     texts = _listed(request.prompt, 1) if prompts is None else []
     negative_texts = _listed(request.negative_prompt or "", request.prompts) if guided and negatives is None else []
     if texts or negative_texts:
-        given = [embeds.shape[1] for embeds in (prompts, negatives) if embeds is not None]
-        length = given[0] if given else request.max_sequence_length
-        assert length is not None
-        encoded = encode_texts(components, [*texts, *negative_texts], length)
+        assert request.max_sequence_length is not None
+        encoded = encode_texts(components, [*texts, *negative_texts], request.max_sequence_length)
         prompts = encoded[: len(texts)] if texts else prompts
         negatives = encoded[len(texts) :] if negative_texts else negatives
-    rows = [embeds for embeds in (prompts, negatives if guided else None) if embeds is not None]
+    assert prompts is not None
     copies, device = request.num_videos_per_prompt, components.ops.device
-    return torch.cat([embeds.to(device, torch.float32).repeat_interleave(copies, dim=0) for embeds in rows])
+
+    def rows(embeds: torch.Tensor) -> torch.Tensor:
+        return embeds.to(device, torch.float32).repeat_interleave(copies, dim=0)
+
+    return rows(prompts), rows(negatives) if guided and negatives is not None else None
 
 
 def encode_texts(components: Components, texts: list[str], max_length: int) -> torch.Tensor:

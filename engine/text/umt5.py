@@ -16,6 +16,7 @@ import torch
 
 from kinema.checkpoints.weights import Shapes, Weights
 from kinema.config import Epsilon, Layers, Range, Size, from_config, origin
+from kinema.diffusers_names import DiffusersNames
 from kinema.errors import CheckpointError, RequestError, shown
 from kinema.ops import Ops
 from kinema.ops.attention import KV
@@ -203,7 +204,7 @@ class UMT5Block:
         return ops.linear(h.to(x.dtype), self.down, residual=x)
 
 
-class UMT5Encoder:
+class UMT5Encoder(DiffusersNames):
     """Tokens to the hidden states that condition the diffusion transformer."""
 
     def __init__(self, config: UMT5Config, weights: Weights, ops: Ops) -> None:
