@@ -29,7 +29,8 @@ Call::Call(Pool &pool, const kinema_control *control) : pool_(pool), control_(co
 
 void Call::run(int threads, int64_t tasks, Body body, void *data) {
     left_ = 0;
-    pool_.run(*this, threads, tasks, body, data);
+    if (!interrupted(0)) // or each of the runs that follow would gather the threads for nothing
+        pool_.run(*this, threads, tasks, body, data);
 }
 
 bool Call::interrupted(int thread) {

@@ -124,8 +124,10 @@ def interruptible(function: Callable[..., Any], *arguments: Any) -> int:
     control = listener.control
     control.flags = watched.control.flags if watched is not None else None
     control.flag_count = watched.control.flag_count if watched is not None else 0
-    status = int(function(*arguments, ctypes.byref(control)))
-    if listener.raised is not None:
-        raise listener.raised
+    try:
+        status = int(function(*arguments, ctypes.byref(control)))
+    finally:
+        if listener.raised is not None:
+            raise listener.raised
     _idle.append(listener)
     return status
