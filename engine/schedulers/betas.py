@@ -12,7 +12,7 @@ from kinema.config import Length, Range
 from kinema.errors import CheckpointError
 
 TrainTimesteps = Annotated[int, Range(2, 100_000)]
-Beta = Annotated[float, Range(0, 1)]
+Beta = Annotated[float, Range(1e-8, 0.999)]
 Spacing = Literal["linspace", "leading", "trailing"]
 StepsOffset = Annotated[int, Range(-100_000, 100_000)]
 
@@ -25,7 +25,7 @@ class BetaConfig:
     beta_start: Beta = 0.0001
     beta_end: Beta = 0.02
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
-    trained_betas: Annotated[tuple[Beta, ...], Length(2, 100_000)] | None = None
+    trained_betas: Annotated[tuple[float, ...], Range(0, 1), Length(2, 100_000)] | None = None
     rescale_betas_zero_snr: bool = False
 
 

@@ -72,7 +72,6 @@ class SchedulerCore(ABC):
         """K: sample, model output, history, noise."""
         return 2 + sum(self.delays) + int(self.has_noise)
 
-    @abstractmethod
     def grid(
         self,
         num_inference_steps: int | None = None,
@@ -84,8 +83,27 @@ class SchedulerCore(ABC):
         """The grid of `set_timesteps` with these arguments.
 
         mu: the shift of classes with use_dynamic_shifting (a logarithm where time_shift_type is exponential).
-        Raises RequestError for arguments that this class or configuration does not take.
+        Raises RequestError for arguments that this class or configuration does not take, or that give no finite levels.
         """
+        with np.errstate(all="ignore"):  # what is not finite is refused below
+            try:
+                grid = self._grid(num_inference_steps, sigmas, timesteps, mu)
+            except ArithmeticError as error:
+                raise self._no_levels() from error
+        if not bool(torch.isfinite(grid.timesteps.to(torch.float64)).all() and not grid.sigmas.isnan().any()):
+            raise self._no_levels()
+        return grid
+
+    @abstractmethod
+    def _grid(
+        self, num_inference_steps: int | None, sigmas: Numbers | None, timesteps: Numbers | None, mu: float | None
+    ) -> Grid:
+        """`grid`, before it is known to be finite."""
+
+    def _no_levels(self) -> RequestError:
+        return RequestError(
+            f"{self.class_name} with this configuration has no finite noise levels: its betas or its shift are extreme"
+        )
 
     @abstractmethod
     def _rows(self, grid: Grid, index: int, begin: int, eta: float, terms: Terms) -> Sequence[torch.Tensor]:
@@ -126,7 +144,7 @@ class SchedulerCore(ABC):
             at += depth
         terms = Terms(unit[0], unit[1], tuple(lines), unit[-1])
         table = torch.stack([row.to(torch.float64) for row in self._rows(grid, index, begin, eta, terms)])
-        if not bool(torch.isfinite(table).all()):
+        if not bool(torch.isfinite(table.to(torch.float32)).all()):  # which they are applied in
             raise RequestError(
                 f"{self.class_name} with this configuration has no finite update at step {index + 1} of {len(grid)} "
                 f"(sigma {float(grid.sigmas[index]):.6g} to {float(grid.sigmas[index + 1]):.6g}); diffusers returns "

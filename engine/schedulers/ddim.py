@@ -80,13 +80,8 @@ class DDIM(SchedulerCore):
     def draws_noise(self, eta: float = 0.0) -> bool:
         return eta > 0
 
-    def grid(
-        self,
-        num_inference_steps: int | None = None,
-        *,
-        sigmas: Numbers | None = None,
-        timesteps: Numbers | None = None,
-        mu: float | None = None,
+    def _grid(
+        self, num_inference_steps: int | None, sigmas: Numbers | None, timesteps: Numbers | None, mu: float | None
     ) -> Grid:
         """sigmas are √((1-ᾱ)/ᾱ), which the diffusers class does not keep (infinite at zero terminal SNR)."""
         self._refuse(sigmas=sigmas, timesteps=timesteps, mu=mu)

@@ -53,13 +53,8 @@ class DPMSolverMultistep(MultistepCore):
         algorithm = self.config.algorithm_type.removeprefix("sde-")
         return DPMSolverMultistep(replace(self.config, algorithm_type=algorithm))
 
-    def grid(
-        self,
-        num_inference_steps: int | None = None,
-        *,
-        sigmas: Numbers | None = None,
-        timesteps: Numbers | None = None,
-        mu: float | None = None,
+    def _grid(
+        self, num_inference_steps: int | None, sigmas: Numbers | None, timesteps: Numbers | None, mu: float | None
     ) -> Grid:
         """`timesteps`: integers of the training range, for configurations without a spacing of their own."""
         c = self.config

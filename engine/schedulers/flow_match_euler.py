@@ -63,13 +63,8 @@ class FlowMatchEulerDiscrete(SchedulerCore):
         slope = (c.max_shift - c.base_shift) / (c.max_image_seq_len - c.base_image_seq_len)
         return float(tokens * slope + (c.base_shift - slope * c.base_image_seq_len))
 
-    def grid(
-        self,
-        num_inference_steps: int | None = None,
-        *,
-        sigmas: Numbers | None = None,
-        timesteps: Numbers | None = None,
-        mu: float | None = None,
+    def _grid(
+        self, num_inference_steps: int | None, sigmas: Numbers | None, timesteps: Numbers | None, mu: float | None
     ) -> Grid:
         """timesteps fp32 = 1000·σ, unless `timesteps` are given: those are fed as they are, while the sigmas
         that come from them are shifted."""

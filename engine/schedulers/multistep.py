@@ -124,6 +124,8 @@ class MultistepCore(SchedulerCore):
 
     def _assembled(self, sigmas: np.ndarray, timesteps: np.ndarray, last: float) -> Grid:
         """Truncate timesteps to int64 and append the final sigma."""
+        if not (np.isfinite(sigmas).all() and np.isfinite(timesteps).all()):
+            raise self._no_levels()
         return Grid(
             timesteps=torch.from_numpy(timesteps).to(torch.int64),
             sigmas=torch.from_numpy(np.concatenate([sigmas, [last]]).astype(np.float32)),

@@ -45,13 +45,8 @@ class UniPCMultistep(MultistepCore):
         self._bh1 = config.solver_type == "bh1"
         self.delays = (1, config.solver_order)
 
-    def grid(
-        self,
-        num_inference_steps: int | None = None,
-        *,
-        sigmas: Numbers | None = None,
-        timesteps: Numbers | None = None,
-        mu: float | None = None,
+    def _grid(
+        self, num_inference_steps: int | None, sigmas: Numbers | None, timesteps: Numbers | None, mu: float | None
     ) -> Grid:
         """`sigmas` (with use_flow_sigmas only) are levels before the shift."""
         c = self.config
