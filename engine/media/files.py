@@ -98,7 +98,7 @@ def damage_is_refused(kind: str, name: StrPath | None = None) -> Iterator[None]:
 
 def unreadable(kind: str, name: StrPath | None, error: Exception) -> RequestError:
     """One line: what could not be read, and why."""
-    reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+    reason = str(getattr(error, "strerror", None) or error) or type(error).__name__
     return RequestError(f"cannot read {_named(kind, name)}: {' '.join(reason.split())}")
 
 

@@ -139,12 +139,12 @@ def frames_of(video: VideoInput) -> Iterable[Image.Image] | torch.Tensor:
         return _pictures(video.frames)
     if not isinstance(video, (list, tuple, np.ndarray, torch.Tensor)):
         raise RequestError(f"a video must be a path, a Video, frames, an array or a tensor, got {type(video).__name__}")
+    if isinstance(video, (np.ndarray, torch.Tensor)) and video.ndim != 4:
+        raise RequestError(f"a video must be an array [T, H, W, 3] or a tensor [T, 3, H, W], got {list(video.shape)}")
     if len(video) == 0:
         raise RequestError("the video has no frames")
     if isinstance(video, (list, tuple)):
         return _of_list(video)
-    if video.ndim != 4:
-        raise RequestError(f"a video must be an array [T, H, W, 3] or a tensor [T, 3, H, W], got {list(video.shape)}")
     return _pictures(video) if video.dtype in (np.uint8, torch.uint8) else _values(video)
 
 
@@ -176,6 +176,9 @@ def _of_list(video: Sequence[Any]) -> Iterable[Image.Image] | torch.Tensor:
         raise RequestError(f"the frames of a video must have one type and shape, got {shapes}")
     if video[0].dtype in (np.uint8, torch.uint8):
         return _pictures(video)
+    for frame in video:
+        if isinstance(frame, torch.Tensor):
+            _check_tensor(frame)
     return _values(np.stack(video) if isinstance(video[0], np.ndarray) else torch.stack(list(video)))
 
 

@@ -63,7 +63,7 @@ class AnimationReader:
                 for index, picture in enumerate(ImageSequence.Iterator(opened), -hidden):
                     check_size(*picture.size, MAX_FRAME_PIXELS, "video", self.path)
                     if index >= 0:
-                        frame = np.asarray(as_rgb(ImageOps.exif_transpose(picture)))
+                        frame = np.asarray(as_rgb(ImageOps.exif_transpose(picture), picture))
                         for _ in range(timing.repeats[index] if index < len(timing.repeats) else 1):
                             yield frame
 
@@ -72,14 +72,14 @@ def upright(picture: Image.Image) -> Image.Image:
     """A picture that someone has opened or made, in RGB and turned by its EXIF tag."""
     with damage_is_refused("image"):
         _check_undecoded(picture)
-        return as_rgb(ImageOps.exif_transpose(picture))
+        return as_rgb(ImageOps.exif_transpose(picture), picture)
 
 
-def as_rgb(picture: Image.Image) -> Image.Image:
+def as_rgb(picture: Image.Image, opened: Image.Image | None = None) -> Image.Image:
     """A new picture in RGB. Transparency is dropped, 16 bits become 8, floats in 0..1 become 0..255.
 
     Pillow's own conversion would clip what has more than 8 bits, to white mostly. RequestError if it is not known
-    which value is white.
+    which value is white; `opened` knows it, if `picture` is a turned copy of that.
     """
     _check_undecoded(picture)
     mode = picture.mode
@@ -87,10 +87,9 @@ def as_rgb(picture: Image.Image) -> Image.Image:
         picture = picture.convert(_THROUGH.get(mode, "RGBA"))
     if picture.mode in _DIRECTLY:
         return picture.convert("RGB")
-    if mode.startswith("I;16") or (mode == "I" and picture.format in ("PNG", "PPM")):
-        tags = getattr(picture, "tag_v2", {})
-        bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
-        white = 2**bits - 1
+    opened = opened or picture
+    if mode.startswith("I;16") or (mode == "I" and opened.format in ("PNG", "PPM")):
+        white = 2 ** getattr(opened, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))[0] - 1
         return _in_strips(picture, lambda values: (values.clip(0, white).astype(np.uint32) * 255 + white // 2) // white)
     if mode == "F":
         return _in_strips(picture, _from_unit)

@@ -16,8 +16,7 @@ from typing import BinaryIO
 import numpy as np
 
 MAX_BLOCKS = 1_000_000  # of a file whose structure is walked
-# Where a rate is looked for: more frames than that are no longer a video with pauses in it.
-MAX_FRAMES, MAX_RATE = 4096, 100
+MAX_FRAMES = 4096  # more than that are no longer a video with pauses in it
 MAX_NOTED_FRAMES = 100_000
 
 _NOTE = "kinema: {} frames at {}/{} fps"
@@ -56,19 +55,23 @@ def timing_of(durations: Sequence[Fraction], unit: int, comment: str = "") -> Ti
 
 
 def _repeats(durations: Sequence[Fraction], unit: int) -> list[int]:
-    """The fewest frames of one rate of which each stored frame starts on time, to within half a unit.
+    """The fewest frames of one rate of which each stored frame starts on time: exactly, or else rounded to `unit`.
 
     Where there is no such rate (a screen recording, say), each stored frame is one frame.
     """
     ends = np.cumsum(np.array([float(duration) for duration in durations]))
-    for total in range(len(ends), MAX_FRAMES + 1):
-        if total > len(ends) and total > MAX_RATE * ends[-1] / 1000:
-            break
-        counts = np.rint(ends * (total / ends[-1]))
-        repeats = np.diff(counts, prepend=0)
-        longest, shortest = ((ends + unit / 2) / counts.clip(1)).min(), ((ends - unit / 2) / counts.clip(1)).max()
-        if repeats.min() >= 1 and shortest <= longest + 1e-9:
-            return [int(count) for count in repeats]
+    # programs round to the nearest unit, or cut; an exact rate that is too high is only the unit's own
+    for slack, most in ((0.0, 50), (unit / 2, 100), (unit, 100)):
+        for total in range(len(ends), MAX_FRAMES + 1):
+            if total > len(ends) and total > most * ends[-1] / 1000:
+                break
+            counts = np.rint(ends * (total / ends[-1]))
+            repeats = np.diff(counts, prepend=0)
+            if repeats.min() < 1:
+                continue
+            longest, shortest = ((ends + slack) / counts).min(), ((ends - slack) / counts).max()
+            if shortest <= longest * (1 + 1e-9):
+                return [int(count) for count in repeats]
     return [1] * len(ends)
 
 
