@@ -40,7 +40,7 @@ def _time(session: Session, case: str, call: Callable[[], Any]) -> None:
 
 
 QUESTION = Question(
-    decides="where a forward spends what its ops alone do not account for: in kernels, between them, or in slower clocks",
+    decides="where the time goes that the ops of a forward do not account for: kernels, the gaps between them, or clocks",
     serves="the transformer's forward, cuda_graph",
     value=10,
     seconds=30,
