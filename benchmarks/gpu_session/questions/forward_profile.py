@@ -40,7 +40,7 @@ def _time(session: Session, case: str, call: Callable[[], Any]) -> None:
 
 
 QUESTION = Question(
-    decides="where a forward spends what its ops alone do not account for: in kernels, between them, in slower clocks",
+    decides="where the time of a forward goes that its ops do not account for: kernels, gaps between them, or clocks",
     serves="the transformer's forward, cuda_graph",
     value=10,
     seconds=30,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,9 +13,10 @@ from kinema.bench.gpu_session.drawn import Drawn
 from kinema.bench.gpu_session.question import Question, Session
 from kinema.bench.published_configs import PRESETS, UMT5_XXL, Published
 from kinema.bench.random_model import write_random_model
-from kinema.memory import predict
-from kinema.pipeline import VideoPipeline
-from kinema.request import GenerationRequest, RequestState
+
+if TYPE_CHECKING:  # they need libraries that a machine with a GPU may lack
+    from kinema.pipeline import VideoPipeline
+    from kinema.request import GenerationRequest, RequestState
 
 LAYERS = 4
 STEPS = 3  # eager, recorded, replayed
@@ -28,6 +29,9 @@ SMALL_VAE = {"base_dim": 8, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1}
 
 
 def ask(session: Session) -> None:
+    from kinema.pipeline import VideoPipeline
+    from kinema.request import GenerationRequest
+
     published = replace(PRESETS["wan2.1-t2v-1.3b"], text_encoder={**UMT5_XXL, **TEXT})
     with tempfile.TemporaryDirectory() as folder:
         _generate(session, Path(folder), session.pick(published, _small(published)))
@@ -37,6 +41,9 @@ def ask(session: Session) -> None:
 
 
 def _generate(session: Session, folder: Path, published: Published) -> None:
+    from kinema.pipeline import VideoPipeline
+    from kinema.request import GenerationRequest
+
     write_random_model(folder, published, dtype=torch.bfloat16, layers=session.pick(LAYERS, 1))
     pipe = VideoPipeline.from_pretrained(folder, device=str(session.device), precision="bf16")
     new, width = Drawn(session.device), pipe.transformer_config.text_dim
@@ -52,6 +59,8 @@ def _generate(session: Session, folder: Path, published: Published) -> None:
 
 def _measure(session: Session, case: str, pipe: VideoPipeline, request: GenerationRequest) -> None:
     """Stage by stage, what the caches of the stage before held is handed back. Every part stays loaded."""
+    from kinema.memory import predict
+
     request = pipe.complete(request)
     prediction = predict(pipe.folder, request, pipe.ops.plan, pipe.options)
     states: list[RequestState] = []

@@ -1,5 +1,7 @@
 """What is asked, in which order, and what is left for another run."""
 
+import re
+
 import pytest
 from planted import ends, question, results
 
@@ -84,3 +86,4 @@ def test_every_file_is_a_question_that_says_what_it_is_for():
         assert isinstance(found, Question), f"{name}: {found}"
         assert found.limit <= MAX_LIMIT and 1 <= found.value <= 10
         assert len(found.decides) > 20 and found.serves and not found.decides.endswith(".")
+        assert not re.search(r"\d ?(µs|ms|s|TFLOP|GB|%)\b", found.decides), f"{name}: a figure that no file has"
