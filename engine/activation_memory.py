@@ -166,9 +166,9 @@ def encode_bytes(config: WanVAEConfig, height: int, width: int, num_frames: int)
     return int(FP32 * (entering + past + largest))
 
 
-def encoder_bytes(height: int, width: int) -> int:
+def encoder_bytes(num_frames: int, height: int, width: int) -> int:
     """What libx264 keeps: the frames that it looks ahead at and refers to, at 1.5 bytes a pixel and as much again."""
-    return LOOKAHEAD_FRAMES * 3 * height * width
+    return min(num_frames, LOOKAHEAD_FRAMES) * 3 * height * width
 
 
 def frames_bytes(num_frames: int, height: int, width: int, batch: int = 1) -> int:

@@ -150,10 +150,9 @@ def _stage_work(
             image=latent[0] == 1,
             native=native,
         )
-        if streamed:  # a chunk as it was decoded, on its way to bytes, and what an encoder looks ahead at
-            chunk = min(num_frames, together * vae.scale_factor_temporal)
-            frames = request.samples * (3 * chunk * pixels // num_frames + encoder_bytes(height, width))
-            work["decode"] = Work(maps + frames)
+        if streamed:  # a chunk as it was decoded, three steps of it on its way to bytes, and what an encoder holds
+            chunk = frames_bytes(min(num_frames, together * vae.scale_factor_temporal), height, width)
+            work["decode"] = Work(maps + request.samples * (4 * chunk + encoder_bytes(num_frames, height, width)))
         else:  # the finished clip, an intermediate and the result
             clips = request.samples * pixels
             work["decode"] = Work(max(maps + clips, 3 * clips))

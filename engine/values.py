@@ -74,8 +74,10 @@ def prompts(name: str, value: Any) -> str | list[str]:
     for text in listed:
         if len(text) > MAX_LETTERS:
             raise RequestError(f"{name} has {len(text)} letters: wanted at most {MAX_LETTERS}, models read hundreds")
-        if any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise RequestError(f"{name} {shown(text)} is not Unicode: it holds half of a surrogate pair")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise RequestError(f"{name} {shown(text)} is not Unicode: it holds half of a surrogate pair") from None
     return list(value) if isinstance(value, list) else value
 
 
