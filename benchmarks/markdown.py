@@ -161,7 +161,7 @@ COLUMNS: tuple[Column, ...] = (
     ("", _name),
     ("median", _median),
     ("95 % interval", _interval),
-    ("p95", lambda row: _time(row["p95"]) if row.get("p95") else None),
+    ("p95", lambda row: duration(row["p95"]) if row.get("p95") else None),
     ("GFLOP/s", _rate("flops")),
     ("of the FMA peak", _share("of_peak")),
     ("GB/s", _rate("bytes")),

@@ -33,7 +33,7 @@ from kinema.parts import check_parts
 from kinema.progress import steps_bar
 from kinema.prompts import encode_prompts
 from kinema.request import GenerationRequest, noise_generators
-from kinema.request_checks import check_finite, check_request
+from kinema.request_checks import check_finite, check_request, warn_beyond_training
 from kinema.request_state import RequestState
 from kinema.running import each_within, running
 from kinema.schedulers import draw_noise
@@ -119,6 +119,7 @@ class VideoPipeline(DiffusersPipeline):
         core = self.components.scheduler.core
         shape = check_request(request, self.transformer_config, self.vae_config, self.folder.options, core)
         self._check_memory(request, streamed)
+        warn_beyond_training(request, self.defaults, "_kinema_defaults" in self.folder.index)
         stats = Stats.of(self.ops)
         generators, stats.seed = noise_generators(request)
         grid = core.grid(request.num_inference_steps)
