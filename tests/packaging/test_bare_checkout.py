@@ -67,7 +67,6 @@ def test_the_checkout_is_what_runs(bare, root):
     assert shown.stdout.strip() == str(bare.tree / "kinema" / "__init__.py")
 
 
-@pytest.mark.xfail(reason="media files are still imported with the pipeline", strict=False)
 def test_the_pipeline_imports_without_what_such_an_image_lacks(bare):
     assert bare().returncode == 0
     code = "import kinema.pipeline, kinema.bench.gpu_session.runner, sys; print(sys.modules['av'])"
