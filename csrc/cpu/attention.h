@@ -318,7 +318,7 @@ inline void query_task(void *data, int64_t task, int thread) {
         rows + 2 * cut.tiles * MR,
         rows + 3 * cut.tiles * MR};
     query.begin(run.row(thread), run.codes(thread));
-    if (run.a.indices != nullptr)
+    if (run.a.counts != nullptr)
         query.visit_listed();
     else
         query.visit(0, query.real.total);

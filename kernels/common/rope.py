@@ -83,7 +83,7 @@ class Rope:
         # [R, D/2] → [1, 1, R, D/2]; [B, R, D/2] → [B, 1, R, D/2]
         cos, sin = (t.to(part.dtype).unsqueeze(-3) for t in (self.cos, self.sin))
         if self.interleaved:
-            a, b = part.reshape(*part.shape[:-1], -1, 2).unbind(-1)
+            a, b = part.reshape(*part.shape[:-1], self.cos.shape[-1], 2).unbind(-1)
             rotated = torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
         else:
             a, b = part.chunk(2, dim=-1)

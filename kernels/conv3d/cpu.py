@@ -155,7 +155,7 @@ def _pack_winograd(native: Cpu, rows: torch.Tensor, tile: int) -> torch.Tensor:
     refuse_gradients(rows)
     rows = rows.detach().float().contiguous()
     shape = (rows.shape[-1], rows.shape[0], rows.shape[1], tile)
-    panels = aligned_bytes(native.library.kinema_winograd_packed_bytes(native.handle, *shape))
+    panels = aligned_bytes(native.size("kinema_winograd_packed_bytes", *shape))
     native.check(native.library.kinema_winograd_pack(native.handle, *shape, rows.data_ptr(), panels.data_ptr()))
     return panels
 

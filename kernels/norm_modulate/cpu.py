@@ -96,7 +96,6 @@ def norm_modulate(
     readable("x", x)
     batch, tokens, channels = x.shape
     given = readable_norm(Norm(eps, norm, weight, bias, scale, shift))
-    threads = torch.get_num_threads()
     y: torch.Tensor
     scales = None
     if quantize is None:
@@ -114,9 +113,12 @@ def norm_modulate(
         y.data_ptr(),
         *y.stride()[:2],
         address(scales),
-        workspace(4 * threads * channels) if scales is not None else None,
+        None,
         code,
-        threads,
+        torch.get_num_threads(),
     )
-    cpu().call("kinema_norm_modulate", arguments)
+    native = cpu()
+    if scales is not None:
+        arguments.workspace = workspace(native.ask("kinema_norm_modulate_workspace", arguments))
+    native.call("kinema_norm_modulate", arguments)
     return y if scales is None else Quantized(y, scales)

@@ -15,7 +15,6 @@ def quantize(x: torch.Tensor, kind: QuantKind) -> Quantized:
     rows = x.reshape(-1, channels)
     data = torch.empty(x.shape, dtype=torch.int8 if kind == "int8" else torch.float8_e4m3fn)
     scale = torch.empty(*x.shape[:-1], 1)
-    threads = torch.get_num_threads()
     arguments = NormModulateArguments(
         batch=1,
         tokens=rows.shape[0],
@@ -24,9 +23,10 @@ def quantize(x: torch.Tensor, kind: QuantKind) -> Quantized:
         x_stride_s=rows.stride(0),
         out=data.data_ptr(),
         out_scale=scale.data_ptr(),
-        workspace=workspace(4 * threads * channels),
         out_dtype=I8 if kind == "int8" else E4M3,
-        threads=threads,
+        threads=torch.get_num_threads(),
     )
-    cpu().call("kinema_norm_modulate", arguments)
+    native = cpu()
+    arguments.workspace = workspace(native.ask("kinema_norm_modulate_workspace", arguments))
+    native.call("kinema_norm_modulate", arguments)
     return Quantized(data, scale)

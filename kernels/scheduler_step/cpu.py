@@ -11,8 +11,6 @@ from kinema.ops.common import claim
 from kinema.ops.common.native import cpu, workspace
 from kinema.ops.scheduler_step import reference
 
-BLOCK = 256  # KINEMA_STEP_BLOCK of csrc/include/kinema.h
-
 
 class SchedulerStepArguments(ctypes.Structure):
     """kinema_scheduler_step_args of csrc/include/kinema.h."""
@@ -57,7 +55,6 @@ def scheduler_step(
         for buffer, _ in zip(given, range(outputs), strict=True)
     )
     table = coefficients.float().contiguous()
-    threads = torch.get_num_threads()
     addresses = (ctypes.c_int64 * (2 * (count + outputs)))(
         *(t.data_ptr() for t in wide),
         *(t.data_ptr() for t in results),
@@ -75,8 +72,10 @@ def scheduler_step(
         table.data_ptr(),
         first + 8 * count,
         first + 8 * (2 * count + outputs),
-        workspace(4 * threads * max(outputs, 1) * BLOCK),
-        threads,
+        None,
+        torch.get_num_threads(),
     )
-    cpu().call("kinema_scheduler_step", arguments)
+    native = cpu()
+    arguments.workspace = workspace(native.ask("kinema_scheduler_step_workspace", arguments))
+    native.call("kinema_scheduler_step", arguments)
     return results
