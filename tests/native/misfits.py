@@ -78,7 +78,7 @@ def _other_tensor(t, given, dice):
         }
     if not t.is_floating_point():  # lengths, indices, counts
         ways |= {
-            name: lambda number=number: torch.full_like(t, number)
+            name: lambda number=number: torch.full_like(t, min(number, torch.iinfo(t.dtype).max))
             for name, number in (("below", -1), ("beyond", 3000), ("far", 2**31 - 1))
         }
     return ways[dice.choice(list(ways))]()
