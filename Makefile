@@ -19,7 +19,7 @@ INSTALLED := $(VENV)/installed-$(shell ls -d kernels/*/ benchmarks/ | cksum | cu
 NATIVE := CMakeLists.txt $(wildcard csrc/*.cpp csrc/include/* csrc/cpu/*)
 CPP = git ls-files '*.c' '*.cpp' '*.cc' '*.h' '*.cu' '*.cuh' | xargs -r $(BIN)/clang-format
 
-.PHONY: video test test-slow test-gpu mutants mutants-native sanitize aot aot-update native bench lint format types clean
+.PHONY: video test test-slow test-gpu mutants mutants-native sanitize tsan aot aot-update native bench lint format types clean
 
 video: $(INSTALLED)
 	@$(BIN)/kinema generate "$$PROMPT" --model "$(MODEL)" --output "$$OUT" --seed $(SEED)
@@ -63,12 +63,20 @@ WATCHED = KINEMA_CPU_LIBRARY=$(CURDIR)/build/sanitize/libkinema_cpu.so PYTHONMAL
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 sanitize: $(VENV)/test-tools
-	@cmake -S . -B build/sanitize -DKINEMA_SANITIZE=ON > /dev/null
+	@cmake -S . -B build/sanitize -DKINEMA_SANITIZE=address,undefined > /dev/null
 	@cmake --build build/sanitize --parallel
 	@for isa in $$($(BIN)/python -c 'from kinema.ops.common import native; print(*native.instruction_sets())'); do \
 	echo "contract tests: $$isa"; KINEMA_CPU_ISA=$$isa $(WATCHED) $(BIN)/pytest -q -p no:cacheprovider \
 	tests/ops tests/native -k "cpu-cpu or direct-cpu or native" || exit; done
 	$(WATCHED) $(BIN)/python tests/native/random_calls.py
+
+# the native kernels' threads, driven by tests/native/threads.cpp: ThreadSanitizer must have nothing to report
+tsan:
+	@cmake -S . -B build/tsan -DKINEMA_SANITIZE=thread -DKINEMA_TABLES=avx2 > /dev/null
+	@cmake --build build/tsan --parallel
+	@$(CXX) -std=c++17 -g -O1 -fsanitize=thread -pthread -Icsrc/include tests/native/threads.cpp \
+	build/tsan/libkinema_cpu.so -Wl,-rpath,$(CURDIR)/build/tsan -o build/tsan/threads
+	TSAN_OPTIONS="halt_on_error=1 die_after_fork=0" build/tsan/threads
 
 # micro-benchmarks of the ops; make bench BENCH="peers --rounds 5" is one of kinema bench's verbs instead
 bench: $(VENV)/test-tools

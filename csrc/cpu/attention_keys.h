@@ -5,7 +5,6 @@
 #include <cstring>
 
 #include "kinema.h"
-#include "pool.h"
 
 namespace kinema {
 namespace KINEMA_ISA {

@@ -41,6 +41,19 @@ int32_t norm_placed(const kinema_norm &n) { return placed(4, {}, {n.weight, n.bi
 
 } // namespace
 
+int32_t check_control(const kinema_control *control) {
+    if (control == nullptr)
+        return KINEMA_OK;
+    int32_t status = placed(alignof(kinema_control), {control});
+    if (status == KINEMA_OK && (!are_sizes({control->flag_count, control->interval_ms})))
+        status = KINEMA_BAD_SIZE;
+    if (status == KINEMA_OK && control->flag_count > 0)
+        status = placed(alignof(int32_t *), {control->flags});
+    for (int64_t i = 0; status == KINEMA_OK && i < control->flag_count; ++i)
+        status = placed(4, {control->flags[i]});
+    return status;
+}
+
 // ---- linear
 
 int32_t check_linear_weight(int64_t in_features, int64_t out_features, int32_t dtype, int32_t gated) {

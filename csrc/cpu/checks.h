@@ -35,6 +35,9 @@ int32_t check_winograd_weight(int64_t in_channels, int64_t out_channels, int64_t
 // Of the memory that is packed, and the one that it is packed into.
 int32_t check_packing(const void *rows, int32_t dtype, const void *packed);
 
+// Of who may end a call; null: nobody.
+int32_t check_control(const kinema_control *control);
+
 inline bool are_threads(int32_t threads) { return threads >= 0 && threads <= KINEMA_MOST_THREADS; }
 
 } // namespace kinema

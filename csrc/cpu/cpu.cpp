@@ -89,14 +89,27 @@ int64_t workspace(const kinema_cpu *cpu, const Args *args, int64_t (*Table::*byt
     return (cpu->table->*bytes)(*args);
 }
 
-template <class Args> int32_t run(const kinema_cpu *cpu, const Args *args, void (*Table::*op)(const Args &, Pool &)) {
-    int32_t status = check(cpu, args);
+// A call that `control` may end, or, of a status that is none of success, no call.
+template <class Kernel>
+int32_t run(int32_t status, const kinema_cpu *cpu, const kinema_control *control, const Kernel &kernel) {
     if (status == KINEMA_OK)
-        status = check_memory(*args);
+        status = check_control(control);
     if (status != KINEMA_OK)
         return status == NOTHING_TO_DO ? KINEMA_OK : status;
-    (cpu->table->*op)(*args, cpu->pool);
-    return KINEMA_OK;
+    Call call(cpu->pool, control);
+    kernel(call);
+    return call.status();
+}
+
+template <class Args> int32_t check_all(const kinema_cpu *cpu, const Args *args) {
+    const int32_t status = check(cpu, args);
+    return status == KINEMA_OK ? check_memory(*args) : status;
+}
+
+template <class Args>
+int32_t
+run(const kinema_cpu *cpu, const Args *args, const kinema_control *control, void (*Table::*op)(const Args &, Call &)) {
+    return run(check_all(cpu, args), cpu, control, [&](Call &call) { (cpu->table->*op)(*args, call); });
 }
 
 // Of y = f(x), element by element.
@@ -136,6 +149,8 @@ const char *kinema_status_text(int32_t status) {
         return "out of memory";
     case KINEMA_BAD_OPTION:
         return "an option has no such value";
+    case KINEMA_INTERRUPTED:
+        return "the call was ended before it was done";
     case KINEMA_MISALIGNED:
         return "a pointer is not aligned as its numbers, packed weights or scratch must be";
     case KINEMA_BAD_INDEX:
@@ -212,13 +227,13 @@ int64_t kinema_linear_packed_bytes(
 
 int32_t kinema_linear_pack(
     const kinema_cpu *cpu, int64_t in_features, int64_t out_features, int32_t dtype, int32_t gated, const void *rows,
-    void *packed) {
+    void *packed, const kinema_control *control) {
     int32_t status = cpu == nullptr ? KINEMA_NO_POINTER : check_linear_weight(in_features, out_features, dtype, gated);
     if (status == KINEMA_OK)
         status = check_packing(rows, dtype, packed);
-    if (status == KINEMA_OK)
-        cpu->table->linear_pack(in_features, out_features, dtype, gated, rows, packed);
-    return status == NOTHING_TO_DO ? KINEMA_OK : status;
+    return run(status, cpu, control, [&](Call &call) {
+        cpu->table->linear_pack(in_features, out_features, dtype, gated, rows, packed, call);
+    });
 }
 
 int32_t kinema_linear_code_top(const kinema_cpu *cpu) {
@@ -233,46 +248,56 @@ int64_t kinema_linear_workspace(const kinema_cpu *cpu, const kinema_linear_args 
     return workspace(cpu, args, &Table::linear_workspace);
 }
 
-int32_t kinema_linear(const kinema_cpu *cpu, const kinema_linear_args *args) { return run(cpu, args, &Table::linear); }
+int32_t kinema_linear(const kinema_cpu *cpu, const kinema_linear_args *args, const kinema_control *control) {
+    return run(cpu, args, control, &Table::linear);
+}
 
 int64_t kinema_norm_modulate_workspace(const kinema_cpu *cpu, const kinema_norm_modulate_args *args) {
     return workspace(cpu, args, &Table::norm_modulate_workspace);
 }
 
-int32_t kinema_norm_modulate(const kinema_cpu *cpu, const kinema_norm_modulate_args *args) {
-    return run(cpu, args, &Table::norm_modulate);
+int32_t
+kinema_norm_modulate(const kinema_cpu *cpu, const kinema_norm_modulate_args *args, const kinema_control *control) {
+    return run(cpu, args, control, &Table::norm_modulate);
 }
 
-int32_t kinema_qk_norm_rope(const kinema_cpu *cpu, const kinema_qk_norm_rope_args *args) {
-    return run(cpu, args, &Table::qk_norm_rope);
+int32_t
+kinema_qk_norm_rope(const kinema_cpu *cpu, const kinema_qk_norm_rope_args *args, const kinema_control *control) {
+    return run(cpu, args, control, &Table::qk_norm_rope);
 }
 
 int64_t kinema_scheduler_step_workspace(const kinema_cpu *cpu, const kinema_scheduler_step_args *args) {
     return workspace(cpu, args, &Table::scheduler_step_workspace);
 }
 
-int32_t kinema_scheduler_step(const kinema_cpu *cpu, const kinema_scheduler_step_args *args) {
-    return run(cpu, args, &Table::scheduler_step);
+int32_t
+kinema_scheduler_step(const kinema_cpu *cpu, const kinema_scheduler_step_args *args, const kinema_control *control) {
+    return run(check_all(cpu, args), cpu, control, [&](Call &call) {
+        if (call.interrupted(0))
+            return;
+        Call whole(cpu->pool, nullptr); // its terms would be half of this step and half of the last
+        cpu->table->scheduler_step(*args, whole);
+    });
 }
 
 int64_t kinema_attention_workspace(const kinema_cpu *cpu, const kinema_attention_args *args) {
     return workspace(cpu, args, &Table::attention_workspace);
 }
 
-int32_t kinema_attention(const kinema_cpu *cpu, const kinema_attention_args *args) {
-    return run(cpu, args, &Table::attention);
+int32_t kinema_attention(const kinema_cpu *cpu, const kinema_attention_args *args, const kinema_control *control) {
+    return run(cpu, args, control, &Table::attention);
 }
 
 int64_t kinema_patch_embed_workspace(const kinema_cpu *cpu, const kinema_patch_embed_args *args) {
     return workspace(cpu, args, &Table::patch_embed_workspace);
 }
 
-int32_t kinema_patch_embed(const kinema_cpu *cpu, const kinema_patch_embed_args *args) {
-    return run(cpu, args, &Table::patch_embed);
+int32_t kinema_patch_embed(const kinema_cpu *cpu, const kinema_patch_embed_args *args, const kinema_control *control) {
+    return run(cpu, args, control, &Table::patch_embed);
 }
 
-int32_t kinema_unpatchify(const kinema_cpu *cpu, const kinema_unpatchify_args *args) {
-    return run(cpu, args, &Table::unpatchify);
+int32_t kinema_unpatchify(const kinema_cpu *cpu, const kinema_unpatchify_args *args, const kinema_control *control) {
+    return run(cpu, args, control, &Table::unpatchify);
 }
 
 int64_t kinema_winograd_packed_bytes(
@@ -286,20 +311,22 @@ int64_t kinema_winograd_packed_bytes(
 
 int32_t kinema_winograd_pack(
     const kinema_cpu *cpu, int64_t in_channels, int64_t out_channels, int64_t kernel_t, int32_t tile,
-    const float *weight, void *packed) {
+    const float *weight, void *packed, const kinema_control *control) {
     int32_t status =
         cpu == nullptr ? KINEMA_NO_POINTER : check_winograd_weight(in_channels, out_channels, kernel_t, tile);
     if (status == KINEMA_OK)
         status = check_packing(weight, KINEMA_F32, packed);
-    if (status == KINEMA_OK)
-        cpu->table->winograd_pack(in_channels, out_channels, kernel_t, tile, weight, packed);
-    return status == NOTHING_TO_DO ? KINEMA_OK : status;
+    return run(status, cpu, control, [&](Call &call) {
+        cpu->table->winograd_pack(in_channels, out_channels, kernel_t, tile, weight, packed, call);
+    });
 }
 
 int64_t kinema_conv3d_workspace(const kinema_cpu *cpu, const kinema_conv3d_args *args) {
     return workspace(cpu, args, &Table::conv3d_workspace);
 }
 
-int32_t kinema_conv3d(const kinema_cpu *cpu, const kinema_conv3d_args *args) { return run(cpu, args, &Table::conv3d); }
+int32_t kinema_conv3d(const kinema_cpu *cpu, const kinema_conv3d_args *args, const kinema_control *control) {
+    return run(cpu, args, control, &Table::conv3d);
+}
 
 } // extern "C"

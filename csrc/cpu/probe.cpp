@@ -43,7 +43,7 @@ kinema_probe_arithmetic(const kinema_cpu *cpu, int32_t dtype, int64_t steps, int
         if (task == 0)
             mine.done = done;
     };
-    cpu->pool.run(threads, threads, body, &work);
+    Call(cpu->pool, nullptr).run(threads, threads, body, &work);
     *operations = work.done * threads;
     return KINEMA_OK;
 }
@@ -59,7 +59,7 @@ int32_t kinema_probe_copy(const kinema_cpu *cpu, const void *from, void *to, int
         const int64_t begin = all.bytes * task / all.parts, end = all.bytes * (task + 1) / all.parts;
         std::memcpy(all.to + begin, all.from + begin, static_cast<size_t>(end - begin));
     };
-    cpu->pool.run(threads, threads, body, &work);
+    Call(cpu->pool, nullptr).run(threads, threads, body, &work);
     return KINEMA_OK;
 }
 

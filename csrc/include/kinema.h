@@ -35,7 +35,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a struct or a function below changes. */
-#define KINEMA_ABI_VERSION 6
+#define KINEMA_ABI_VERSION 7
 
 enum kinema_status {
     KINEMA_OK = 0,
@@ -46,8 +46,9 @@ enum kinema_status {
     KINEMA_NO_POINTER = 5,      /* a pointer that is needed is null */
     KINEMA_NO_MEMORY = 6,
     KINEMA_BAD_OPTION = 7,
-    KINEMA_MISALIGNED = 9, /* numbers that are not at a multiple of their size, packed weights or scratch not at 64 */
-    KINEMA_BAD_INDEX = 10  /* a length, a count or an index lies beyond what there is */
+    KINEMA_INTERRUPTED = 8, /* its kinema_control ended the call: see there */
+    KINEMA_MISALIGNED = 9,  /* numbers that are not at a multiple of their size, packed weights or scratch not at 64 */
+    KINEMA_BAD_INDEX = 10   /* a length, a count or an index lies beyond what there is */
 };
 
 #define KINEMA_MOST_THREADS 4096
@@ -85,6 +86,20 @@ typedef void (*kinema_parallel)(void (*body)(void *data), void *data, unsigned t
  * at first. Not while calls run. A forked child goes back to threads of its own. */
 KINEMA_API int32_t kinema_cpu_use_threads(kinema_cpu *cpu, kinema_parallel parallel);
 
+/* Who may end a call before it is done; null in its place: nobody. All threads of a call look at the flags and the one
+ * that called also calls `poll`, while it works and while it waits for the others. They do so every few milliseconds at
+ * the most. Soon after a flag is not 0 or `poll` returned something else than 0 the call returns KINEMA_INTERRUPTED,
+ * and `poll` is not called again by it. What the call was writing (results, caches, packed weights) is then partly
+ * written, partly not. kinema_scheduler_step, which is short, looks before it begins and never stops halfway. */
+typedef int32_t (*kinema_poll)(void *data);
+typedef struct kinema_control {
+    const int32_t *const *flags; /* [flag_count], which any thread may set meanwhile, with an atomic store */
+    int64_t flag_count;
+    kinema_poll poll; /* may call these functions, and must return; NULL: there are flags only */
+    void *data;
+    int32_t interval_ms; /* between calls of `poll`, or a few milliseconds more; 0: at every look */
+} kinema_control;
+
 /* y[i] = activation(x[i]), in fp32. */
 KINEMA_API int32_t kinema_activate(const kinema_cpu *cpu, int32_t activation, int64_t count, const float *x, float *y);
 /* y[i] = e^x[i], in fp32; results below the smallest normal number are cut to about it. */
@@ -114,7 +129,7 @@ KINEMA_API int64_t kinema_linear_packed_bytes(
 /* rows: dense [out_features, in_features], of a gated weight the gate's rows first. packed: 64-byte aligned. */
 KINEMA_API int32_t kinema_linear_pack(
     const kinema_cpu *cpu, int64_t in_features, int64_t out_features, int32_t dtype, int32_t gated, const void *rows,
-    void *packed);
+    void *packed, const kinema_control *control);
 
 typedef struct kinema_linear_args {
     /* the input: batch x tokens rows of x_features, behind which come x2's features (in_features in all) */
@@ -149,7 +164,7 @@ typedef struct kinema_linear_args {
 } kinema_linear_args;
 
 KINEMA_API int64_t kinema_linear_workspace(const kinema_cpu *cpu, const kinema_linear_args *args);
-KINEMA_API int32_t kinema_linear(const kinema_cpu *cpu, const kinema_linear_args *args);
+KINEMA_API int32_t kinema_linear(const kinema_cpu *cpu, const kinema_linear_args *args, const kinema_control *control);
 /* What an fp32 x is rounded to for an int8 weight: x = scale * (code - zero) with codes of 0 to this number and, for a
  * token, scale = max(max(x, 0) - min(x, 0), 1e-12) / top, zero = round(-min(x, 0) / scale), code = round(x / scale) +
  * zero. 255, or 127 where an instruction set has no product of all 8 bits. */
@@ -177,7 +192,8 @@ typedef struct kinema_norm_modulate_args {
 } kinema_norm_modulate_args;
 
 KINEMA_API int64_t kinema_norm_modulate_workspace(const kinema_cpu *cpu, const kinema_norm_modulate_args *args);
-KINEMA_API int32_t kinema_norm_modulate(const kinema_cpu *cpu, const kinema_norm_modulate_args *args);
+KINEMA_API int32_t
+kinema_norm_modulate(const kinema_cpu *cpu, const kinema_norm_modulate_args *args, const kinema_control *control);
 
 /* x [batch, tokens, heads * head_dim] -> out [batch, heads, tokens, head_dim], each head dense over tokens and channels
  */
@@ -199,7 +215,8 @@ typedef struct kinema_qk_norm_rope_args {
     int32_t threads;
 } kinema_qk_norm_rope_args;
 
-KINEMA_API int32_t kinema_qk_norm_rope(const kinema_cpu *cpu, const kinema_qk_norm_rope_args *args);
+KINEMA_API int32_t
+kinema_qk_norm_rope(const kinema_cpu *cpu, const kinema_qk_norm_rope_args *args, const kinema_control *control);
 
 /* ---- scheduler_step: out[m] = sum over k of coefficients[b, m, k] * terms[k] ---- */
 
@@ -216,7 +233,8 @@ typedef struct kinema_scheduler_step_args {
 } kinema_scheduler_step_args;
 
 KINEMA_API int64_t kinema_scheduler_step_workspace(const kinema_cpu *cpu, const kinema_scheduler_step_args *args);
-KINEMA_API int32_t kinema_scheduler_step(const kinema_cpu *cpu, const kinema_scheduler_step_args *args);
+KINEMA_API int32_t
+kinema_scheduler_step(const kinema_cpu *cpu, const kinema_scheduler_step_args *args, const kinema_control *control);
 
 /* ---- attention ---- */
 
@@ -256,7 +274,8 @@ typedef struct kinema_attention_args {
 } kinema_attention_args;
 
 KINEMA_API int64_t kinema_attention_workspace(const kinema_cpu *cpu, const kinema_attention_args *args);
-KINEMA_API int32_t kinema_attention(const kinema_cpu *cpu, const kinema_attention_args *args);
+KINEMA_API int32_t
+kinema_attention(const kinema_cpu *cpu, const kinema_attention_args *args, const kinema_control *control);
 
 /* ---- patches and convolutions ---- */
 
@@ -278,7 +297,8 @@ typedef struct kinema_patch_embed_args {
 } kinema_patch_embed_args;
 
 KINEMA_API int64_t kinema_patch_embed_workspace(const kinema_cpu *cpu, const kinema_patch_embed_args *args);
-KINEMA_API int32_t kinema_patch_embed(const kinema_cpu *cpu, const kinema_patch_embed_args *args);
+KINEMA_API int32_t
+kinema_patch_embed(const kinema_cpu *cpu, const kinema_patch_embed_args *args, const kinema_control *control);
 
 /* Tokens [batch, t * h * w, patch of channels] back to a dense video [batch, channels, t * pt, h * ph, w * pw]. */
 typedef struct kinema_unpatchify_args {
@@ -290,7 +310,8 @@ typedef struct kinema_unpatchify_args {
     int32_t threads;
 } kinema_unpatchify_args;
 
-KINEMA_API int32_t kinema_unpatchify(const kinema_cpu *cpu, const kinema_unpatchify_args *args);
+KINEMA_API int32_t
+kinema_unpatchify(const kinema_cpu *cpu, const kinema_unpatchify_args *args, const kinema_control *control);
 
 /* conv(past frames ++ upsample(act(norm(x)))) + bias + residual, channels last; the weight is packed by
    kinema_linear_pack from [out_channels, kernel_t * kernel_h * kernel_w * in_channels], or, where kernel_h = kernel_w =
@@ -323,10 +344,10 @@ KINEMA_API int64_t kinema_winograd_packed_bytes(
 /* packed: 64-byte aligned */
 KINEMA_API int32_t kinema_winograd_pack(
     const kinema_cpu *cpu, int64_t in_channels, int64_t out_channels, int64_t kernel_t, int32_t tile,
-    const float *weight, void *packed);
+    const float *weight, void *packed, const kinema_control *control);
 
 KINEMA_API int64_t kinema_conv3d_workspace(const kinema_cpu *cpu, const kinema_conv3d_args *args);
-KINEMA_API int32_t kinema_conv3d(const kinema_cpu *cpu, const kinema_conv3d_args *args);
+KINEMA_API int32_t kinema_conv3d(const kinema_cpu *cpu, const kinema_conv3d_args *args, const kinema_control *control);
 
 /* ---- what the machine can do at most ---- */
 

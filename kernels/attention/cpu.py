@@ -9,6 +9,7 @@ import torch
 from kinema.ops.attention import KV, BlockCausal, BlockList, reference
 from kinema.ops.common import QuantKind, claim
 from kinema.ops.common.native import address, cpu, readable, rope_table, workspace
+from kinema.ops.common.threads import thread_count
 
 _Two, _Three = ctypes.c_int64 * 2, ctypes.c_int64 * 3
 _TwoPointers, _ThreePointers = ctypes.c_void_p * 2, ctypes.c_void_p * 3
@@ -151,7 +152,7 @@ def attention(
         interleaved=(ctypes.c_int32 * 3)(*(s.rope is not None and s.rope.interleaved for s in segments)),
         scale=head_dim**-0.5 if scale is None else scale,
         quantize=int(quantize == "int8"),
-        threads=torch.get_num_threads(),
+        threads=thread_count(),
     )
     if residual is not None:
         arguments.residual_stride_b, arguments.residual_stride_s = residual.stride()[:2]

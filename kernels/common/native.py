@@ -20,10 +20,12 @@ from typing import Any
 import torch
 
 from kinema.ops.common.capability import Implementation, Target
+from kinema.ops.common.interrupts import Interrupted, interruptible
 from kinema.ops.common.pages import aligned_bytes
 from kinema.ops.common.rope import Rope
+from kinema.ops.common.threads import survive_forks
 
-ABI_VERSION = 6  # of csrc/include/kinema.h
+ABI_VERSION = 7  # of csrc/include/kinema.h
 ISA_VARIABLE = "KINEMA_CPU_ISA"  # forces an instruction set: portable, avx2, avx512, avx512vnni, avx512bf16
 LIBRARY_VARIABLE = "KINEMA_CPU_LIBRARY"  # another build of the library: make sanitize
 LIBRARY = Path(os.environ.get(LIBRARY_VARIABLE) or Path(__file__).with_name("libkinema_cpu.so"))
@@ -37,6 +39,8 @@ DTYPES = {
     torch.int8: I8,
 }
 ACTIVATIONS = {"none": 0, "gelu": 1, "gelu_tanh": 2, "quick_gelu": 3, "silu": 4}
+
+INTERRUPTED = 8
 
 WITH_WORKSPACE = ("linear", "attention", "patch_embed", "conv3d", "norm_modulate", "scheduler_step")
 OPS = (*WITH_WORKSPACE, "qk_norm_rope", "unpatchify")
@@ -53,10 +57,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "kinema_linear_packed_bytes": (_INT64, [_POINTER, _INT64, _INT64, _INT32, _INT32]),
     "kinema_linear_code_top": (_INT32, [_POINTER]),
     "kinema_linear_multiplies_bf16": (_INT32, [_POINTER]),
-    "kinema_linear_pack": (_INT32, [_POINTER, _INT64, _INT64, _INT32, _INT32, _POINTER, _POINTER]),
+    "kinema_linear_pack": (_INT32, [_POINTER, _INT64, _INT64, _INT32, _INT32, *[_POINTER] * 3]),
     "kinema_winograd_packed_bytes": (_INT64, [_POINTER, _INT64, _INT64, _INT64, _INT32]),
-    "kinema_winograd_pack": (_INT32, [_POINTER, _INT64, _INT64, _INT64, _INT32, _POINTER, _POINTER]),
-    **{f"kinema_{op}": (_INT32, [_POINTER, _POINTER]) for op in OPS},
+    "kinema_winograd_pack": (_INT32, [_POINTER, _INT64, _INT64, _INT64, _INT32, *[_POINTER] * 3]),
+    **{f"kinema_{op}": (_INT32, [_POINTER, _POINTER, _POINTER]) for op in OPS},
     **{f"kinema_{op}_workspace": (_INT64, [_POINTER, _POINTER]) for op in WITH_WORKSPACE},
 }
 
@@ -70,8 +74,21 @@ class Cpu:
     library: ctypes.CDLL
 
     def call(self, name: str, arguments: ctypes.Structure) -> None:
-        """An op that takes a struct of arguments; a status that is not success is raised as its sentence."""
-        self.check(getattr(self.library, name)(self.handle, ctypes.byref(arguments)))
+        """An op that takes a struct of arguments; a status that is not success is raised as its sentence.
+
+        Interrupted, or what the handler of a signal raised: then results, and what else the op writes to (`out`, a
+        residual that it is added to in place, a `cache`), are partly written.
+        """
+        # this thread's scratch is taken: the handler of a signal may call an op too
+        scratch, _local.workspace = getattr(_local, "workspace", None), None
+        try:
+            self.check(interruptible(getattr(self.library, name), self.handle, ctypes.byref(arguments)))
+        finally:
+            _local.workspace = scratch
+
+    def pack(self, name: str, *arguments: int) -> None:
+        """A weight's packing: its sizes, where it lies and where to."""
+        self.check(interruptible(getattr(self.library, name), self.handle, *arguments))
 
     def ask(self, name: str, arguments: ctypes.Structure) -> int:
         """The bytes that a function asks for, of a struct of arguments; refused as a call with them is."""
@@ -85,6 +102,8 @@ class Cpu:
         return found
 
     def check(self, status: int) -> None:
+        if status == INTERRUPTED:
+            raise Interrupted("a flag was set: the native call ended before it was done")
         if status:
             raise ValueError(f"native kernel: {_text(self.library, status)}")
 
@@ -138,6 +157,7 @@ def described() -> str:
 @lru_cache(maxsize=8)
 def _cpu(isa: str | None) -> Cpu | str:
     """The kernels of an instruction set, or why there are none."""
+    survive_forks()
     library, reason = _load()
     if library is None:
         return reason
@@ -263,7 +283,7 @@ def pack_panels(native: Cpu, rows: torch.Tensor) -> torch.Tensor:
     rows = rows.detach().float().contiguous()
     shape = (rows.shape[1], rows.shape[0], F32, 0)
     panels = aligned_bytes(native.size("kinema_linear_packed_bytes", *shape))
-    native.check(native.library.kinema_linear_pack(native.handle, *shape, rows.data_ptr(), panels.data_ptr()))
+    native.pack("kinema_linear_pack", *shape, rows.data_ptr(), panels.data_ptr())
     return panels
 
 

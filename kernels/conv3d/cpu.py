@@ -23,6 +23,7 @@ from kinema.ops.common.native import (
     workspace,
 )
 from kinema.ops.common.pages import aligned_bytes
+from kinema.ops.common.threads import thread_count
 from kinema.ops.conv3d import Conv3dWeight
 
 
@@ -156,7 +157,7 @@ def _pack_winograd(native: Cpu, rows: torch.Tensor, tile: int) -> torch.Tensor:
     rows = rows.detach().float().contiguous()
     shape = (rows.shape[-1], rows.shape[0], rows.shape[1], tile)
     panels = aligned_bytes(native.size("kinema_winograd_packed_bytes", *shape))
-    native.check(native.library.kinema_winograd_pack(native.handle, *shape, rows.data_ptr(), panels.data_ptr()))
+    native.pack("kinema_winograd_pack", *shape, rows.data_ptr(), panels.data_ptr())
     return panels
 
 
@@ -221,7 +222,7 @@ def conv3d(
         None,
         ACTIVATIONS[activation],
         weight.winograd,
-        torch.get_num_threads(),
+        thread_count(),
     )
     arguments.workspace = workspace(weight.cpu.ask("kinema_conv3d_workspace", arguments))
     weight.cpu.call("kinema_conv3d", arguments)

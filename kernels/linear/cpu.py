@@ -23,6 +23,7 @@ from kinema.ops.common.native import (
     workspace,
 )
 from kinema.ops.common.pages import aligned_bytes
+from kinema.ops.common.threads import thread_count
 from kinema.ops.linear import Activation, LinearWeight, reference
 from kinema.ops.norm_modulate import Norm
 from kinema.ops.norm_modulate.cpu import norm_arguments, readable_norm
@@ -114,7 +115,7 @@ def pack_linear(
     shape = (packed.in_features, packed.out_features, dtype, int(packed.gated))
     rows = packed.weight.detach().contiguous()
     panels = aligned_bytes(native.size("kinema_linear_packed_bytes", *shape))
-    native.check(native.library.kinema_linear_pack(native.handle, *shape, rows.data_ptr(), panels.data_ptr()))
+    native.pack("kinema_linear_pack", *shape, rows.data_ptr(), panels.data_ptr())
     bias_rows = packed.bias.detach().contiguous() if packed.bias is not None else None
     return CpuWeight(
         packed.in_features,
@@ -198,7 +199,7 @@ def linear(
         weight.gated,
         weight.quantize and scale is None,
         ACTIVATIONS[activation],
-        torch.get_num_threads(),
+        thread_count(),
     )
     arguments.workspace = workspace(weight.cpu.ask("kinema_linear_workspace", arguments))
     weight.cpu.call("kinema_linear", arguments)

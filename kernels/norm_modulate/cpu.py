@@ -10,6 +10,7 @@ import torch
 
 from kinema.ops.common import Quantized, QuantKind, claim, group_strides
 from kinema.ops.common.native import E4M3, F32, I8, address, cpu, fp32, readable, workspace
+from kinema.ops.common.threads import thread_count
 from kinema.ops.norm_modulate import Norm, NormKind
 
 NORMS = {"rms": 1, "layer": 2}
@@ -115,7 +116,7 @@ def norm_modulate(
         address(scales),
         None,
         code,
-        torch.get_num_threads(),
+        thread_count(),
     )
     native = cpu()
     if scales is not None:

@@ -9,6 +9,7 @@ import torch
 
 from kinema.ops.common import Target, claim
 from kinema.ops.common.native import Cpu, address, cpu, fp32, pack_panels, workspace
+from kinema.ops.common.threads import thread_count
 from kinema.ops.patch_embed import PatchEmbedWeight
 
 
@@ -99,7 +100,7 @@ def patch_embed(
         y.data_ptr(),
         *y.stride()[:2],
         None,
-        torch.get_num_threads(),
+        thread_count(),
     )
     arguments.workspace = workspace(weight.cpu.ask("kinema_patch_embed_workspace", arguments))
     weight.cpu.call("kinema_patch_embed", arguments)

@@ -8,6 +8,7 @@ import torch
 
 from kinema.ops.common import Rope, claim
 from kinema.ops.common.native import address, cpu, fp32, readable, rope_table
+from kinema.ops.common.threads import thread_count
 from kinema.ops.qk_norm_rope import HeadNorm
 
 NORMS = {"rms": 1, "layer": 2}
@@ -81,7 +82,7 @@ def qk_norm_rope(
         NORMS[norm.kind] if norm is not None else 0,
         norm is not None and norm.across_heads,
         rope is not None and rope.interleaved,
-        torch.get_num_threads(),
+        thread_count(),
     )
     cpu().call("kinema_qk_norm_rope", arguments)
     return y

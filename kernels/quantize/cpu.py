@@ -6,6 +6,7 @@ import torch
 
 from kinema.ops.common import Quantized, QuantKind
 from kinema.ops.common.native import E4M3, I8, cpu, readable, workspace
+from kinema.ops.common.threads import thread_count
 from kinema.ops.norm_modulate.cpu import NormModulateArguments
 
 
@@ -24,7 +25,7 @@ def quantize(x: torch.Tensor, kind: QuantKind) -> Quantized:
         out=data.data_ptr(),
         out_scale=scale.data_ptr(),
         out_dtype=I8 if kind == "int8" else E4M3,
-        threads=torch.get_num_threads(),
+        threads=thread_count(),
     )
     native = cpu()
     arguments.workspace = workspace(native.ask("kinema_norm_modulate_workspace", arguments))

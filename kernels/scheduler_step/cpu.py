@@ -9,6 +9,7 @@ import torch
 
 from kinema.ops.common import claim
 from kinema.ops.common.native import cpu, workspace
+from kinema.ops.common.threads import thread_count
 from kinema.ops.scheduler_step import reference
 
 
@@ -73,7 +74,7 @@ def scheduler_step(
         first + 8 * count,
         first + 8 * (2 * count + outputs),
         None,
-        torch.get_num_threads(),
+        thread_count(),
     )
     native = cpu()
     arguments.workspace = workspace(native.ask("kinema_scheduler_step_workspace", arguments))

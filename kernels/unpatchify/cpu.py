@@ -9,6 +9,7 @@ import torch
 
 from kinema.ops.common import claim
 from kinema.ops.common.native import cpu, readable
+from kinema.ops.common.threads import thread_count
 from kinema.ops.unpatchify import PatchOrder
 
 
@@ -59,7 +60,7 @@ def unpatchify(
         *x.stride()[:2],
         y.data_ptr(),
         order == "channel_first",
-        torch.get_num_threads(),
+        thread_count(),
     )
     cpu().call("kinema_unpatchify", arguments)
     return y

@@ -19,7 +19,7 @@ import torch
 from kinema.ops import linear
 from kinema.ops.attention import KV, BlockList
 from kinema.ops.attention import cpu as attention_cpu
-from kinema.ops.common import PRECISIONS, Quantized, Rope, Target, native
+from kinema.ops.common import PRECISIONS, Quantized, Rope, Target, interrupts, native
 from kinema.ops.conv3d import cpu as conv3d_cpu
 from kinema.ops.conv3d import cpu_direct as conv3d_cpu_direct
 from kinema.ops.linear import cpu as linear_cpu
@@ -36,6 +36,7 @@ CPU = PRECISIONS["cpu"]
 # structs of the header, and their mirrors
 MIRRORS = {
     "kinema_attention_args": attention_cpu.AttentionArguments,
+    "kinema_control": interrupts.Control,
     "kinema_conv3d_args": conv3d_cpu.Conv3dArguments,
     "kinema_norm": norm_modulate_cpu.NormArguments,
     "kinema_linear_args": linear_cpu.LinearArguments,
@@ -134,7 +135,7 @@ def test_a_struct_of_arguments_is_the_one_of_the_header(name):
         for part in names.split(","):
             pointer, field, count = re.fullmatch(r"\s*((?:\*|const|\s)*)(\w+)(?:\[(\d)\])?", part).groups()
             types = {"int64_t": ctypes.c_int64, "int32_t": ctypes.c_int32, "float": ctypes.c_float}
-            types |= {"kinema_norm": norm_modulate_cpu.NormArguments}
+            types |= {"kinema_norm": norm_modulate_cpu.NormArguments, "kinema_poll": ctypes.c_void_p}
             single = ctypes.c_void_p if "*" in pointer else types[kind]
             wanted.append((field, single * int(count) if count else single))
     assert list(MIRRORS[name]._fields_) == wanted
