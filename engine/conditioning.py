@@ -69,7 +69,7 @@ def frame_channels(vae: WanVAE, image: torch.Tensor, last_image: torch.Tensor | 
 
     image, last_image: [1, 3, H, W] in [−1, 1]. Returns [1, ft + C, T, h, w] with ft the VAE's frames per latent frame.
     """
-    given = torch.zeros(num_frames)
+    given = image.new_zeros(num_frames)
     given[0] = 1
     frames = image.new_zeros(1, 3, num_frames, *image.shape[2:])
     frames[:, :, 0] = image

@@ -51,7 +51,7 @@ def _next_frame(pipe: VideoPipeline, state: RequestState, past: torch.Tensor) ->
     new = draw_noise(past[:, :, :1].shape, state.schedule.generator).to(past)
     while not schedule.done:
         clip = torch.cat((past, new), dim=2).repeat(repeats, 1, 1, 1, 1)
-        levels = torch.zeros(len(clip), clip.shape[2], device=clip.device)
+        levels = torch.zeros(len(clip), clip.shape[2], dtype=torch.float32, device=clip.device)
         levels[:, -1] = schedule.timestep
         prediction = transformer(clip, levels, context, causal=BlockCausal(per_frame))[:, :, -1:]
         cond, uncond = prediction[: len(past)], prediction[len(past) :] if repeats > 1 else None

@@ -251,7 +251,9 @@ def noise_generators(request: GenerationRequest, stats: Stats) -> list[torch.Gen
         return [request.generator] if isinstance(request.generator, torch.Generator) else request.generator
     seeds = request.seed if isinstance(request.seed, list) else [request.seed]
     # from torch's own generator: `torch.manual_seed` then settles unseeded runs too
-    drawn = [seed if seed is not None else int(torch.randint(2**32, ())) for seed in seeds]
+    drawn = [
+        seed if seed is not None else int(torch.randint(2**32, (), dtype=torch.int64, device="cpu")) for seed in seeds
+    ]
     stats.seed = drawn[0]
     return [torch.Generator().manual_seed(seed) for seed in drawn]
 

@@ -146,7 +146,7 @@ def _fresh(nbytes: int) -> torch.Tensor:
     would leave between those that stay grew a loaded model by a tenth.
     """
     if nbytes < OWN_PAGES_BYTES:
-        return torch.empty(nbytes, dtype=torch.uint8)
+        return torch.empty(nbytes, dtype=torch.uint8, device="cpu")
     return torch.frombuffer(mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=torch.uint8)
 
 

@@ -15,7 +15,7 @@ from kinema.errors import RequestError
 from kinema.media.inputs import load_video
 from kinema.sample.captions import words
 from kinema.sample.source import PHASE
-from kinema.sample.training import generator_for
+from kinema.sample.training import generator_for, whole_numbers
 
 CLIP_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".npy")
 DECODED_AT_ONCE = 256
@@ -55,19 +55,19 @@ class ClipFolder:
     def crops(self, numbers: Sequence[int], num_frames: int, side: int, generator: torch.Generator) -> torch.Tensor:
         cut = []
         for number in numbers:
-            top, left = torch.randint(0, self.size - side + 1, (2,), generator=generator).tolist()
+            top, left = whole_numbers(0, self.size - side + 1, (2,), generator).tolist()
             cut.append(self._clip(number, num_frames)[:, :, top : top + side, left : left + side])
         return torch.stack(cut)
 
     def caption(self, number: int, generator: torch.Generator, *, mention_motion: bool) -> str:
         lines = self.captions[number % len(self.files)]
-        return lines[int(torch.randint(0, len(lines), (), generator=generator))]
+        return lines[int(whole_numbers(0, len(lines), (), generator))]
 
     def _clip(self, number: int, num_frames: int) -> torch.Tensor:
         """[3, num_frames, size, size] in [−1, 1]."""
         file = number % len(self.files)
         spare = max(0, self.lengths[file] - num_frames)
-        start = int(torch.randint(0, spare + 1, (), generator=generator_for(self.seed, PHASE, number)))
+        start = int(whole_numbers(0, spare + 1, (), generator_for(self.seed, PHASE, number)))
         frames = torch.from_numpy(self._frames(file)[start : start + num_frames])
         return frames.permute(3, 0, 1, 2).float() / 127.5 - 1
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -33,12 +33,27 @@ def generator_for(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(mixed)
 
 
+def normal(shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    """Standard normal numbers in fp32, drawn on the CPU."""
+    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+
+
+def uniform(shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    """Numbers of [0, 1) in fp32, drawn on the CPU."""
+    return torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
+
+
+def whole_numbers(low: int, high: int, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    """Whole numbers from `low` to below `high`, int64, drawn on the CPU."""
+    return torch.randint(low, high, shape, generator=generator, dtype=torch.int64, device="cpu")
+
+
 @lru_cache(maxsize=1)
 def bf16_products_are_faster() -> bool:
     """Whether this processor multiplies bf16 matrices at least half again as fast as fp32 ones (best of several)."""
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
-        a, b = torch.randn(1024, 512).to(dtype), torch.randn(512, 512).to(dtype)
+        a, b = (torch.randn(rows, 512, dtype=torch.float32, device="cpu").to(dtype) for rows in (1024, 512))
         times = []
         for _ in range(12):
             start = time.perf_counter()
@@ -200,5 +215,7 @@ class Run:
                     if id(parameter) in trained and kept:
                         state = {key: file.get_tensor(f"{key}/{name}").to(self.device) for key in kept}
                         if isinstance(optimizer, torch.optim.AdamW):
-                            state["step"] = torch.tensor(float(self.progress.step), device=self.device)
+                            state["step"] = torch.tensor(
+                                float(self.progress.step), dtype=torch.float32, device=self.device
+                            )
                         optimizer.state[parameter] = state

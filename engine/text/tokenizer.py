@@ -68,11 +68,11 @@ class Tokenizer:
             raise RequestError("the tokenizer takes a list of texts, got a single string")
         if max_length < self._codec.closing or max_length < 1:
             raise RequestError(f"max_length is {max_length}: wanted at least {max(self._codec.closing, 1)}")
-        input_ids = torch.full((len(texts), max_length), self.pad_id, dtype=torch.int64)
+        input_ids = torch.full((len(texts), max_length), self.pad_id, dtype=torch.int64, device="cpu")
         attention_mask = torch.zeros_like(input_ids)
         for row, text in enumerate(texts):
             ids = self._encode(text, max_length)
-            input_ids[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
+            input_ids[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64, device="cpu")
             attention_mask[row, : len(ids)] = 1
         return input_ids, attention_mask
 

@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 
@@ -253,22 +253,14 @@ def fp32(t: torch.Tensor | None) -> torch.Tensor | None:
     return t.float().contiguous()
 
 
-def rope_table(
-    rope: Rope | None, batch: int, tokens: int, head_dim: int
-) -> tuple[torch.Tensor | None, torch.Tensor | None, int, int, int]:
+def rope_table(rope: Rope | None) -> tuple[torch.Tensor | None, torch.Tensor | None, int, int, int]:
     """(cosines, sines, their stride over B, first token, tokens): what rotates queries or keys [B, N, S, D]."""
     if rope is None:
         return None, None, 0, 0, 0
-    length = rope.cos.shape[-2]
-    if rope.start + length > tokens or rope.cos.shape[-1] * 2 != head_dim:
-        raise ValueError(
-            f"the rotation covers tokens {rope.start} to {rope.start + length} of head dim {2 * rope.cos.shape[-1]}, "
-            f"there are {tokens} of {head_dim}"
-        )
     cosines, sines = rope.cos.float().contiguous(), rope.sin.float().contiguous()
-    if cosines.ndim == 3 and cosines.shape[0] not in (1, batch):
-        raise ValueError(f"the rotation is of {cosines.shape[0]} samples, wanted {batch}")
-    return cosines, sines, cosines.stride(0) if cosines.ndim == 3 and cosines.shape[0] > 1 else 0, rope.start, length
+    shape = cosines.shape
+    stride_b = cosines.stride(0) if len(shape) == 3 and shape[0] > 1 else 0
+    return cosines, sines, stride_b, rope.start, shape[-2]
 
 
 def refuse_gradients(weight: torch.Tensor) -> None:
@@ -277,19 +269,30 @@ def refuse_gradients(weight: torch.Tensor) -> None:
         raise ValueError("the native kernels have no gradients, and a weight wants one: use backend='reference'")
 
 
+@overload
+def packable(weight: torch.Tensor) -> torch.Tensor: ...
+
+
+@overload
+def packable(weight: torch.Tensor | None) -> torch.Tensor | None: ...
+
+
+def packable(weight: torch.Tensor | None) -> torch.Tensor | None:
+    """A weight or bias as native code reads it: dense, in fp32, in this process's memory."""
+    return None if weight is None else weight.detach().to("cpu", torch.float32).contiguous()
+
+
 def pack_panels(native: Cpu, rows: torch.Tensor) -> torch.Tensor:
     """A weight [out, in] packed in fp32."""
     refuse_gradients(rows)
-    rows = rows.detach().float().contiguous()
+    rows = packable(rows)
     shape = (rows.shape[1], rows.shape[0], F32, 0)
     panels = aligned_bytes(native.size("kinema_linear_packed_bytes", *shape))
     native.pack("kinema_linear_pack", *shape, rows.data_ptr(), panels.data_ptr())
     return panels
 
 
-def readable(name: str, t: torch.Tensor, dtype: torch.dtype = torch.float32) -> None:
-    """Refuses a tensor that is not of `dtype`, or whose last axis is not dense."""
-    if t.dtype != dtype:
-        raise ValueError(f"{name} is {t.dtype}, wanted {dtype}")
-    if t.stride(-1) != 1 and t.shape[-1] != 1:
-        raise ValueError(f"{name} has strides {t.stride()}, wanted its channels dense")
+def check_readable(name: str, t: torch.Tensor, dtype: torch.dtype = torch.float32) -> None:
+    """ValueError unless t is of `dtype` and lies in this process's memory."""
+    if t.dtype != dtype or t.device.type != "cpu":
+        raise ValueError(f"{name} is {t.dtype} on {t.device}, wanted {dtype} on a CPU")
