@@ -66,14 +66,18 @@ native:
 	@cmake --build build/native --parallel
 	@install build/native/libkinema_cpu.so kernels/common/ # a new file: programs that run hold on to the old one
 
-# the contract tests of the native kernels, on a build that watches every address and every overflow
+# the contract tests of the native kernels and 2,000 random calls of each op, on a build that watches every address and
+# every overflow: by each table of kernels that this processor has
+WATCHED = KINEMA_CPU_LIBRARY=$(CURDIR)/build/sanitize/libkinema_cpu.so PYTHONMALLOC=malloc \
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 sanitize: $(VENV)/test-tools
 	@cmake -S . -B build/sanitize -DKINEMA_SANITIZE=address,undefined > /dev/null
 	@cmake --build build/sanitize --parallel
-	KINEMA_CPU_LIBRARY=$(CURDIR)/build/sanitize/libkinema_cpu.so \
-	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
-	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYTHONMALLOC=malloc \
-	$(BIN)/pytest -q -p no:cacheprovider tests/ops tests/native -k "cpu-cpu or direct-cpu or native"
+	@for isa in $$($(BIN)/python -c 'from kinema.ops.common import native; print(*native.instruction_sets())'); do \
+	echo "contract tests: $$isa"; KINEMA_CPU_ISA=$$isa $(WATCHED) $(BIN)/pytest -q -p no:cacheprovider \
+	tests/ops tests/native -k "cpu-cpu or direct-cpu or native" || exit; done
+	$(WATCHED) $(BIN)/python tests/native/random_calls.py
 
 # the native kernels' threads, driven by tests/native/threads.cpp: ThreadSanitizer must have nothing to report
 tsan:

@@ -42,8 +42,8 @@ ACTIVATIONS = {"none": 0, "gelu": 1, "gelu_tanh": 2, "quick_gelu": 3, "silu": 4}
 
 INTERRUPTED = 8
 
-WITH_WORKSPACE = ("linear", "attention", "patch_embed", "conv3d")
-OPS = (*WITH_WORKSPACE, "norm_modulate", "qk_norm_rope", "scheduler_step", "unpatchify")
+WITH_WORKSPACE = ("linear", "attention", "patch_embed", "conv3d", "norm_modulate", "scheduler_step")
+OPS = (*WITH_WORKSPACE, "qk_norm_rope", "unpatchify")
 
 _POINTER, _INT32, _INT64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
@@ -91,8 +91,15 @@ class Cpu:
         self.check(interruptible(getattr(self.library, name), self.handle, *arguments))
 
     def ask(self, name: str, arguments: ctypes.Structure) -> int:
-        """What a function answers about a struct of arguments."""
-        return int(getattr(self.library, name)(self.handle, ctypes.byref(arguments)))
+        """The bytes that a function asks for, of a struct of arguments; refused as a call with them is."""
+        return self.size(name, ctypes.byref(arguments))
+
+    def size(self, name: str, *arguments: Any) -> int:
+        """The bytes that a function asks for; a status below 0 is raised as its sentence."""
+        found: int = getattr(self.library, name)(self.handle, *arguments)
+        if found < 0:
+            self.check(-found)
+        return found
 
     def check(self, status: int) -> None:
         if status == INTERRUPTED:
@@ -280,7 +287,7 @@ def pack_panels(native: Cpu, rows: torch.Tensor) -> torch.Tensor:
     refuse_gradients(rows)
     rows = packable(rows)
     shape = (rows.shape[1], rows.shape[0], F32, 0)
-    panels = aligned_bytes(native.library.kinema_linear_packed_bytes(native.handle, *shape))
+    panels = aligned_bytes(native.size("kinema_linear_packed_bytes", *shape))
     native.pack("kinema_linear_pack", *shape, rows.data_ptr(), panels.data_ptr())
     return panels
 

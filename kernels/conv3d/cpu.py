@@ -157,7 +157,7 @@ def _pack_winograd(native: Cpu, rows: torch.Tensor, tile: int) -> torch.Tensor:
     refuse_gradients(rows)
     rows = packable(rows)
     shape = (rows.shape[-1], rows.shape[0], rows.shape[1], tile)
-    panels = aligned_bytes(native.library.kinema_winograd_packed_bytes(native.handle, *shape))
+    panels = aligned_bytes(native.size("kinema_winograd_packed_bytes", *shape))
     native.pack("kinema_winograd_pack", *shape, rows.data_ptr(), panels.data_ptr())
     return panels
 

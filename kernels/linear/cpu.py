@@ -116,7 +116,7 @@ def pack_linear(
     dtype = DTYPES[packed.weight.dtype]
     shape = (packed.in_features, packed.out_features, dtype, int(packed.gated))
     rows = packed.weight.detach().contiguous()
-    panels = aligned_bytes(native.library.kinema_linear_packed_bytes(native.handle, *shape))
+    panels = aligned_bytes(native.size("kinema_linear_packed_bytes", *shape))
     native.pack("kinema_linear_pack", *shape, rows.data_ptr(), panels.data_ptr())
     bias_rows = packed.bias.detach().contiguous() if packed.bias is not None else None
     return CpuWeight(

@@ -82,7 +82,6 @@ def norm_modulate(
     check_readable("x", x)
     batch, tokens, channels = x.shape
     norm = readable_norm(norm)
-    threads = thread_count()
     quantized = None
     if quantize is None:
         y, scales, code = claim(out, x.shape, torch.float32, x.device), None, F32
@@ -99,9 +98,12 @@ def norm_modulate(
         y.data_ptr(),
         *y.stride()[:2],
         address(scales),
-        workspace(4 * threads * channels) if scales is not None else None,
+        None,
         code,
-        threads,
+        thread_count(),
     )
-    cpu().call("kinema_norm_modulate", arguments)
+    native = cpu()
+    if scales is not None:
+        arguments.workspace = workspace(native.ask("kinema_norm_modulate_workspace", arguments))
+    native.call("kinema_norm_modulate", arguments)
     return y if quantized is None else quantized

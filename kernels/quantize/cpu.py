@@ -17,7 +17,6 @@ def quantize(x: torch.Tensor, kind: QuantKind) -> Quantized:
     channels = x.shape[-1]
     rows = x.reshape(-1, channels)
     quantized = Quantized.empty(x.shape, kind, x.device)
-    threads = thread_count()
     arguments = NormModulateArguments(
         batch=1,
         tokens=rows.shape[0],
@@ -26,9 +25,10 @@ def quantize(x: torch.Tensor, kind: QuantKind) -> Quantized:
         x_stride_s=rows.stride(0),
         out=quantized.data.data_ptr(),
         out_scale=quantized.scale.data_ptr(),
-        workspace=workspace(4 * threads * channels),
         out_dtype=I8 if kind == "int8" else E4M3,
-        threads=threads,
+        threads=thread_count(),
     )
-    cpu().call("kinema_norm_modulate", arguments)
+    native = cpu()
+    arguments.workspace = workspace(native.ask("kinema_norm_modulate_workspace", arguments))
+    native.call("kinema_norm_modulate", arguments)
     return quantized

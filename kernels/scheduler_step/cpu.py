@@ -14,8 +14,6 @@ from kinema.ops.common.threads import thread_count
 from kinema.ops.scheduler_step import reference
 from kinema.ops.scheduler_step.check import checked
 
-BLOCK = 256  # KINEMA_STEP_BLOCK of csrc/include/kinema.h
-
 
 class SchedulerStepArguments(ctypes.Structure):
     """kinema_scheduler_step_args of csrc/include/kinema.h."""
@@ -55,7 +53,6 @@ def scheduler_step(
     dense = len(shape) - 1
     results = tuple(claim(buffer, shape, torch.float32, terms[0].device, contiguous=dense) for buffer in given)
     table = coefficients.to("cpu", torch.float32).contiguous()
-    threads = thread_count()
     addresses = (ctypes.c_int64 * (2 * (count + outputs)))(
         *(t.data_ptr() for t in wide),
         *(t.data_ptr() for t in results),
@@ -73,8 +70,10 @@ def scheduler_step(
         table.data_ptr(),
         first + 8 * count,
         first + 8 * (2 * count + outputs),
-        workspace(4 * threads * max(outputs, 1) * BLOCK),
-        threads,
+        None,
+        thread_count(),
     )
-    cpu().call("kinema_scheduler_step", arguments)
+    native = cpu()
+    arguments.workspace = workspace(native.ask("kinema_scheduler_step_workspace", arguments))
+    native.call("kinema_scheduler_step", arguments)
     return results

@@ -6,6 +6,7 @@ Tests of ops working together ask for `ops`.
 """
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ import torch
 from kinema.errors import UnsupportedError
 from kinema.ops import build_ops, plan_ops
 from kinema.ops.common import PRECISIONS, Precision, Target
-from kinema.ops.common.native import forced, instruction_sets
+from kinema.ops.common.native import ISA_VARIABLE, forced, instruction_sets
 from kinema.ops.plan import OPS
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
@@ -192,8 +193,9 @@ def _candidates(op, every_table=True):
             reasons = [implementation.unsupported(target) for target in targets]
             # skipped only where no precision can run: the capability record says why, and that is the skip's reason
             marks = [pytest.mark.skip(reason="; ".join(reasons[0]))] if all(reasons) else []  # no GPU, no triton, …
-            # native kernels exist once per instruction set
+            # native kernels exist once per instruction set; KINEMA_CPU_ISA picks one
             tables = instruction_sets() if implementation.backend in NATIVE and name == "cpu" else []
+            tables = [isa for isa in tables if isa == os.environ.get(ISA_VARIABLE, isa)]
             for isa in (tables if every_table else tables[:1]) or [None]:
                 label = f"{implementation.backend}-{name}" + (f"-{isa}" if isa else "")
                 label = label if every_table else f"{op.name}-{implementation.backend}-{name}"
