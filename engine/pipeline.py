@@ -21,7 +21,7 @@ from kinema.conditioning import Conditioning, condition, encode_video, read_medi
 from kinema.errors import CheckpointError, RequestError
 from kinema.geometry import Geometry
 from kinema.media.host_copy import to_host
-from kinema.media.postprocess import postprocess
+from kinema.media.postprocess import check_library, postprocess
 from kinema.memory import available_bytes, check_fits, experts, held_bytes, peak_bytes, predict
 from kinema.models.wan import WanConfig
 from kinema.ops import build_ops, plan_ops, target_for
@@ -178,6 +178,7 @@ class VideoPipeline:
         A video gives its own length where none is asked for. RequestError if a file cannot be read, or if the clip does
         not fit into memory: a video is read only as far as it does.
         """
+        check_library(request.output_type)
         native = {name: getattr(self.defaults, name) for name in _DEFAULTED if getattr(request, name) is None}
         if request.video is not None:
             native.pop("num_frames", None)
