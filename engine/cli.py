@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import logging
 import os
 import signal
 import sys
@@ -129,7 +130,10 @@ def _stop_signals_raise() -> Iterator[None]:
 
 @contextmanager
 def _warnings_are_lines() -> Iterator[None]:
-    """Show kinema's own warnings as its errors are shown, without the place in the program that they come from."""
+    """Show kinema's own warnings as its errors are shown, without the place in the program that they come from.
+
+    What pillow warns of and logs on the way to an error is silent: the error is the one line that says it.
+    """
     usual = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
@@ -140,6 +144,8 @@ def _warnings_are_lines() -> Iterator[None]:
 
     with warnings.catch_warnings():
         warnings.showwarning = show
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        logging.getLogger("PIL").addHandler(logging.NullHandler())
         yield
 
 

@@ -24,7 +24,7 @@ from kinema.diffusers_pipeline import DiffusersPipeline
 from kinema.errors import CheckpointError, Interrupted, RequestError
 from kinema.geometry import Geometry
 from kinema.media.host_copy import to_host
-from kinema.media.postprocess import postprocess
+from kinema.media.postprocess import check_library, postprocess
 from kinema.memory import available_bytes, check_fits, experts, held_bytes, predict
 from kinema.models.wan import WanConfig
 from kinema.ops.common.interrupts import StopFlag
@@ -225,6 +225,7 @@ class VideoPipeline(DiffusersPipeline):
         A video gives its own length where none is asked for. RequestError if a file cannot be read, or if the clip does
         not fit into memory: a video is read only as far as it does.
         """
+        check_library(request.output_type)
         native = {name: getattr(self.defaults, name) for name in _DEFAULTED if getattr(request, name) is None}
         if request.video is not None:
             native.pop("num_frames", None)
