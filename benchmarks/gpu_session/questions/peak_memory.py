@@ -16,7 +16,8 @@ from kinema.bench.random_model import write_random_model
 
 if TYPE_CHECKING:  # they need libraries that a machine with a GPU may lack
     from kinema.pipeline import VideoPipeline
-    from kinema.request import GenerationRequest, RequestState
+    from kinema.request import GenerationRequest
+from kinema.request_state import RequestState
 
 LAYERS = 4
 STEPS = 3  # eager, recorded, replayed
