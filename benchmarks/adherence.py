@@ -6,7 +6,7 @@ import argparse
 import math
 from typing import TYPE_CHECKING, Any
 
-from kinema.commands.load import MODEL_HELP, add_load_arguments, load_options
+from kinema.commands.load import MODEL_HELP, add_load_arguments, open_to_measure
 from kinema.commands.output import emit
 from kinema.errors import RequestError
 
@@ -38,14 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from kinema.bench.report import check_report, model_of, provenance, write_report
-    from kinema.pipeline import VideoPipeline
     from kinema.progress import steps_bar
 
     if arguments.prompts < 1 or arguments.batch < 1:
         raise RequestError(f"{arguments.prompts} prompts, {arguments.batch} at a time: wanted at least 1 of each")
     if arguments.json is not None:
         check_report(arguments.json)
-    pipe = VideoPipeline.from_pretrained(arguments.model, **load_options(arguments))
+    pipe = open_to_measure(arguments)
     report: Report = {
         **provenance("adherence", arguments.words, pipe.ops.plan),
         **model_of(pipe.folder.path),

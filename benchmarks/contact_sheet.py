@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from kinema.commands.load import MODEL_HELP, add_load_arguments, load_options
+from kinema.commands.load import MODEL_HELP, add_load_arguments, open_to_measure
 from kinema.commands.output import emit
 
 if TYPE_CHECKING:
@@ -42,11 +42,10 @@ def run(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from kinema.media.staging import check_writable
-    from kinema.pipeline import VideoPipeline
     from kinema.video import Video
 
     check_writable(arguments.output, num_frames=1)
-    pipe = VideoPipeline.from_pretrained(arguments.model, **load_options(arguments))
+    pipe = open_to_measure(arguments)
     steps = {} if arguments.steps is None else {"num_inference_steps": arguments.steps}
     output = pipe(list(PROMPTS), seed=arguments.seed, **steps)
     assert not isinstance(output, tuple)

@@ -7,7 +7,7 @@ import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from kinema.commands.load import MODEL_HELP, add_load_arguments, load_options
+from kinema.commands.load import MODEL_HELP, add_load_arguments, open_to_measure
 from kinema.commands.output import emit
 from kinema.commands.parser import text
 from kinema.commands.request import add_request_arguments, request_from
@@ -34,15 +34,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from kinema.bench.report import check_report, model_of, provenance, write_report
-    from kinema.pipeline import VideoPipeline
+    from kinema.bench.rounds import say_if_few
     from kinema.progress import steps_bar
 
     if arguments.rounds < 1 or arguments.warmup < 0:
         raise RequestError(f"{arguments.rounds} rounds after {arguments.warmup} of warm-up: wanted at least 1 and 0")
+    say_if_few(arguments.rounds)
     if arguments.json is not None:
         check_report(arguments.json)
     request = request_from(arguments)
-    pipe = VideoPipeline.from_pretrained(arguments.model, **load_options(arguments))
+    pipe = open_to_measure(arguments)
     request = pipe.complete(request if request.seed is not None else replace(request, seed=0))
     rounds = []
     with steps_bar(arguments.warmup + arguments.rounds, unit="round") as advance:
@@ -63,18 +64,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 def measure(pipe: VideoPipeline, request: GenerationRequest) -> tuple[Stats, str]:
     """One generation, decoded and not written: its stats, and the SHA-256 of its frames (uint8)."""
-    from kinema.machine_memory import peak_bytes
     from kinema.media.postprocess import to_uint8
 
-    state = pipe.prepare(request)
+    state = pipe.prepare(request, streamed=True)
     while not state.done:
         pipe.step([state])
     digest = hashlib.sha256()
     with state.stats.stage("decode", pipe.components.loading):
         for chunk in pipe.decode_chunks(state):
             digest.update(to_uint8(chunk).tobytes())
-    state.stats.steps, state.stats.peak_bytes = state.step_index, peak_bytes(pipe.ops.device)
-    return state.stats, digest.hexdigest()
+    return state.measured(), digest.hexdigest()
 
 
 def summary(rounds: list[tuple[Stats, str]], warmup: int) -> Report:

@@ -10,7 +10,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from kinema.commands.load import MODEL_HELP, add_load_arguments, load_options
+from kinema.commands.load import MODEL_HELP, add_load_arguments, load_options, open_to_measure
 from kinema.commands.output import emit
 from kinema.errors import KinemaError, RequestError
 
@@ -68,9 +68,11 @@ def run(arguments: argparse.Namespace) -> int:
     from kinema.bench.model_parts import sizes_for
     from kinema.bench.peaks import probe, units_of
     from kinema.bench.report import check_report, model_of, provenance, write_report
+    from kinema.bench.rounds import say_if_few
 
     if arguments.rounds < 1 or arguments.steps < 1:
         raise RequestError(f"{arguments.rounds} rounds of {arguments.steps} steps: wanted at least 1 of each")
+    say_if_few(arguments.rounds)
     if arguments.json is not None:
         check_report(arguments.json)
     parts = arguments.part or list(PARTS)
@@ -107,14 +109,13 @@ def run(arguments: argparse.Namespace) -> int:
 def open_pipeline(arguments: argparse.Namespace, **changes: Any) -> VideoPipeline:
     """Of --model, or of --config, whose folder is written if it is not there. changes: options of loading."""
     from kinema.bench.model_parts import folder_of
-    from kinema.pipeline import VideoPipeline
 
     if arguments.layers is not None and arguments.config is None:
         raise RequestError("--layers goes with --config: a model of --model has the layers that it has")
-    model = arguments.model
     if arguments.config is not None:
-        model = folder_of(arguments.config, arguments.layers, lambda line: print(line, file=sys.stderr))
-    return VideoPipeline.from_pretrained(model, **{**load_options(arguments), **changes})
+        folder = folder_of(arguments.config, arguments.layers, lambda line: print(line, file=sys.stderr))
+        arguments = argparse.Namespace(**{**vars(arguments), "model": folder})
+    return open_to_measure(arguments, **changes)
 
 
 def forward(pipe: VideoPipeline, sizes: Sizes, part: str, rounds: int) -> Report:
@@ -124,10 +125,10 @@ def forward(pipe: VideoPipeline, sizes: Sizes, part: str, rounds: int) -> Report
     from kinema.bench.model_parts import calls_of, inputs_for
     from kinema.bench.report import timing
     from kinema.bench.rounds import interleaved
-    from kinema.machine_memory import held_bytes, peak_bytes
+    from kinema.machine_memory import held_bytes, peak_bytes, reset_peak
 
     call = calls_of(pipe, inputs_for(pipe, sizes))[part]
-    reset = reset_peak(pipe)
+    reset = reset_peak(pipe.ops.device)
     started = time.perf_counter()
     call()
     first = time.perf_counter() - started
@@ -150,29 +151,15 @@ def forward(pipe: VideoPipeline, sizes: Sizes, part: str, rounds: int) -> Report
     }
 
 
-def reset_peak(pipe: VideoPipeline) -> bool:
-    """Let the peak of memory start anew; False where the system cannot, and the peak is the process's."""
-    import torch
-
-    if pipe.ops.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(pipe.ops.device)
-        return True
-    try:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-    except OSError:
-        return False
-    return True
-
-
 def generation(pipe: VideoPipeline, sizes: Sizes, steps: int, rounds: int) -> list[Report]:
     """Rows of a whole generation's stages; the first round, which loads, is apart."""
     from kinema.bench.generate import measure
     from kinema.bench.report import timing
+    from kinema.machine_memory import reset_peak
     from kinema.request import GenerationRequest
 
     request = replace(pipe.complete(GenerationRequest(**request_of(pipe, sizes, steps))), seed=0)
-    reset = reset_peak(pipe)
+    reset = reset_peak(pipe.ops.device)
     first, _ = measure(pipe, request)
     stats = [measure(pipe, request)[0] for _ in range(rounds)]
     rows = []
@@ -181,7 +168,8 @@ def generation(pipe: VideoPipeline, sizes: Sizes, steps: int, rounds: int) -> li
         once = first.total_seconds if stage == "total" else first.seconds.get(stage)
         row = timing(f"generation, {stage}, {steps} steps of {sizes.tokens} tokens", taken)
         rows.append({**row, "first_seconds": once})
-    rows[-1] |= {"peak_bytes": stats[-1].peak_bytes, "peak_is_of_this": reset}  # of the whole: stages share memory
+    peak = max(s.peak_bytes or 0 for s in (first, *stats)) or None
+    rows[-1] |= {"peak_bytes": peak, "peak_is_of_this": reset}  # of the whole: stages share memory
     return rows
 
 

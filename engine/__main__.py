@@ -1,7 +1,6 @@
 """`python -m kinema` is the command line."""
 
-import sys
+from kinema.cli import console
 
-from kinema.cli import main
-
-sys.exit(main())
+if __name__ == "__main__":
+    console()

@@ -32,19 +32,30 @@ NATIVE_BLOCK_MAPS = 4
 NATIVE_ROWS, NATIVE_COLUMNS = 216, 768
 # Latents, noise, predictions, guided prediction, scheduler history.
 LATENT_MAPS = 12
+# x264's lookahead of 40 frames, its references and what its threads work on.
+LOOKAHEAD_FRAMES = 60
 
 
 def denoise_bytes(
-    config: WanConfig, precision: Precision, latent: tuple[int, int, int], rows: int, text_tokens: int
+    config: WanConfig,
+    precision: Precision,
+    latent: tuple[int, int, int],
+    rows: int,
+    text_tokens: int,
+    *,
+    together: bool = False,
 ) -> int:
-    """One forward of `rows` rows, as many at a time as share it, and the prompt's keys and values."""
-    together = _tokens_together(config, latent, rows)
+    """One forward of `rows` rows, as many at a time as share it, and the prompt's keys and values.
+
+    together: all of them share it.
+    """
+    tokens = _tokens(config, latent) * rows if together else _tokens_together(config, latent, rows)
     flowing = precision.activations.itemsize
     # the hidden layer before and after its activation; quantised, an intermediate and the bytes too
-    hidden = (2 if precision.quantize_activations is None else 3.25) * together * config.ffn_dim * flowing
-    widened = together * config.ffn_dim * flowing + widened_bytes(precision, config.dim * config.ffn_dim)
-    mlp = BLOCK_MAPS_IN_MLP * together * config.dim * flowing + max(hidden, widened)
-    attention = BLOCK_MAPS_IN_ATTENTION * together * config.dim * flowing
+    hidden = (2 if precision.quantize_activations is None else 3.25) * tokens * config.ffn_dim * flowing
+    widened = tokens * config.ffn_dim * flowing + widened_bytes(precision, config.dim * config.ffn_dim)
+    mlp = BLOCK_MAPS_IN_MLP * tokens * config.dim * flowing + max(hidden, widened)
+    attention = BLOCK_MAPS_IN_ATTENTION * tokens * config.dim * flowing
     return int(max(mlp, attention)) + _beside_blocks(config, latent, rows, text_tokens, flowing)
 
 
@@ -153,6 +164,11 @@ def encode_bytes(config: WanVAEConfig, height: int, width: int, num_frames: int)
             frames = max(1, frames // (2 if stage.temporal else 1))
             area /= 4
     return int(FP32 * (entering + past + largest))
+
+
+def encoder_bytes(num_frames: int, height: int, width: int) -> int:
+    """What libx264 keeps: the frames that it looks ahead at and refers to, at 1.5 bytes a pixel and as much again."""
+    return min(num_frames, LOOKAHEAD_FRAMES) * 3 * height * width
 
 
 def frames_bytes(num_frames: int, height: int, width: int, batch: int = 1) -> int:

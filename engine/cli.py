@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import io
+import atexit
+import logging
+import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any, NoReturn
 
 import kinema
 from kinema import env
-from kinema.commands.output import drop_output
+from kinema.commands.output import complain, drop_output, flush_output, open_standard_streams, show_anything
 from kinema.commands.parser import UsageError, VerbParser, Verbs
-from kinema.errors import KinemaError
+from kinema.errors import KinemaError, KinemaWarning
 
 VERBS: Verbs = {
     "generate": ("kinema.commands.generate", "make a video (or image) from a prompt"),
@@ -42,15 +46,27 @@ class Stopped(BaseException):
         self.number = number
 
 
+def console() -> NoReturn:
+    """`main` in a process of its own, which is gone as soon as everything is written.
+
+    To take an interpreter apart that has torch in it costs a third of a second, and frees what the system frees anyway.
+    """
+    open_standard_streams()
+    code = main()
+    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+        sys.exit(code)  # someone else's, who waits for something
+    atexit._run_exitfuncs()  # ends worker processes, for one
+    flush_output()
+    os._exit(code)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code, 128 + n if signal n ended it."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal cannot show
+    show_anything()
     try:
-        with _stop_signals_raise():
+        with _stop_signals_raise(), _warnings_are_lines():
             code = _run(sys.argv[1:] if argv is None else argv)
-            sys.stdout.flush()
+            flush_output()
             return code
     except UsageError as error:
         return _fail(2, str(error))
@@ -88,7 +104,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _fail(code: int, message: str) -> int:
-    print(" ".join(line.strip() for line in message.splitlines()), file=sys.stderr)
+    complain(" ".join(line.strip() for line in message.splitlines()))
     return code
 
 
@@ -112,5 +128,26 @@ def _stop_signals_raise() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
+@contextmanager
+def _warnings_are_lines() -> Iterator[None]:
+    """Show kinema's own warnings as its errors are shown, without the place in the program that they come from.
+
+    What pillow warns of and logs on the way to an error is silent: the error is the one line that says it.
+    """
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, KinemaWarning):
+            print(f"kinema: warning: {' '.join(str(message).split())}", file=sys.stderr)
+        else:
+            usual(message, category, *place, **more)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        logging.getLogger("PIL").addHandler(logging.NullHandler())
+        yield
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    console()

@@ -14,29 +14,31 @@ import torch
 from kinema import schedulers
 from kinema.errors import RequestError
 from kinema.ops.attention import BlockCausal
+from kinema.running import running
 from kinema.schedulers import draw_noise
 
 if TYPE_CHECKING:
     from kinema.pipeline import VideoPipeline
-    from kinema.request import RequestState
+    from kinema.request_state import RequestState
 
 
-@torch.no_grad()
 def extend(pipe: VideoPipeline, state: RequestState, latent_frames: int, *, window: int = 5) -> None:
     """Let a finished request's clip go on until it has `latent_frames` latent frames.
 
     window: latent frames that the transformer sees at once, the new one included. The new frames' noise comes from
     the request's own generators, and they take as many steps, with the same guidance, as the clip did.
     """
-    if not state.done:
+    if not state.schedule.done:
         raise RequestError(f"the request has done {state.step_index} of {state.num_steps} steps: finish it first")
     if window < 2:
         raise RequestError(f"window is {window}: wanted 2 or more, what is seen of the past and the new frame")
     if len(pipe.experts) > 1 or state.conditioning.channels is not None or pipe.geometry.patch[0] != 1:
         raise RequestError("only text-to-video models with one expert and a temporal patch of 1 continue a clip")
+    state.heed_interrupt()
     frames = list(torch.split(state.latents, 1, dim=2))
-    while len(frames) < latent_frames:
-        frames.append(_next_frame(pipe, state, torch.cat(frames[-(window - 1) :], dim=2)))
+    with running("the continuation", pipe.options.threads, state.stop):
+        while len(frames) < latent_frames:
+            frames.append(_next_frame(pipe, state, torch.cat(frames[-(window - 1) :], dim=2)))
     state.latents = torch.cat(frames, dim=2)
 
 
@@ -44,16 +46,18 @@ def _next_frame(pipe: VideoPipeline, state: RequestState, past: torch.Tensor) ->
     """The latent frame [B, C, 1, h, w] that follows `past` [B, C, P, h, w]."""
     (expert,) = pipe.experts
     transformer = pipe.components.transformer(expert)
-    context, guidance = state.context(expert, transformer), state.guidance[expert]
-    repeats = context.rows // past.shape[0]
+    contexts, guidance = state.contexts(expert, transformer), state.guidance[expert]
     per_frame = past.shape[3] * past.shape[4] // (pipe.geometry.patch[1] * pipe.geometry.patch[2])
-    schedule = schedulers.start(pipe.scheduler, state.schedule.grid, generator=state.schedule.generator)
+    schedule = schedulers.start(state.schedule.core, state.schedule.grid, generator=state.schedule.generator)
     new = draw_noise(past[:, :, :1].shape, state.schedule.generator).to(past)
     while not schedule.done:
-        clip = torch.cat((past, new), dim=2).repeat(repeats, 1, 1, 1, 1)
-        levels = torch.zeros(len(clip), clip.shape[2], device=clip.device)
-        levels[:, -1] = schedule.timestep
-        prediction = transformer(clip, levels, context, causal=BlockCausal(per_frame))[:, :, -1:]
-        cond, uncond = prediction[: len(past)], prediction[len(past) :] if repeats > 1 else None
-        new = schedulers.step(pipe.ops, schedule, new, cond, uncond, guidance=guidance if repeats > 1 else 1.0)
+        clip = torch.cat((past, new), dim=2)
+        predictions = []
+        for context in contexts:
+            rows = clip.repeat(context.rows // len(clip), 1, 1, 1, 1)
+            levels = torch.zeros(len(rows), rows.shape[2], dtype=torch.float32, device=rows.device)
+            levels[:, -1] = schedule.timestep
+            predictions.append(transformer(rows, levels, context, causal=BlockCausal(per_frame))[:, :, -1:])
+        cond, *uncond = torch.split(torch.cat(predictions), len(past))
+        new = schedulers.step(pipe.ops, schedule, new, cond, *uncond, guidance=guidance if uncond else 1.0)
     return new

@@ -44,6 +44,10 @@ class Interrupted(KinemaError):
     """A callback or a signal stopped the run."""
 
 
+class KinemaWarning(UserWarning):
+    """Something was understood otherwise than it was said; the CLI prints it as one line and goes on."""
+
+
 def one_line(text: str) -> str:
     """`text` with its lines joined, safe for a terminal, and cut in its middle where it is longer than MAX_MESSAGE."""
     lines = cut(text, MAX_MESSAGE).splitlines()

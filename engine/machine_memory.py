@@ -36,7 +36,7 @@ def held_bytes(device: torch.device) -> int:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most that this process has held so far, on the device that it runs on."""
+    """The most that this process has held since its start or `reset_peak`, on the device that it runs on."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     status = PROC / "self" / "status"
@@ -47,6 +47,21 @@ def peak_bytes(device: torch.device) -> int:
             return int(lines["VmHWM"].split()[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def reset_peak(device: torch.device) -> bool:
+    """Let the peak start anew from what is held now; False where the system does not do that.
+
+    It is the process's own figure: others that read it (ru_maxrss, torch's statistics) see what came after, too.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        (PROC / "self" / "clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
 
 
 def _group_limits() -> Iterator[int]:

@@ -9,6 +9,7 @@ from kinema.activation_memory import (
     decode_bytes,
     denoise_bytes,
     encode_bytes,
+    encoder_bytes,
     frames_bytes,
     native_denoise_bytes,
     text_bytes,
@@ -80,8 +81,13 @@ class Prediction:
         return max(self.stages, key=lambda stage: self.stages[stage])
 
 
-def predict(folder: ModelFolder, request: GenerationRequest, plan: Plan, options: LoadOptions) -> Prediction:
-    """Peak bytes of a completed request (every size known), stage by stage."""
+def predict(
+    folder: ModelFolder, request: GenerationRequest, plan: Plan, options: LoadOptions, *, streamed: bool = False
+) -> Prediction:
+    """Peak bytes of a completed request (every size known), stage by stage.
+
+    streamed: frames are taken from `decode_chunks` and gone before the next chunk, instead of kept to the end.
+    """
     parts = weight_bytes(folder, plan.target.precision, winograd=plan.backend("conv3d") == "cpu")
     resident = {
         "image": ("vae.encoder", "image_encoder"),
@@ -90,7 +96,7 @@ def predict(folder: ModelFolder, request: GenerationRequest, plan: Plan, options
         "decode": ("vae.decoder",),
     }
     stages = {}
-    stage_work = _stage_work(folder, request, plan)
+    stage_work = _stage_work(folder, request, plan, options, streamed=streamed)
     if "image" not in stage_work:
         del parts["vae.encoder"]  # it is packed when it is first used
     for stage, work in stage_work.items():
@@ -101,7 +107,9 @@ def predict(folder: ModelFolder, request: GenerationRequest, plan: Plan, options
     return Prediction(parts, stages)
 
 
-def _stage_work(folder: ModelFolder, request: GenerationRequest, plan: Plan) -> dict[str, Work]:
+def _stage_work(
+    folder: ModelFolder, request: GenerationRequest, plan: Plan, options: LoadOptions, *, streamed: bool
+) -> dict[str, Work]:
     """What each stage of the request holds beside weights."""
     precision, native = plan.target.precision, plan.backend("conv3d").startswith("cpu")
     num_frames, height, width = request.clip
@@ -127,32 +135,36 @@ def _stage_work(folder: ModelFolder, request: GenerationRequest, plan: Plan) -> 
     if plan.backend("linear") == "cpu":
         work["denoise"] = Work(*native_denoise_bytes(transformer, latent, rows, tokens))
     else:
-        work["denoise"] = Work(denoise_bytes(transformer, precision, latent, rows, tokens))
+        # one captured forward has all rows, of both guidance halves, whatever their number
+        captured = options.cuda_graphs and plan.target.device.type == "cuda"
+        work["denoise"] = Work(denoise_bytes(transformer, precision, latent, rows, tokens, together=captured))
     if request.output_type != "latent":
-        clips = request.samples * pixels
+        together = max(1, min(latent[0] - 1, latents_at_once(vae, request.samples, *latent[1:])))
         maps = decode_bytes(
             vae,
             latent[1],
             latent[2],
             request.samples,
             request.tiling,
-            together=max(1, min(latent[0] - 1, latents_at_once(vae, request.samples, *latent[1:]))),
+            together=together,
             image=latent[0] == 1,
             native=native,
         )
-        # the finished clip, an intermediate and the result
-        work["decode"] = Work(max(maps + clips, 3 * clips))
+        if streamed:  # a chunk as it was decoded, three steps of it on its way to bytes, and what an encoder holds
+            chunk = frames_bytes(min(num_frames, together * vae.scale_factor_temporal), height, width)
+            work["decode"] = Work(maps + request.samples * (4 * chunk + encoder_bytes(num_frames, height, width)))
+        else:  # the finished clip, an intermediate and the result
+            clips = request.samples * pixels
+            work["decode"] = Work(max(maps + clips, 3 * clips))
     return work
 
 
 def _text_tokens(request: GenerationRequest) -> int:
     """Tokens that the transformer reads at most: a tokenizer makes no more of a text than it has letters, and one."""
-    embeds = [e for e in (request.prompt_embeds, request.negative_prompt_embeds) if e is not None]
-    if embeds:
-        return int(embeds[0].shape[1])
+    given = [int(e.shape[1]) for e in (request.prompt_embeds, request.negative_prompt_embeds) if e is not None]
     texts = [request.prompt or "", request.negative_prompt or ""]
     longest = max(len(text) for texts_ in texts for text in ([texts_] if isinstance(texts_, str) else texts_))
-    return min(longest + 9, request.max_sequence_length or longest + 9)
+    return max([*given, min(longest + 9, request.max_sequence_length or longest + 9)])
 
 
 def experts(folder: ModelFolder) -> tuple[str, ...]:

@@ -1,15 +1,20 @@
-"""Progress on a terminal, silence elsewhere. It goes to stderr; results go to stdout."""
+"""Progress on a terminal, silence elsewhere. It goes to stderr; results go to stdout.
+
+The host's stderr may be None (no console), an object that knows no `isatty`, or one that cannot be written to any more:
+what is only said must never end what is done.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
 
 @contextmanager
 def steps_bar(
-    total: int, show: bool | None = None, *, unit: str = "step", title: str | None = None
+    total: int, show: bool | None = None, *, unit: str = "step", title: str | None = None, leave: bool = True
 ) -> Iterator[Callable[..., None]]:
     """Yields a function to call after each step, or with the number of steps done since the last call.
 
@@ -20,7 +25,7 @@ def steps_bar(
         return
     from tqdm import tqdm
 
-    with tqdm(total=total, unit=unit, desc=title, leave=True) as bar:
+    with tqdm(total=total, unit=unit, desc=title, leave=leave, file=_Unfailing(sys.stderr)) as bar:
 
         def advance(count: int = 1) -> None:
             bar.update(count)
@@ -34,17 +39,41 @@ def waiting(title: str, show: bool | None = None) -> Iterator[None]:
     if not _shown(show):
         yield
         return
-    _put(f"{title} ...")
+    out = _Unfailing(sys.stderr)
+    out.write(f"{title} ...")
+    out.flush()
     try:
         yield
     finally:
-        _put("\r\x1b[K")  # back to where the line began, and erase it
+        out.write("\r\x1b[K")  # back to where the line began, and erase it
+        out.flush()
+
+
+def is_terminal(stream: Any) -> bool:
+    """Whether someone reads a standard stream as it is written; whatever the stream is."""
+    try:
+        return bool(stream.isatty())
+    except (AttributeError, ValueError, OSError):  # None, an object of the host's, closed, gone
+        return False
 
 
 def _shown(show: bool | None) -> bool:
-    return sys.stderr.isatty() if show is None else show
+    return sys.stderr is not None and (is_terminal(sys.stderr) if show is None else show)
 
 
-def _put(text: str) -> None:
-    sys.stderr.write(text)
-    sys.stderr.flush()
+class _Unfailing:
+    """A stream whose failures are passed over; otherwise the stream itself, as far as tqdm looks at it."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with suppress(AttributeError, ValueError, OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with suppress(AttributeError, ValueError, OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

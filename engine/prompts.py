@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+import warnings
+from difflib import get_close_matches
+
 import torch
 
 from kinema.components import Components
+from kinema.errors import KinemaWarning, listed
 from kinema.request import GenerationRequest
 from kinema.text.clean import clean_prompt
+from kinema.text.tokenizer import Tokenizer
 
 
-def encode_prompts(components: Components, request: GenerationRequest, *, guided: bool) -> torch.Tensor:
-    """[R, L, C] in fp32: one row per sample, and with guidance the negative rows after them.
+def encode_prompts(
+    components: Components, request: GenerationRequest, *, guided: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(prompt, negative prompt) as [B, L, C] in fp32, a row per sample; without guidance there is no negative.
 
-    Rows are zero after a prompt's last token, up to max_sequence_length.
+    Texts are encoded to max_sequence_length, zero after their last token. Embeddings that are given keep the length
+    that they have, as in diffusers: Wan attends to the padding too.
     """
     prompts, negatives = request.prompt_embeds, request.negative_prompt_embeds
     texts = _listed(request.prompt, 1) if prompts is None else []
     negative_texts = _listed(request.negative_prompt or "", request.prompts) if guided and negatives is None else []
     if texts or negative_texts:
-        given = [embeds.shape[1] for embeds in (prompts, negatives) if embeds is not None]
-        length = given[0] if given else request.max_sequence_length
-        assert length is not None
-        encoded = encode_texts(components, [*texts, *negative_texts], length)
+        assert request.max_sequence_length is not None
+        encoded = encode_texts(components, [*texts, *negative_texts], request.max_sequence_length)
         prompts = encoded[: len(texts)] if texts else prompts
         negatives = encoded[len(texts) :] if negative_texts else negatives
-    rows = [embeds for embeds in (prompts, negatives if guided else None) if embeds is not None]
+    assert prompts is not None
     copies, device = request.num_videos_per_prompt, components.ops.device
-    return torch.cat([embeds.to(device, torch.float32).repeat_interleave(copies, dim=0) for embeds in rows])
+
+    def rows(embeds: torch.Tensor) -> torch.Tensor:
+        return embeds.to(device, torch.float32).repeat_interleave(copies, dim=0)
+
+    return rows(prompts), rows(negatives) if guided and negatives is not None else None
 
 
 def encode_texts(components: Components, texts: list[str], max_length: int) -> torch.Tensor:
@@ -36,13 +46,25 @@ def encode_texts(components: Components, texts: list[str], max_length: int) -> t
     lies beyond it changes nothing.
     """
     distinct = list(dict.fromkeys(clean_prompt(text) for text in texts))
-    ids, mask = components.tokenizer()(distinct, max_length)
+    tokenizer = components.tokenizer()
+    _warn_of_unknown_words(tokenizer, distinct)
+    ids, mask = tokenizer(distinct, max_length)
     longest = int(mask.sum(dim=1).amax())
     hidden = components.text_encoder()(ids[:, :longest], mask[:, :longest]).float()
     embeds = hidden.new_zeros(len(distinct), max_length, hidden.shape[2])
     embeds[:, :longest] = hidden * mask[:, :longest, None].to(hidden.device)
     components.release("tokenizer", "text_encoder")
     return embeds[[distinct.index(clean_prompt(text)) for text in texts]]
+
+
+def _warn_of_unknown_words(tokenizer: Tokenizer, texts: list[str]) -> None:
+    unknown = list(dict.fromkeys(word for text in texts for word in tokenizer.unknown_words(text)))
+    if not unknown:
+        return
+    known = tokenizer.words()
+    near = dict.fromkeys(close for word in unknown for close in get_close_matches(word.lower(), known, n=2))
+    among = f": of its {len(known)} words, {listed((*near, *known), most=30)}" if known else ""
+    warnings.warn(f"this model does not know {listed(unknown, most=10)}{among}", KinemaWarning, stacklevel=2)
 
 
 def _listed(text: str | list[str] | None, count: int) -> list[str]:

@@ -1,19 +1,42 @@
-"""What a model cannot do is refused here, before any of its parts is loaded."""
+"""What a model cannot do is refused here, before any of its parts is loaded; at the end, numbers that are none."""
 
 from __future__ import annotations
 
+import warnings
+
+import torch
+
 from kinema.checkpoints import PipelineOptions
-from kinema.errors import RequestError
+from kinema.errors import KinemaError, KinemaWarning, RequestError
 from kinema.geometry import Geometry
 from kinema.models.wan import WanConfig
+from kinema.options import GenerationDefaults
 from kinema.request import GenerationRequest
+from kinema.schedulers import SchedulerCore
 from kinema.vae.wan import WanVAEConfig
 
 MAX_PROMPT_TOKENS = 512
 
 
+def warn_beyond_training(request: GenerationRequest, trained: GenerationDefaults, declared: bool) -> None:
+    """Say that a small model was not trained for such a clip. declared: its folder says what it was trained for."""
+    num_frames, height, width = request.clip
+    problems = []
+    if (height, width) != (trained.height, trained.width):
+        problems.append(f"of {trained.width}x{trained.height} pixels, asked for {width}x{height}")
+    if num_frames > trained.num_frames:
+        problems.append(f"of at most {trained.num_frames} frames, asked for {num_frames}")
+    if declared and problems:
+        text = f"this model was trained on clips {', '.join(problems)}: what comes is worse"
+        warnings.warn(text, KinemaWarning, stacklevel=3)
+
+
 def check_request(
-    request: GenerationRequest, transformer: WanConfig, vae: WanVAEConfig, options: PipelineOptions
+    request: GenerationRequest,
+    transformer: WanConfig,
+    vae: WanVAEConfig,
+    options: PipelineOptions,
+    scheduler: SchedulerCore,
 ) -> tuple[int, ...]:
     """The shape [B, C, T, h, w] of a completed request's latents. RequestError names what this model cannot do."""
     latent_size = Geometry.of(transformer, vae).latent_size(*request.clip)
@@ -22,6 +45,12 @@ def check_request(
         raise RequestError(f"latents are {tuple(request.latents.shape)}: this request wants {shape} [B, C, T, h, w]")
     if request.guidance_scale_2 is not None and options.boundary_ratio is None:
         raise RequestError("guidance_scale_2 is for a model with two experts, this one has one: leave it out")
+    trained = scheduler.config.num_train_timesteps
+    if request.num_inference_steps is not None and request.num_inference_steps > trained:
+        raise RequestError(
+            f"num_inference_steps is {request.num_inference_steps}: {scheduler.class_name} has {trained} timesteps, "
+            "and more steps would only repeat them"
+        )
     if request.tiling is not None:
         request.tiling.check(vae)
     _check_text(request, transformer)
@@ -34,20 +63,13 @@ def _check_text(request: GenerationRequest, transformer: WanConfig) -> None:
         raise RequestError(
             f"max_sequence_length is {request.max_sequence_length}: Wan reads up to {MAX_PROMPT_TOKENS} tokens"
         )
-    given = {name: getattr(request, name) for name in ("prompt_embeds", "negative_prompt_embeds")}
-    given = {name: embeds for name, embeds in given.items() if embeds is not None}
-    for name, embeds in given.items():
-        rows, length, width = embeds.shape
-        if rows != request.prompts or length == 0 or width != transformer.text_dim:
+    for name in ("prompt_embeds", "negative_prompt_embeds"):
+        embeds = getattr(request, name)
+        if embeds is not None and (embeds.shape[0], embeds.shape[2]) != (request.prompts, transformer.text_dim):
             raise RequestError(
                 f"{name} are {tuple(embeds.shape)}: wanted [{request.prompts}, L, {transformer.text_dim}], "
                 "a row per prompt"
             )
-    if len({embeds.shape[1] for embeds in given.values()}) > 1:
-        raise RequestError(
-            f"negative_prompt_embeds have {given['negative_prompt_embeds'].shape[1]} tokens, prompt_embeds "
-            f"{given['prompt_embeds'].shape[1]}: pad the shorter with zeros"
-        )
 
 
 def _check_images(request: GenerationRequest, transformer: WanConfig, options: PipelineOptions) -> None:
@@ -71,8 +93,18 @@ def _check_images(request: GenerationRequest, transformer: WanConfig, options: P
     images, length, width = request.image_embeds.shape
     wanted = 1 + (request.last_image is not None)
     tokens = length if transformer.pos_embed_seq_len is None else transformer.pos_embed_seq_len // 2
-    if (images, length, width) != (wanted, tokens, transformer.image_dim) or length == 0:
+    if (images, length, width) != (wanted, tokens, transformer.image_dim):
         raise RequestError(
             f"image_embeds are {(images, length, width)}: wanted [{wanted}, "
             f"{tokens if between_two else 'L'}, {transformer.image_dim}], one row per image"
         )
+
+
+def check_finite(result: torch.Tensor, what: str) -> torch.Tensor:
+    """`result` [B, ...] itself; KinemaError if it holds NaN or infinity."""
+    if not bool(torch.isfinite(result.sum(dtype=torch.float64))):  # either makes the sum one of them, in one pass
+        raise KinemaError(
+            f"{what} hold NaN or infinity: the model overflowed in its precision (try precision='fp32'), or its "
+            "weights or what it was given hold them"
+        )
+    return result

@@ -9,8 +9,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "call.h"
 #include "kinema.h"
-#include "pool.h"
 
 namespace kinema {
 namespace KINEMA_ISA {
@@ -23,6 +23,8 @@ struct QueryBlock {
     int64_t b, n, segment, first, count; // rows first to first + count of a segment
     float *packed;                       // the head
     float *q, *logits, *sums, *top, *total, *fade, *factor;
+    Call &call;
+    int thread;
 
     int64_t tiles() const { return ceil_div(count, MR); }
     int64_t padded() const { return cut.value_panels * NR; }
@@ -174,7 +176,7 @@ struct QueryBlock {
             hi = least(hi, limit(count - 1));
         if (hi <= lo)
             return;
-        for (int64_t key = lo / NR * NR; key < hi; key += KEY_BLOCK) {
+        for (int64_t key = lo / NR * NR; key < hi && !call.interrupted(thread); key += KEY_BLOCK) {
             const int64_t from = most(0, lo - key), to = least(hi - key, KEY_BLOCK);
             for (int64_t panel = from / NR; panel * NR < to; ++panel)
                 if (a.quantize != 0)
@@ -236,6 +238,7 @@ struct QueryBlock {
 struct RunningAttention {
     const kinema_attention_args &a;
     const AttentionCut cut;
+    Call &call;
     int64_t head; // the first of the group
     float *packed(int64_t local) const { return static_cast<float *>(a.workspace) + local * cut.head_floats; }
     double *key_sums(int64_t local) const {
@@ -316,9 +319,11 @@ inline void query_task(void *data, int64_t task, int thread) {
         rows,
         rows + cut.tiles * MR,
         rows + 2 * cut.tiles * MR,
-        rows + 3 * cut.tiles * MR};
+        rows + 3 * cut.tiles * MR,
+        run.call,
+        thread};
     query.begin(run.row(thread), run.codes(thread));
-    if (run.a.indices != nullptr)
+    if (run.a.counts != nullptr)
         query.visit_listed();
     else
         query.visit(0, query.real.total);
@@ -329,15 +334,15 @@ inline int64_t attention_workspace(const kinema_attention_args &a) {
     return AttentionCut(a).bytes(a.threads > 1 ? a.threads : 1);
 }
 
-inline void attention(const kinema_attention_args &a, Pool &pool) {
-    RunningAttention run{a, AttentionCut(a), 0};
+inline void attention(const kinema_attention_args &a, Call &call) {
+    RunningAttention run{a, AttentionCut(a), call, 0};
     const int threads = a.threads > 1 ? a.threads : 1;
     for (run.head = 0; run.head < a.batch * a.heads; run.head += run.cut.group) {
         const int64_t here = least(run.cut.group, a.batch * a.heads - run.head);
         if (a.quantize != 0 && !sums_alone(run))
-            pool.run(threads, here * run.cut.chunks, sum_task, &run);
-        pool.run(threads, here * run.cut.chunks, pack_task, &run);
-        pool.run(threads, here * (run.cut.blocks[0] + run.cut.blocks[1]), query_task, &run);
+            call.run(threads, here * run.cut.chunks, sum_task, &run);
+        call.run(threads, here * run.cut.chunks, pack_task, &run);
+        call.run(threads, here * (run.cut.blocks[0] + run.cut.blocks[1]), query_task, &run);
     }
 }
 

@@ -2,10 +2,12 @@
 // kernel_w · channels numbers. Weights that are packed for it go through winograd.h, few outputs through conv3d_few.h.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
+#include "call.h"
 #include "kinema.h"
-#include "pool.h"
 
 namespace kinema {
 namespace KINEMA_ISA {
@@ -16,6 +18,8 @@ struct ConvSource {
     ConvShape shape;
     const Lines *lines;
 };
+// linear's epilogue finds its arguments at the source's address
+static_assert(std::is_standard_layout_v<ConvSource> && offsetof(ConvSource, epilogue) == 0);
 
 // Where a row of the result is.
 struct Place {
@@ -136,9 +140,9 @@ inline int64_t conv3d_workspace(const kinema_conv3d_args &a) {
     return Lines::bytes(shape, bands.kept) + scratch;
 }
 
-inline void conv3d(const kinema_conv3d_args &a, Pool &pool) {
+inline void conv3d(const kinema_conv3d_args &a, Call &call) {
     if (a.winograd != 0)
-        return winograd(a, pool);
+        return winograd(a, call);
     const ConvShape shape(a);
     const ConvBands bands(a, shape);
     char *memory = static_cast<char *>(a.workspace);
@@ -166,7 +170,7 @@ inline void conv3d(const kinema_conv3d_args &a, Pool &pool) {
         for (int64_t first = 0; first < shape.out_h; first += bands.band) {
             const int64_t top = first * a.stride_h;
             const int64_t bottom = (least(first + bands.band, shape.out_h) - 1) * a.stride_h + a.kernel_h;
-            lines.lay_out(b, laid, bottom, pool, turn);
+            lines.lay_out(b, laid, bottom, call, turn);
             laid = bottom;
             const int64_t silent = lines.silent(top, bottom);
             const auto skip = [&](int64_t t) { return least(most(0, silent - t * a.stride_t), a.kernel_t - 1); };
@@ -177,15 +181,15 @@ inline void conv3d(const kinema_conv3d_args &a, Pool &pool) {
                 p.rows = bands.rows(shape, first, count);
                 p.skip = skip(t) * a.kernel_h * a.kernel_w * a.in_channels;
                 if (!few && !in_place)
-                    multiply(p, pool);
+                    multiply(p, call);
                 else
                     each_row(
-                        pool, a.threads, p.rows / shape.out_w, TASK_VALUES, // a line at a time
+                        call, a.threads, p.rows / shape.out_w, TASK_VALUES, // a line at a time
                         [&](int64_t row, int) { convolve(p.first + row * shape.out_w, skip(t)); });
             }
         }
         if (a.cache != nullptr && laid < shape.height)
-            lines.lay_out(b, laid, shape.height, pool); // no output sees them, but they are part of the past
+            lines.lay_out(b, laid, shape.height, call); // no output sees them, but they are part of the past
     }
 }
 

@@ -8,8 +8,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "call.h"
 #include "kinema.h"
-#include "pool.h"
 
 namespace kinema {
 namespace KINEMA_ISA {
@@ -171,8 +171,8 @@ struct Lines {
 
     // Lines `from` to `end` of all frames; the last frames renew the cache, whose line y nobody else reads. laid(t, y)
     // is called behind each line, while it is in the nearest cache.
-    template <class F> void lay_out(int64_t b, int64_t from, int64_t end, Pool &pool, const F &laid) const {
-        each_row(pool, a.threads, end - from, shape.seen * shape.line, [&](int64_t row, int) {
+    template <class F> void lay_out(int64_t b, int64_t from, int64_t end, Call &call, const F &laid) const {
+        each_row(call, a.threads, end - from, shape.seen * shape.line, [&](int64_t row, int) {
             const int64_t y = from + row, inside = y - a.pad_top;
             for (int64_t t = 0; t < shape.seen; ++t) {
                 copy_line(a, shape, b, t, y, line(t, y));
@@ -185,8 +185,8 @@ struct Lines {
                     renew_line(a, shape, b, t, inside, line(shape.seen - shape.history + t, y));
         });
     }
-    void lay_out(int64_t b, int64_t from, int64_t end, Pool &pool) const {
-        lay_out(b, from, end, pool, [](int64_t, int64_t) {});
+    void lay_out(int64_t b, int64_t from, int64_t end, Call &call) const {
+        lay_out(b, from, end, call, [](int64_t, int64_t) {});
     }
 
     // How many of the first frames are zero in lines `from` to `end`: what they would add is left out.

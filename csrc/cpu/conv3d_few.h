@@ -8,7 +8,6 @@
 #include <cstdint>
 
 #include "kinema.h"
-#include "pool.h"
 
 namespace kinema {
 namespace KINEMA_ISA {

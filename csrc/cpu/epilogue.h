@@ -60,9 +60,9 @@ inline void fetch_results(const void *source, int64_t m, int count, int64_t n) {
     for (int r = 0; r < count; ++r, rows.next()) {
         const float *out = rows.out(), *residual = rows.residual();
         for (int c = 0; c < NR; c += 16) { // a cache line
-            __builtin_prefetch(out + c, 1, 3);
+            __builtin_prefetch(ahead_of(out, c * 4), 1, 3);
             if (residual != nullptr)
-                __builtin_prefetch(residual + c, 0, 3);
+                __builtin_prefetch(ahead_of(residual, c * 4), 0, 3);
         }
     }
 }

@@ -6,8 +6,8 @@
 
 #include <cstdint>
 
+#include "call.h"
 #include "kinema.h"
-#include "pool.h"
 
 namespace kinema {
 namespace KINEMA_ISA {
@@ -145,32 +145,32 @@ template <class Kernel> struct Cut {
 template <class Kernel> struct Running {
     const Product &p;
     Cut<Kernel> cut;
+    Call &call;
 };
 
 // The slice of the next panel comes from memory while this one multiplies, a piece with every tile; and a tile's sums
 // from the second-level cache while the one before multiplies. The processor's own prefetching sees neither coming.
 struct Ahead {
-    const char *from;
+    const void *from;
     int64_t bytes, piece;
 
     Ahead(const Product &p, int64_t panel, int64_t k, int64_t depth, int64_t tiles)
-        : from(
-              static_cast<const char *>(p.weight) +
-              (panel * stored_depth(p.depth, p.dtype) + k) * NR * item_size(p.dtype)),
+        : from(ahead_of(p.weight, (panel * stored_depth(p.depth, p.dtype) + k) * NR * item_size(p.dtype))),
           bytes(depth * NR * item_size(p.dtype)), piece(ceil_div(ceil_div(bytes, tiles), 64) * 64) {}
 
     void fetch(int64_t tile) const {
         const int64_t end = least(bytes, (tile + 1) * piece);
         for (int64_t at = tile * piece; at < end; at += 64)
-            __builtin_prefetch(from + at, 0, 2);
+            __builtin_prefetch(ahead_of(from, at), 0, 2);
     }
     static void fetch_tile(const void *sums, int64_t bytes) {
         for (int64_t at = 0; at < bytes; at += 64)
-            __builtin_prefetch(static_cast<const char *>(sums) + at, 1, 3);
+            __builtin_prefetch(ahead_of(sums, at), 1, 3);
     }
 };
 
-template <class Kernel> void product_task(const Product &p, const Cut<Kernel> &cut, int64_t task, int thread) {
+template <class Kernel>
+void product_task(const Product &p, const Cut<Kernel> &cut, Call &call, int64_t task, int thread) {
     using A = typename Kernel::A;
     using C = typename Kernel::C;
     const int64_t parts = task < cut.whole ? 1 : cut.parts, behind = most(0, task - cut.whole);
@@ -205,6 +205,8 @@ template <class Kernel> void product_task(const Product &p, const Cut<Kernel> &c
             const bool ends = k + depth == p.depth;
             for (int64_t panel = chunk; panel < chunk_end; ++panel)
                 for (int64_t half = 0; half < cut.halves; ++half) {
+                    if (call.interrupted(thread))
+                        return;
                     const void *b = Kernel::panel(p, panel * cut.halves + half, k, depth, b_buffer);
                     C *column = sums + ((panel - chunk) * cut.halves + half) * tiles * cut.tile_size;
                     const int width = static_cast<int>(least(p.columns - panel * NR, NR));
@@ -237,13 +239,13 @@ template <class Kernel> void product_task(const Product &p, const Cut<Kernel> &c
     }
 }
 
-template <class Kernel> void run_product(const Product &p, Pool &pool) {
-    Running<Kernel> running{p, Cut<Kernel>(p)};
-    pool.run(
+template <class Kernel> void run_product(const Product &p, Call &call) {
+    Running<Kernel> running{p, Cut<Kernel>(p), call};
+    call.run(
         p.threads, running.cut.tasks,
         [](void *data, int64_t task, int thread) {
             const Running<Kernel> &all = *static_cast<const Running<Kernel> *>(data);
-            product_task<Kernel>(all.p, all.cut, task, thread);
+            product_task<Kernel>(all.p, all.cut, all.call, task, thread);
         },
         &running);
 }
@@ -256,15 +258,15 @@ inline int64_t product_workspace(const Product &p) {
     return p.threads * (p.in_codes ? Cut<I8Kernel>(p).bytes : Cut<F32Kernel>(p).bytes);
 }
 
-inline void multiply(const Product &p, Pool &pool) {
+inline void multiply(const Product &p, Call &call) {
 #if defined(__AVX512BF16__)
     if (p.in_pairs)
-        return run_product<Bf16Kernel>(p, pool);
+        return run_product<Bf16Kernel>(p, call);
 #endif
     if (p.in_codes)
-        run_product<I8Kernel>(p, pool);
+        run_product<I8Kernel>(p, call);
     else
-        run_product<F32Kernel>(p, pool);
+        run_product<F32Kernel>(p, call);
 }
 
 } // namespace KINEMA_ISA

@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "call.h"
 #include "kinema.h"
-#include "pool.h"
 
 namespace kinema {
 namespace KINEMA_ISA {
@@ -253,7 +253,7 @@ inline Product linear_product(const kinema_linear_args &args) {
 
 inline int64_t linear_workspace(const kinema_linear_args &args) { return product_workspace(linear_product(args)); }
 
-inline void linear(const kinema_linear_args &args, Pool &pool) { multiply(linear_product(args), pool); }
+inline void linear(const kinema_linear_args &args, Call &call) { multiply(linear_product(args), call); }
 
 } // namespace KINEMA_ISA
 } // namespace kinema

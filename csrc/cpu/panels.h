@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "call.h"
 #include "kinema.h"
 
 namespace kinema {
@@ -12,6 +13,11 @@ namespace KINEMA_ISA {
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// What is fetched ahead may lie behind the end of its array, where no arithmetic of pointers may lead.
+inline const void *ahead_of(const void *from, int64_t bytes) {
+    return reinterpret_cast<const void *>(reinterpret_cast<uintptr_t>(from) + static_cast<uintptr_t>(bytes));
+}
 
 inline int64_t item_size(int32_t dtype) {
     return dtype == KINEMA_F32 ? 4 : dtype == KINEMA_BF16 || dtype == KINEMA_F16 ? 2 : 1;
@@ -52,9 +58,10 @@ inline void pack_panel_i8(const int8_t *rows, int64_t depth, int64_t width, int8
 }
 
 // rows: [columns, depth], of a gated weight [2·columns, depth], the gate first; a gate's panel lies before its value's.
-inline void pack_weight(int64_t depth, int64_t columns, int32_t dtype, int32_t gated, const void *rows, void *packed) {
+inline void
+pack_weight(int64_t depth, int64_t columns, int32_t dtype, int32_t gated, const void *rows, void *packed, Call &call) {
     const int64_t halves = gated ? 2 : 1, stored = stored_depth(depth, dtype);
-    for (int64_t panel = 0; panel < ceil_div(columns, NR) * halves; ++panel) {
+    for (int64_t panel = 0; panel < ceil_div(columns, NR) * halves && !call.interrupted(0); ++panel) {
         const int64_t column = panel / halves * NR, row = panel % halves * columns + column;
         const int64_t width = least(columns - column, NR);
         const char *from = static_cast<const char *>(rows) + row * depth * item_size(dtype);

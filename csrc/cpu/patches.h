@@ -1,21 +1,24 @@
 // Patches of a latent video to tokens, as a product that gathers its left matrix; and tokens back to a video.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
+#include "call.h"
 #include "kinema.h"
-#include "pool.h"
 
 namespace kinema {
 namespace KINEMA_ISA {
 
-// A product whose rows are gathered: its epilogue is linear's, which finds its arguments first.
+// A product whose rows are gathered: its epilogue is linear's, which finds its arguments at the source's address.
 struct PatchSource {
     kinema_linear_args epilogue;
     const kinema_patch_embed_args *a;
     const int64_t *offsets; // of a patch's elements from its first
 };
+static_assert(std::is_standard_layout_v<PatchSource> && offsetof(PatchSource, epilogue) == 0);
 
 inline int64_t patch_elements(const kinema_patch_embed_args &a) {
     return a.channels * a.patch_t * a.patch_h * a.patch_w;
@@ -72,7 +75,7 @@ inline int64_t patch_embed_workspace(const kinema_patch_embed_args &a) {
     return aligned(patch_elements(a) * 8) + product_workspace(patch_product(a, source));
 }
 
-inline void patch_embed(const kinema_patch_embed_args &a, Pool &pool) {
+inline void patch_embed(const kinema_patch_embed_args &a, Call &call) {
     PatchSource source;
     Product p = patch_product(a, source);
     int64_t *offsets = static_cast<int64_t *>(a.workspace), k = 0;
@@ -83,14 +86,14 @@ inline void patch_embed(const kinema_patch_embed_args &a, Pool &pool) {
                     offsets[k++] = c * a.x_stride_c + t * a.x_stride_t + h * a.x_stride_h + w * a.x_stride_w;
     source.offsets = offsets;
     p.workspace = static_cast<char *>(a.workspace) + aligned(patch_elements(a) * 8);
-    multiply(p, pool);
+    multiply(p, call);
 }
 
-inline void unpatchify(const kinema_unpatchify_args &a, Pool &pool) {
+inline void unpatchify(const kinema_unpatchify_args &a, Call &call) {
     const int64_t frames = a.grid_t * a.patch_t, height = a.grid_h * a.patch_h, width = a.grid_w * a.patch_w;
     const int64_t inside = a.patch_t * a.patch_h * a.patch_w;
     // one line of the video a row
-    each_row(pool, a.threads, a.batch * a.channels * frames * height, width, [&](int64_t row, int) {
+    each_row(call, a.threads, a.batch * a.channels * frames * height, width, [&](int64_t row, int) {
         const int64_t y = row % height, t = row / height % frames, c = row / (height * frames) % a.channels;
         const int64_t b = row / (height * frames * a.channels);
         const int64_t token = (t / a.patch_t * a.grid_h + y / a.patch_h) * a.grid_w;

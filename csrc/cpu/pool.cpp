@@ -1,6 +1,6 @@
 #include "pool.h"
 
-#include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
 #include <new>
@@ -16,6 +16,9 @@ namespace kinema {
 
 namespace {
 
+constexpr int YIELDS = 100; // before a caller sleeps that waits for the others: some tens of microseconds
+constexpr std::chrono::milliseconds PATIENCE{20}; // of a caller that sleeps and has somebody to ask
+
 long process() {
 #if defined(_WIN32)
     return 0;
@@ -24,48 +27,98 @@ long process() {
 #endif
 }
 
-std::mutex making_states;
+const int PROCESSORS = static_cast<int>(std::thread::hardware_concurrency()); // 0: unknown
+const int MOST_THREADS = 4 * (PROCESSORS > 2 ? PROCESSORS : 2);
 
-// A call that the host's threads share: each takes a number, then tasks until there are no more.
-struct Shared {
-    Body body;
-    void *data;
-    int64_t tasks;
-    int threads;
-    std::atomic<int> arrived{0};
+// The tasks of a run, which its threads share.
+struct Job {
+    Call *call = nullptr;
+    Body body = nullptr;
+    void *data = nullptr;
+    int64_t tasks = 0;
     std::atomic<int64_t> next{0};
+    std::atomic<int> others{0}; // threads beside the caller's that may have a task
+    std::mutex mutex;
+    std::condition_variable done;
+
+    void begin(Call &of, int64_t count, Body what, void *with) {
+        call = &of;
+        tasks = count;
+        body = what;
+        data = with;
+        next.store(0);
+    }
+
+    void take(int thread) {
+        while (!call->interrupted(thread)) {
+            const int64_t task = next.fetch_add(1);
+            if (task >= tasks)
+                return;
+            body(data, task, thread);
+        }
+    }
+
+    void leave() {
+        if (others.fetch_sub(1) != 1)
+            return;
+        const std::lock_guard<std::mutex> lock(mutex);
+        done.notify_one();
+    }
+
+    // The caller, for whom no task is left, until the others have none.
+    void wait() {
+        for (int i = 0; i < YIELDS && others.load() != 0; ++i)
+            std::this_thread::yield();
+        if (others.load() == 0)
+            return;
+        std::unique_lock<std::mutex> lock(mutex);
+        const auto ended = [this] { return others.load() == 0; };
+        if (!call->polls())
+            return done.wait(lock, ended);
+        while (!done.wait_for(lock, PATIENCE, ended)) {
+            lock.unlock();
+            call->waiting();
+            lock.lock();
+        }
+    }
+};
+
+// A run on the host's threads.
+struct Shared {
+    Job job;
+    int threads;
+    std::thread::id caller = std::this_thread::get_id();
+    std::atomic<int> arrived{0};
 
     static void enter(void *self) {
         Shared &all = *static_cast<Shared *>(self);
-        const int thread = all.arrived.fetch_add(1);
+        if (std::this_thread::get_id() == all.caller) {
+            all.job.take(0);
+            if (all.job.call->polls()) // behind the host's barrier it could not
+                all.job.wait();
+            return;
+        }
+        const int thread = all.arrived.fetch_add(1) + 1;
         if (thread >= all.threads)
             return;
-        for (int64_t task = all.next.fetch_add(1); task < all.tasks; task = all.next.fetch_add(1))
-            all.body(all.data, task, thread);
+        all.job.others.fetch_add(1);
+        all.job.take(thread);
+        all.job.leave();
     }
 };
 
 } // namespace
 
 struct Pool::State {
-    long pid = process();
-    std::mutex busy; // held by the call that has the threads
-    std::mutex mutex;
-    std::condition_variable wake, done;
+    const long pid = process();
+    std::atomic<bool> busy{false}; // a call has the threads
+    Job job;
+    std::mutex mutex; // of what follows
+    std::condition_variable wake;
     std::vector<std::thread> workers;
     bool closing = false;
-    uint64_t round = 0; // a new one for every call
+    uint64_t round = 0; // a new one for every run
     int wanted = 0;     // workers of this round
-    int working = 0;
-    Body body = nullptr;
-    void *data = nullptr;
-    int64_t tasks = 0;
-    std::atomic<int64_t> next{0};
-
-    void take(int thread) {
-        for (int64_t task = next.fetch_add(1); task < tasks; task = next.fetch_add(1))
-            body(data, task, thread);
-    }
 
     void work(int thread) {
         uint64_t seen = 0;
@@ -76,10 +129,9 @@ struct Pool::State {
                 return;
             seen = round;
             lock.unlock();
-            take(thread);
+            job.take(thread);
+            job.leave();
             lock.lock();
-            if (--working == 0)
-                done.notify_one();
         }
     }
 
@@ -96,14 +148,34 @@ struct Pool::State {
         const int made = static_cast<int>(workers.size());
         return made < count ? made : count;
     }
+
+    void run(Call &call, int threads, int64_t tasks, Body body, void *data) {
+        job.begin(call, tasks, body, data);
+        {
+            const std::lock_guard<std::mutex> lock(mutex);
+            wanted = grow(threads - 1);
+            job.others.store(wanted);
+            ++round;
+        }
+        wake.notify_all();
+        job.take(0);
+        job.wait();
+    }
 };
 
-// A forked child has the pool but not its threads: it makes its own and leaves the parent's alone.
+// A forked child has the pool but not its threads: it makes its own and leaves the parent's alone. There is no lock
+// that a thread of the parent could hold for ever.
 Pool::State *Pool::own_state() {
-    std::lock_guard<std::mutex> lock(making_states);
-    if (state_ == nullptr || state_->pid != process())
-        state_ = new (std::nothrow) State;
-    return state_;
+    State *found = state_.load();
+    while (found == nullptr || found->pid != process()) {
+        State *made = new (std::nothrow) State;
+        if (made == nullptr)
+            return nullptr;
+        if (state_.compare_exchange_strong(found, made))
+            return made;
+        delete made; // another caller was first
+    }
+    return found;
 }
 
 void Pool::use(kinema_parallel host) {
@@ -111,50 +183,41 @@ void Pool::use(kinema_parallel host) {
     host_pid_ = process();
 }
 
-void Pool::run(int threads, int64_t tasks, Body body, void *data) {
+void Pool::run(Call &call, int threads, int64_t tasks, Body body, void *data) {
+    if (threads > MOST_THREADS)
+        threads = MOST_THREADS;
     if (tasks < threads)
         threads = static_cast<int>(tasks);
     // OpenMP's threads do not live on in a forked child, and it would wait for them for ever
     if (threads > 1 && host_ != nullptr && host_pid_ == process()) {
-        Shared all{body, data, tasks, threads};
+        Shared all{{}, threads};
+        all.job.begin(call, tasks, body, data);
         host_(Shared::enter, &all, static_cast<unsigned>(threads), 0);
         return;
     }
     State *state = threads > 1 ? own_state() : nullptr;
-    if (state == nullptr || !state->busy.try_lock()) {
-        for (int64_t task = 0; task < tasks; ++task)
-            body(data, task, 0);
+    if (state != nullptr && !state->busy.exchange(true)) {
+        state->run(call, threads, tasks, body, data);
+        state->busy.store(false);
         return;
     }
-    {
-        std::lock_guard<std::mutex> lock(state->mutex);
-        state->wanted = state->working = state->grow(threads - 1);
-        state->body = body;
-        state->data = data;
-        state->tasks = tasks;
-        state->next.store(0);
-        ++state->round;
-    }
-    state->wake.notify_all();
-    state->take(0);
-    {
-        std::unique_lock<std::mutex> lock(state->mutex);
-        state->done.wait(lock, [&] { return state->working == 0; });
-    }
-    state->busy.unlock();
+    Job alone;
+    alone.begin(call, tasks, body, data);
+    alone.take(0);
 }
 
 Pool::~Pool() {
-    if (state_ == nullptr || state_->pid != process())
+    State *state = state_.load();
+    if (state == nullptr || state->pid != process())
         return;
     {
-        std::lock_guard<std::mutex> lock(state_->mutex);
-        state_->closing = true;
+        const std::lock_guard<std::mutex> lock(state->mutex);
+        state->closing = true;
     }
-    state_->wake.notify_all();
-    for (std::thread &worker : state_->workers)
+    state->wake.notify_all();
+    for (std::thread &worker : state->workers)
         worker.join();
-    delete state_;
+    delete state;
 }
 
 } // namespace kinema

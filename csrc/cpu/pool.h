@@ -6,13 +6,13 @@
 // task computes does not depend on which thread takes it.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 
+#include "call.h"
 #include "kinema.h"
 
 namespace kinema {
-
-using Body = void (*)(void *data, int64_t task, int thread);
 
 class Pool {
   public:
@@ -21,16 +21,16 @@ class Pool {
     Pool(const Pool &) = delete;
     Pool &operator=(const Pool &) = delete;
 
-    // Calls body(data, task, thread) for every task below `tasks`, with thread below `threads`; returns when all are
-    // done. While another call has our own threads, this one runs on its caller's alone.
-    void run(int threads, int64_t tasks, Body body, void *data);
+    // What Call::run() says, on at most four threads for each processor. While another call has our own threads,
+    // this one runs on its caller's alone.
+    void run(Call &call, int threads, int64_t tasks, Body body, void *data);
 
     // From now on the host's threads do the work; null: our own again. Not while calls run.
     void use(kinema_parallel host);
 
   private:
     struct State;
-    State *state_ = nullptr;
+    std::atomic<State *> state_{nullptr};
     kinema_parallel host_ = nullptr;
     long host_pid_ = 0;
     State *own_state();

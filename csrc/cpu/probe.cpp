@@ -1,4 +1,6 @@
 // What the machine can do at most: the functions that `kinema bench` times.
+#include "arrays.h"
+#include "checks.h"
 #include "table.h"
 
 #include <cstring>
@@ -6,6 +8,8 @@
 using namespace kinema;
 
 namespace {
+
+constexpr int64_t MOST_STEPS = 1ll << 40; // hours; and what is counted of them overflows nothing
 
 struct Arithmetic {
     const Table *table;
@@ -26,9 +30,9 @@ extern "C" {
 
 int32_t
 kinema_probe_arithmetic(const kinema_cpu *cpu, int32_t dtype, int64_t steps, int32_t threads, int64_t *operations) {
-    if (operations == nullptr)
+    if (cpu == nullptr || operations == nullptr)
         return KINEMA_NO_POINTER;
-    if (steps < 1 || threads < 1)
+    if (steps < 1 || steps > MOST_STEPS || threads < 1 || !are_threads(threads))
         return KINEMA_BAD_SIZE;
     if (dtype != KINEMA_F32 && dtype != KINEMA_I8 && (dtype != KINEMA_BF16 || cpu->table->multiplies_bf16 == 0))
         return KINEMA_BAD_DTYPE;
@@ -39,15 +43,15 @@ kinema_probe_arithmetic(const kinema_cpu *cpu, int32_t dtype, int64_t steps, int
         if (task == 0)
             mine.done = done;
     };
-    cpu->pool.run(threads, threads, body, &work);
+    Call(cpu->pool, nullptr).run(threads, threads, body, &work);
     *operations = work.done * threads;
     return KINEMA_OK;
 }
 
 int32_t kinema_probe_copy(const kinema_cpu *cpu, const void *from, void *to, int64_t bytes, int32_t threads) {
-    if (from == nullptr || to == nullptr)
+    if (cpu == nullptr || from == nullptr || to == nullptr)
         return KINEMA_NO_POINTER;
-    if (bytes < 1 || threads < 1)
+    if (bytes < 1 || bytes > MOST_ELEMENTS || threads < 1 || !are_threads(threads))
         return KINEMA_BAD_SIZE;
     Copy work{static_cast<const char *>(from), static_cast<char *>(to), bytes, threads};
     const auto body = [](void *data, int64_t task, int) {
@@ -55,7 +59,7 @@ int32_t kinema_probe_copy(const kinema_cpu *cpu, const void *from, void *to, int
         const int64_t begin = all.bytes * task / all.parts, end = all.bytes * (task + 1) / all.parts;
         std::memcpy(all.to + begin, all.from + begin, static_cast<size_t>(end - begin));
     };
-    cpu->pool.run(threads, threads, body, &work);
+    Call(cpu->pool, nullptr).run(threads, threads, body, &work);
     return KINEMA_OK;
 }
 

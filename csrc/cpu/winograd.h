@@ -9,8 +9,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "call.h"
 #include "kinema.h"
-#include "pool.h"
 
 namespace kinema {
 namespace KINEMA_ISA {
@@ -149,7 +149,7 @@ inline void transform_block(const Band &band, const Block &block) {
 
 // The products of one place with one panel, into `sums` [groups][frames][MR][NR]. The next panel is fetched meanwhile.
 inline void multiply_place(
-    const Band &band, const Block &block, int columns, const float *left, const float *panel, const float *next,
+    const Band &band, const Block &block, int columns, const float *left, const float *panel, const void *next,
     float *sums) {
     const Winograd &w = band.w;
     const int64_t tiles = band.rows * w.tiles_w, slices = ceil_div(w.depth, WINOGRAD_DEPTH);
@@ -161,7 +161,7 @@ inline void multiply_place(
             const int count = static_cast<int>(least(tiles - (block.group + g) * MR, MR));
             for (int64_t t = 0; t < block.frames; ++t) {
                 for (const int64_t end = least(ahead + piece, w.depth * NR); ahead < end; ahead += 16)
-                    __builtin_prefetch(next + ahead, 0, 2);
+                    __builtin_prefetch(ahead_of(next, ahead * 4), 0, 2);
                 // what only a silent past would add is left out
                 const int64_t start = most(0, band.silent - block.frame - t) * w.channels, k = most(from, start);
                 if (k < to)
@@ -228,13 +228,15 @@ template <int SIZE> void finish_block(const Band &band, const Block &block, int6
             }
 }
 
-inline void convolve_block(const Band &band, const Block &block) {
+inline void convolve_block(const Band &band, const Block &block, Call &call, int thread) {
     const Winograd &w = band.w;
     const float *weight = static_cast<const float *>(w.a.weight);
     transform_block(band, block);
     for (int64_t first = 0; first < w.panels; first += w.chunk) {
         const int64_t end = least(first + w.chunk, w.panels);
         for (int64_t place = 0; place < w.places; ++place) {
+            if (call.interrupted(thread))
+                return;
             // of a doubled frame rows and columns 0, 1 and 3
             const int64_t row = place / w.size, column = place % w.size;
             const int64_t stored = w.doubled ? (row + row / 2) * 4 + column + column / 2 : place;
@@ -242,7 +244,7 @@ inline void convolve_block(const Band &band, const Block &block) {
                 const float *right = weight + (stored * w.panels + panel) * w.depth * NR;
                 multiply_place(
                     band, block, static_cast<int>(least(w.a.out_channels - panel * NR, NR)),
-                    block.left + place * w.left_place, right, right + w.depth * NR,
+                    block.left + place * w.left_place, right, ahead_of(right, w.depth * NR * 4),
                     block.sums + place * w.sums_place + (panel - first) * block.groups * block.frames * MR * NR);
             }
         }
@@ -255,7 +257,7 @@ inline void convolve_block(const Band &band, const Block &block) {
     }
 }
 
-inline void convolve_band(const Band &band, Pool &pool) {
+inline void convolve_band(const Band &band, Call &call) {
     const Winograd &w = band.w;
     const int64_t times = ceil_div(w.shape.out_t, w.frames), threads = most(1, w.a.threads);
     // few blocks are a multiple of the threads, or some of those wait
@@ -264,9 +266,10 @@ inline void convolve_band(const Band &band, Pool &pool) {
         blocks = least(band.groups(), ceil_div(ceil_div(blocks * times, threads) * threads, times));
     struct Work {
         const Band &band;
+        Call &call;
         int64_t blocks, times;
-    } work{band, blocks, times};
-    pool.run(
+    } work{band, call, blocks, times};
+    call.run(
         static_cast<int>(threads), blocks * times,
         [](void *data, int64_t task, int thread) {
             const Work &all = *static_cast<const Work *>(data);
@@ -277,23 +280,24 @@ inline void convolve_band(const Band &band, Pool &pool) {
             convolve_block(
                 all.band,
                 {from, groups * (block + 1) / all.blocks - from, frame, least(cut.shape.out_t - frame, cut.frames),
-                 reinterpret_cast<float *>(scratch), reinterpret_cast<float *>(scratch + cut.left_bytes)});
+                 reinterpret_cast<float *>(scratch), reinterpret_cast<float *>(scratch + cut.left_bytes)},
+                all.call, thread);
         },
         &work);
 }
 
 inline int64_t winograd_workspace(const kinema_conv3d_args &a) { return Winograd(a).bytes(); }
 
-inline void winograd(const kinema_conv3d_args &args, Pool &pool) {
+inline void winograd(const kinema_conv3d_args &args, Call &call) {
     const Winograd w(args);
     char *memory = static_cast<char *>(args.workspace);
     const Lines lines(w.a, w.shape, w.kept, memory);
     for (int64_t b = 0; b < args.batch; ++b)
         for (int64_t first = 0, laid = 0; first < w.tiles_h; first += w.band) {
             const int64_t rows = least(w.band, w.tiles_h - first), end = (first + rows - 1) * w.step + w.size;
-            lines.lay_out(b, laid, end, pool);
+            lines.lay_out(b, laid, end, call);
             laid = end;
-            convolve_band({w, lines, b, first, rows, lines.silent(first * w.step, end), memory + w.lines_bytes}, pool);
+            convolve_band({w, lines, b, first, rows, lines.silent(first * w.step, end), memory + w.lines_bytes}, call);
         }
 }
 

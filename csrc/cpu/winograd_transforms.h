@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "call.h"
 #include "kinema.h"
 
 namespace kinema {
@@ -32,7 +33,8 @@ inline int64_t winograd_packed_bytes(int64_t in_channels, int64_t out_channels, 
 
 // weight: [out_channels, kernel_t, 3, 3, in_channels]. Transformed in float64 and rounded once.
 inline void winograd_pack(
-    int64_t in_channels, int64_t out_channels, int64_t kernel_t, int64_t tile, const float *weight, void *packed) {
+    int64_t in_channels, int64_t out_channels, int64_t kernel_t, int64_t tile, const float *weight, void *packed,
+    Call &call) {
     static const double two[4][3] = {{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}};
     // (1, p, p²) / Π (p − the other points) of p = 0, 3/4, −3/4, 3/2, −3/2; of infinity the last tap
     constexpr double ZERO = 64.0 / 81, NEAR = -128.0 / 243, FAR = 32.0 / 243;
@@ -47,8 +49,9 @@ inline void winograd_pack(
     const int64_t panels = ceil_div(out_channels, NR), depth = kernel_t * whole_groups(in_channels);
     const int64_t size = patch_size(tile);
     float *to = static_cast<float *>(packed);
-    std::memset(to, 0, winograd_packed_bytes(in_channels, out_channels, kernel_t, tile));
-    for (int64_t n = 0; n < out_channels; ++n)
+    for (int64_t place = 0; place < size * size && !call.interrupted(0); ++place)
+        std::memset(to + place * panels * depth * NR, 0, panels * depth * NR * sizeof(float));
+    for (int64_t n = 0; n < out_channels && !call.interrupted(0); ++n)
         for (int64_t tap = 0; tap < kernel_t; ++tap)
             for (int64_t c = 0; c < in_channels; ++c) {
                 const float *taps = weight + (n * kernel_t + tap) * 9 * in_channels + c;

@@ -3,7 +3,18 @@
  *
  * Everything is plain C: pointers, sizes, and strides counted in elements. Nothing is thrown, nothing is kept between
  * calls but the handle, and nothing is allocated: scratch memory is the caller's, and a function says how much of it a
- * call wants. Every function that can fail gives a status, 0 for success, and kinema_status_text() its sentence.
+ * call wants. Every function that can fail gives a status, 0 for success, and kinema_status_text() its sentence. One
+ * that answers with a number gives a status with its sign turned: less than 0.
+ *
+ * A call computes or is refused. It is checked that sizes fit each other, that strides are not negative, that no two
+ * elements of a result share a place, that nothing is larger than memory can be, that pointers are there and aligned
+ * (numbers at their own size, packed weights and scratch at 64 bytes), and that lengths, counts and indices lie in what
+ * they count. That a pointer leads to as much memory as the sizes say is believed. A result without elements (batch 0,
+ * tokens 0, ...) is success: then no pointer is looked at, and none of its memory touched. What is summed over (in
+ * features, input channels, a kernel) has at least one element; but keys may be none, see attention.
+ *
+ * Options that say yes or no are 1 or 0. `threads` of every op: at most so many, the caller's among them, up to
+ * KINEMA_MOST_THREADS; 0 is 1.
  *
  * Activations are fp32, with the last axis dense unless a stride is given for it. Weights are packed once, by the
  * instruction set of the handle that will use them. Results do not depend on the number of threads.
@@ -24,7 +35,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a struct or a function below changes. */
-#define KINEMA_ABI_VERSION 6
+#define KINEMA_ABI_VERSION 7
 
 enum kinema_status {
     KINEMA_OK = 0,
@@ -34,8 +45,13 @@ enum kinema_status {
     KINEMA_BAD_DTYPE = 4,       /* a number format that this function does not take there */
     KINEMA_NO_POINTER = 5,      /* a pointer that is needed is null */
     KINEMA_NO_MEMORY = 6,
-    KINEMA_BAD_OPTION = 7
+    KINEMA_BAD_OPTION = 7,
+    KINEMA_INTERRUPTED = 8, /* its kinema_control ended the call: see there */
+    KINEMA_MISALIGNED = 9,  /* numbers that are not at a multiple of their size, packed weights or scratch not at 64 */
+    KINEMA_BAD_INDEX = 10   /* a length, a count or an index lies beyond what there is */
 };
+
+#define KINEMA_MOST_THREADS 4096
 
 enum kinema_dtype { KINEMA_F32 = 0, KINEMA_BF16 = 1, KINEMA_F16 = 2, KINEMA_E4M3 = 3, KINEMA_I8 = 4 };
 
@@ -59,7 +75,8 @@ KINEMA_API const char *kinema_cpu_isa_name(int32_t index);
 KINEMA_API int32_t kinema_cpu_has(const char *isa);
 /* isa: NULL takes the best that the processor has. */
 KINEMA_API int32_t kinema_cpu_create(const char *isa, kinema_cpu **made);
-KINEMA_API void kinema_cpu_destroy(kinema_cpu *cpu);
+KINEMA_API void kinema_cpu_destroy(kinema_cpu *cpu); /* NULL: nothing happens */
+/* NULL of NULL. */
 KINEMA_API const char *kinema_cpu_isa(const kinema_cpu *cpu);
 
 /* Runs body(data) on up to `threads` threads at once, the caller's among them, and returns when all have ended. This is
@@ -68,6 +85,20 @@ typedef void (*kinema_parallel)(void (*body)(void *data), void *data, unsigned t
 /* Lets the host's threads do the work, so that two sets of them do not fight for the cores; NULL: the handle's own, as
  * at first. Not while calls run. A forked child goes back to threads of its own. */
 KINEMA_API int32_t kinema_cpu_use_threads(kinema_cpu *cpu, kinema_parallel parallel);
+
+/* Who may end a call before it is done; null in its place: nobody. All threads of a call look at the flags and the one
+ * that called also calls `poll`, while it works and while it waits for the others. They do so every few milliseconds at
+ * the most. Soon after a flag is not 0 or `poll` returned something else than 0 the call returns KINEMA_INTERRUPTED,
+ * and `poll` is not called again by it. What the call was writing (results, caches, packed weights) is then partly
+ * written, partly not. kinema_scheduler_step, which is short, looks before it begins and never stops halfway. */
+typedef int32_t (*kinema_poll)(void *data);
+typedef struct kinema_control {
+    const int32_t *const *flags; /* [flag_count], which any thread may set meanwhile, with an atomic store */
+    int64_t flag_count;
+    kinema_poll poll; /* may call these functions, and must return; NULL: there are flags only */
+    void *data;
+    int32_t interval_ms; /* between calls of `poll`, or a few milliseconds more; 0: at every look */
+} kinema_control;
 
 /* y[i] = activation(x[i]), in fp32. */
 KINEMA_API int32_t kinema_activate(const kinema_cpu *cpu, int32_t activation, int64_t count, const float *x, float *y);
@@ -98,7 +129,7 @@ KINEMA_API int64_t kinema_linear_packed_bytes(
 /* rows: dense [out_features, in_features], of a gated weight the gate's rows first. packed: 64-byte aligned. */
 KINEMA_API int32_t kinema_linear_pack(
     const kinema_cpu *cpu, int64_t in_features, int64_t out_features, int32_t dtype, int32_t gated, const void *rows,
-    void *packed);
+    void *packed, const kinema_control *control);
 
 typedef struct kinema_linear_args {
     /* the input: batch x tokens rows of x_features, behind which come x2's features (in_features in all) */
@@ -133,7 +164,7 @@ typedef struct kinema_linear_args {
 } kinema_linear_args;
 
 KINEMA_API int64_t kinema_linear_workspace(const kinema_cpu *cpu, const kinema_linear_args *args);
-KINEMA_API int32_t kinema_linear(const kinema_cpu *cpu, const kinema_linear_args *args);
+KINEMA_API int32_t kinema_linear(const kinema_cpu *cpu, const kinema_linear_args *args, const kinema_control *control);
 /* What an fp32 x is rounded to for an int8 weight: x = scale * (code - zero) with codes of 0 to this number and, for a
  * token, scale = max(max(x, 0) - min(x, 0), 1e-12) / top, zero = round(-min(x, 0) / scale), code = round(x / scale) +
  * zero. 255, or 127 where an instruction set has no product of all 8 bits. */
@@ -155,12 +186,14 @@ typedef struct kinema_norm_modulate_args {
     void *out; /* fp32 with the strides below; or out_dtype E4M3 or I8, dense, each row divided by its out_scale */
     int64_t out_stride_b, out_stride_s;
     float *out_scale; /* [batch * tokens] */
-    void *workspace;  /* threads * channels floats, of an out in 8 bits */
+    void *workspace;  /* kinema_norm_modulate_workspace() bytes, 64-byte aligned; NULL where that is 0 */
     int32_t out_dtype;
     int32_t threads;
 } kinema_norm_modulate_args;
 
-KINEMA_API int32_t kinema_norm_modulate(const kinema_cpu *cpu, const kinema_norm_modulate_args *args);
+KINEMA_API int64_t kinema_norm_modulate_workspace(const kinema_cpu *cpu, const kinema_norm_modulate_args *args);
+KINEMA_API int32_t
+kinema_norm_modulate(const kinema_cpu *cpu, const kinema_norm_modulate_args *args, const kinema_control *control);
 
 /* x [batch, tokens, heads * head_dim] -> out [batch, heads, tokens, head_dim], each head dense over tokens and channels
  */
@@ -182,7 +215,8 @@ typedef struct kinema_qk_norm_rope_args {
     int32_t threads;
 } kinema_qk_norm_rope_args;
 
-KINEMA_API int32_t kinema_qk_norm_rope(const kinema_cpu *cpu, const kinema_qk_norm_rope_args *args);
+KINEMA_API int32_t
+kinema_qk_norm_rope(const kinema_cpu *cpu, const kinema_qk_norm_rope_args *args, const kinema_control *control);
 
 /* ---- scheduler_step: out[m] = sum over k of coefficients[b, m, k] * terms[k] ---- */
 
@@ -194,17 +228,19 @@ typedef struct kinema_scheduler_step_args {
     const float *coefficients;   /* [batch, out_count, term_count]; a term whose coefficient is 0 is not read for it */
     float *const *outs;          /* each may be a term */
     const int64_t *out_strides;
-    void *workspace; /* threads * out_count * KINEMA_STEP_BLOCK floats */
+    void *workspace; /* kinema_scheduler_step_workspace() bytes, 64-byte aligned */
     int32_t threads;
 } kinema_scheduler_step_args;
 
-#define KINEMA_STEP_BLOCK 256
-
-KINEMA_API int32_t kinema_scheduler_step(const kinema_cpu *cpu, const kinema_scheduler_step_args *args);
+KINEMA_API int64_t kinema_scheduler_step_workspace(const kinema_cpu *cpu, const kinema_scheduler_step_args *args);
+KINEMA_API int32_t
+kinema_scheduler_step(const kinema_cpu *cpu, const kinema_scheduler_step_args *args, const kinema_control *control);
 
 /* ---- attention ---- */
 
-/* Up to two query segments see up to three key segments as if they were concatenated. */
+/* Up to two query segments see up to three key segments as if they were concatenated. A segment may be empty (its
+ * pointers are not looked at), and so may all those of keys: a query that sees no key gives 0, or its residual. With
+ * two query segments there are no residual, causal blocks or lists. */
 typedef struct kinema_attention_args {
     int64_t batch, heads, head_dim;
     int64_t query_segments, key_segments;
@@ -219,15 +255,15 @@ typedef struct kinema_attention_args {
     const float *v[3];
     int64_t v_stride_b[3], v_stride_n[3], v_stride_r[3];
     int64_t slots[3];
-    const int64_t *lengths[3]; /* [batch], how many slots are real; null: all */
-    const float *cosines[3];   /* rotates keys on read; null: they are as they are */
+    const int64_t *lengths[3]; /* [batch], how many slots are real, 0 to all; null: all */
+    const float *cosines[3];   /* rotates slots from rope_start on, on read; null: keys are as they are */
     const float *sines[3];
     int64_t rope_stride_b[3], rope_start[3], rope_tokens[3];
     const float *bias; /* added to the logits, indexed by concatenated queries and slots; null: 0 */
     int64_t bias_stride_b, bias_stride_n, bias_stride_s, bias_stride_r;
     int64_t causal_block, causal_offset;  /* of the last key segment; a block of 0: every query sees every key */
-    const int32_t *indices;               /* tiles of keys, [query tiles, listed]; null: all */
-    const int32_t *counts;                /* [query tiles] */
+    const int32_t *indices;               /* tiles of keys, each once in a list, [query tiles, listed] */
+    const int32_t *counts;                /* [query tiles], of the first `listed` how many; null: all keys are seen */
     int64_t list_stride_b, list_stride_n; /* of counts; those of indices are `listed` times as large */
     int64_t listed, query_tile, key_tile;
     void *workspace; /* kinema_attention_workspace() bytes, 64-byte aligned */
@@ -238,7 +274,8 @@ typedef struct kinema_attention_args {
 } kinema_attention_args;
 
 KINEMA_API int64_t kinema_attention_workspace(const kinema_cpu *cpu, const kinema_attention_args *args);
-KINEMA_API int32_t kinema_attention(const kinema_cpu *cpu, const kinema_attention_args *args);
+KINEMA_API int32_t
+kinema_attention(const kinema_cpu *cpu, const kinema_attention_args *args, const kinema_control *control);
 
 /* ---- patches and convolutions ---- */
 
@@ -260,7 +297,8 @@ typedef struct kinema_patch_embed_args {
 } kinema_patch_embed_args;
 
 KINEMA_API int64_t kinema_patch_embed_workspace(const kinema_cpu *cpu, const kinema_patch_embed_args *args);
-KINEMA_API int32_t kinema_patch_embed(const kinema_cpu *cpu, const kinema_patch_embed_args *args);
+KINEMA_API int32_t
+kinema_patch_embed(const kinema_cpu *cpu, const kinema_patch_embed_args *args, const kinema_control *control);
 
 /* Tokens [batch, t * h * w, patch of channels] back to a dense video [batch, channels, t * pt, h * ph, w * pw]. */
 typedef struct kinema_unpatchify_args {
@@ -272,7 +310,8 @@ typedef struct kinema_unpatchify_args {
     int32_t threads;
 } kinema_unpatchify_args;
 
-KINEMA_API int32_t kinema_unpatchify(const kinema_cpu *cpu, const kinema_unpatchify_args *args);
+KINEMA_API int32_t
+kinema_unpatchify(const kinema_cpu *cpu, const kinema_unpatchify_args *args, const kinema_control *control);
 
 /* conv(past frames ++ upsample(act(norm(x)))) + bias + residual, channels last; the weight is packed by
    kinema_linear_pack from [out_channels, kernel_t * kernel_h * kernel_w * in_channels], or, where kernel_h = kernel_w =
@@ -305,10 +344,10 @@ KINEMA_API int64_t kinema_winograd_packed_bytes(
 /* packed: 64-byte aligned */
 KINEMA_API int32_t kinema_winograd_pack(
     const kinema_cpu *cpu, int64_t in_channels, int64_t out_channels, int64_t kernel_t, int32_t tile,
-    const float *weight, void *packed);
+    const float *weight, void *packed, const kinema_control *control);
 
 KINEMA_API int64_t kinema_conv3d_workspace(const kinema_cpu *cpu, const kinema_conv3d_args *args);
-KINEMA_API int32_t kinema_conv3d(const kinema_cpu *cpu, const kinema_conv3d_args *args);
+KINEMA_API int32_t kinema_conv3d(const kinema_cpu *cpu, const kinema_conv3d_args *args, const kinema_control *control);
 
 /* ---- what the machine can do at most ---- */
 

@@ -9,13 +9,21 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kinema.commands.load import MODEL_HELP, add_load_arguments, load_options
+from kinema.commands.load import (
+    MODEL_HELP,
+    add_load_arguments,
+    add_scheduler_arguments,
+    choose_scheduler,
+    load_options,
+)
 from kinema.commands.output import emit, emit_json
 from kinema.commands.parser import text
 from kinema.commands.request import add_request_arguments, request_from
 
 if TYPE_CHECKING:
     from kinema.stats import Stats
+
+COLLECTED = ("gif", "webp")  # formats whose frames are all held until the last is there
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar, not even on a terminal")
     add_request_arguments(parser)
+    add_scheduler_arguments(parser)
     add_load_arguments(parser)
 
 
@@ -44,7 +53,6 @@ def run(arguments: argparse.Namespace) -> int:
     for path in paths[:1]:
         check_writable(path, fps=arguments.fps)  # before torch is even imported
 
-    from kinema.machine_memory import peak_bytes
     from kinema.media.host_copy import to_host
     from kinema.media.postprocess import to_uint8
     from kinema.media.writer import open_video
@@ -53,17 +61,18 @@ def run(arguments: argparse.Namespace) -> int:
 
     request = request_from(arguments)
     pipe = VideoPipeline.from_pretrained(arguments.model, **load_options(arguments))
+    choose_scheduler(pipe, arguments)
     request = pipe.complete(request)
     num_frames, height, width = request.clip
     fps = pipe.defaults.fps if arguments.fps is None else arguments.fps
     pipe.geometry.latent_size(*request.clip)
-    for path in paths:
-        check_writable(path, fps=fps, num_frames=num_frames, height=height, width=width)
+    destinations = [check_writable(path, fps=fps, num_frames=num_frames, height=height, width=width) for path in paths]
+    streamed = destinations[0].format.name not in COLLECTED
     opened = time.perf_counter()
 
     show = False if arguments.no_progress or arguments.json else None
     with waiting("loading the model and reading the prompt", show):
-        state = pipe.prepare(request)
+        state = pipe.prepare(request, streamed=streamed)
     with steps_bar(state.num_steps, show, title="denoise") as advance:
         while not state.done:
             pipe.step([state])
@@ -79,8 +88,8 @@ def run(arguments: argparse.Namespace) -> int:
             for writer, frames in zip(writers, to_uint8(chunk), strict=True):
                 writer.write(frames)
             advance(chunk.shape[2])
+    stats = state.measured()
     stats.seconds = {"start": opened - started, **stats.seconds}
-    stats.steps, stats.peak_bytes = state.step_index, peak_bytes(pipe.ops.device)
 
     wall = time.perf_counter() - started
     if arguments.json:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import os
+from typing import TYPE_CHECKING, Any
 
 from kinema.options import LoadOptions
+
+if TYPE_CHECKING:
+    from kinema.pipeline import VideoPipeline
 
 MODEL_HELP = "a folder in the diffusers format, or 'sample', the small model that ships with kinema"
 
@@ -48,6 +52,31 @@ def add_load_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_scheduler_arguments(parser: argparse.ArgumentParser) -> None:
+    """Another scheduler than the model's."""
+    group = parser.add_argument_group("scheduler (left out: the model's own)")
+    group.add_argument(
+        "--scheduler", metavar="NAME|FILE", help="unipc, euler, dpm++, or a scheduler_config.json to read it from"
+    )
+    group.add_argument(
+        "--flow-shift", type=float, metavar="F", help="lean to high noise (more) or to details (less), such as 3 or 5"
+    )
+
+
+def choose_scheduler(pipe: VideoPipeline, arguments: argparse.Namespace) -> None:
+    """Let the pipeline sample as the options say. KinemaError for what there is not, or does not fit the model."""
+    from kinema import schedulers
+
+    asked = arguments.scheduler
+    if asked is not None:
+        is_file = asked.endswith(".json") or os.path.exists(asked)
+        known = asked.lower() in schedulers.NAMES
+        own = pipe.scheduler.core
+        pipe.scheduler = schedulers.from_pretrained(asked) if is_file and not known else schedulers.named(asked, own)
+    if arguments.flow_shift is not None:
+        pipe.scheduler = schedulers.with_flow_shift(pipe.scheduler.core, arguments.flow_shift)
+
+
 def load_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of `VideoPipeline.from_pretrained`."""
     return {
@@ -60,6 +89,18 @@ def load_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "cuda_graphs": not arguments.no_cuda_graphs,
         "quantize_attention": arguments.quantize_attention,
     }
+
+
+def open_to_measure(arguments: argparse.Namespace, **changes: Any) -> VideoPipeline:
+    """The model of a benchmark. Its parts, and what it is compared with, run beside it: --threads is the process's."""
+    import torch
+
+    from kinema.pipeline import VideoPipeline
+
+    pipe = VideoPipeline.from_pretrained(arguments.model, **{**load_options(arguments), **changes})
+    if pipe.options.threads is not None:
+        torch.set_num_threads(pipe.options.threads)
+    return pipe
 
 
 def load_words(arguments: argparse.Namespace) -> list[str]:

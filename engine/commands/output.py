@@ -1,11 +1,13 @@
-"""What a verb says on standard output."""
+"""What a verb says on standard output and standard error, which may be closed or anything that a host put there."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from kinema.errors import OutputError
@@ -14,9 +16,12 @@ from kinema.errors import OutputError
 def emit(text: str) -> None:
     """Print `text` and see it off: a full disk behind a redirection is an error, not a shorter report."""
     try:
-        print(text, flush=True)
+        print(text)
+        flush_output()
     except BrokenPipeError:
         raise
+    except (ValueError, AttributeError):
+        return  # a host closed it, or put something there that cannot be written to
     except OSError as error:
         drop_output()
         raise OutputError(f"cannot write to standard output: {error.strerror or error}") from error
@@ -27,7 +32,40 @@ def emit_json(report: Mapping[str, Any]) -> None:
     emit(json.dumps(report))
 
 
+def complain(line: str) -> None:
+    """Say what went wrong on standard error, if there is one that takes it."""
+    if sys.stderr is not None:  # print would go to standard output
+        with suppress(OSError, ValueError, AttributeError):
+            print(line, file=sys.stderr, flush=True)
+
+
+def flush_output() -> None:
+    """See off what standard output has taken. Where there is none (`>&-`), nobody asked for what was printed."""
+    with suppress(ValueError, AttributeError):
+        sys.stdout.flush()
+
+
 def drop_output() -> None:
     """Let go of what standard output has not taken: Python would fail on it once more at its exit."""
-    with open(os.devnull, "w") as nothing:
+    with suppress(OSError, ValueError, AttributeError), open(os.devnull, "w") as nothing:
         os.dup2(nothing.fileno(), sys.stdout.fileno())
+
+
+def show_anything() -> None:
+    """A file name may hold what the terminal cannot show; a message about it must not fail on that."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            with suppress(ValueError):  # closed
+                stream.reconfigure(errors="backslashreplace")
+
+
+def open_standard_streams() -> None:
+    """Put /dev/null where a standard stream is closed: a file that is opened next must not become it.
+
+    For a process of our own: what libraries write to descriptor 2 would land in the video.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one

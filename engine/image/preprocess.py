@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 
 from kinema.checkpoints.json_object import read_object
 from kinema.config import JsonObject, Range, from_config, origin
 from kinema.errors import CheckpointError, RequestError, shown
+from kinema.media.libraries import needed
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 # What the file is called by, and what `from_dict` reads itself.
 IGNORED_KEYS = frozenset(
@@ -30,8 +33,8 @@ IGNORED_KEYS = frozenset(
 
 
 Pixels = Annotated[int, Range(1, 4096)]
-# The longer side of what is resized: a picture of extreme proportions would become one of gigabytes.
-MAX_SIDE = 32_768
+# Of an image that is resized before it is cropped: one of extreme proportions would become one of gigabytes.
+MAX_RESIZED_PIXELS = 2**24
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ class ClipPreprocessor:
 
     def __call__(self, images: Image.Image | Sequence[Image.Image]) -> torch.Tensor:
         """One picture or several → pixel_values [B, 3, H, W] fp32."""
-        batch = [images] if isinstance(images, Image.Image) else list(images)
+        batch = list(images) if isinstance(images, Sequence) else [images]
         pixels = [self._pixels(image) for image in batch]
         if len({p.shape for p in pixels}) != 1:
             raise RequestError(
@@ -108,7 +111,9 @@ class ClipPreprocessor:
             raise RequestError(f"the image is of mode {image.mode}, this image processor takes RGB only; convert it")
         if self.do_resize:
             height, width = self._target(image.height, image.width)
-            image = image.resize((width, height), resample=Image.Resampling(self.resample))
+            if height * width > MAX_RESIZED_PIXELS:
+                raise RequestError(f"the image is {image.width}x{image.height}, too long a strip: crop it first")
+            image = image.resize((width, height), resample=self.resample)
         pixels = np.asarray(image).transpose(2, 0, 1)
         if self.do_center_crop:
             pixels = _center(pixels, self.crop)
@@ -126,13 +131,13 @@ class ClipPreprocessor:
             return self.resize_to
         assert self.shortest_edge is not None
         long = int(self.shortest_edge * max(height, width) / min(height, width))
-        if long > MAX_SIDE:
-            raise RequestError(f"the image has {width}x{height} pixels: wanted one that is less narrow")
         return (long, self.shortest_edge) if width <= height else (self.shortest_edge, long)
 
 
 def _on_white(image: Image.Image) -> Image.Image:
     """RGB; what is transparent shows white."""
+    with needed("PIL", "an image processor"):
+        from PIL import Image
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)

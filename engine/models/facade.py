@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from kinema.diffusers_names import DiffusersNames
 from kinema.errors import RequestError
 from kinema.models.wan import WanConfig, WanTransformer
+from kinema.values import kind
 
 
 class TransformerOutput(NamedTuple):
@@ -19,7 +21,7 @@ class TransformerOutput(NamedTuple):
     sample: torch.Tensor
 
 
-class TransformerFacade:
+class TransformerFacade(DiffusersNames):
     """Callable as `WanTransformer3DModel`; gives a Tensor unless `return_dict` is said.
 
     The prompt's keys and values are computed on every call; `encode_context` of `.model` computes them once. On a CPU
@@ -76,6 +78,12 @@ class TransformerFacade:
         self, latents: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor, image: torch.Tensor | None
     ) -> None:
         config = self.config
+        given = {"hidden_states": latents, "timestep": timestep, "encoder_hidden_states": text}
+        if image is not None:
+            given["encoder_hidden_states_image"] = image
+        for name, tensor in given.items():
+            if not isinstance(tensor, torch.Tensor) or tensor.is_complex() or tensor.device.type == "meta":
+                raise RequestError(f"{name} is {kind(tensor)}: wanted a tensor of numbers")
         if (
             latents.ndim != 5
             or latents.shape[1] != config.in_channels

@@ -137,7 +137,7 @@ def wan_rope(grid: tuple[int, int, int], head_dim: int, device: torch.device) ->
     """The rotation of a (T', H', W') grid of tokens: a third of the head for H and W each, the rest for T."""
     spatial = 2 * (head_dim // 6)
     with torch.inference_mode(False):  # the table outlives this call, and a training run may read it next
-        axes = torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij")
+        axes = torch.meshgrid(*(torch.arange(n, dtype=torch.int64, device="cpu") for n in grid), indexing="ij")
         positions = torch.stack([axis.flatten() for axis in axes], dim=-1)
         return Rope.from_positions(positions, (head_dim - 2 * spatial, spatial, spatial)).to(device)
 
@@ -167,7 +167,8 @@ class Context:
         """What the logits of the text keys gain, [1, 1, 1, L]."""
         if not self.folded:
             return None
-        bias = torch.zeros(1, 1, 1, self.text[0].k.shape[2], device=self.text[0].k.device)
+        k = self.text[0].k
+        bias = torch.zeros(1, 1, 1, k.shape[2], dtype=torch.float32, device=k.device)
         bias[..., -1] = math.log(self.folded)
         return bias
 
@@ -355,14 +356,27 @@ class WanTransformer:
         context: Context,
         *,
         causal: BlockCausal | None = None,
+        rope: Rope | None = None,
     ) -> torch.Tensor:
         """One forward.
 
         latents: [R, in_channels, T, H, W]. timesteps: [R], or [R, G] by group of tokens (per frame or per
-        token). causal: block-causal self-attention, in tokens. Returns [R, out_channels, T, H, W] in fp32.
+        token). causal: block-causal self-attention, in tokens. rope: what `rope(latents)` gave, of a caller who
+        keeps it. Returns [R, out_channels, T, H, W] in fp32.
         """
         with self.maps.lease() as maps:
-            return self._forward(latents, timesteps, context, causal, maps)
+            return self._forward(
+                latents, timesteps, context, causal, self.rope(latents) if rope is None else rope, maps
+            )
+
+    def rope(self, latents: torch.Tensor) -> Rope:
+        """The rotation of the tokens of latents [R, in_channels, T, H, W]; shared, and kept by a small cache."""
+        return wan_rope(self._grid(latents), self.config.attention_head_dim, self.ops.device)
+
+    def _grid(self, latents: torch.Tensor) -> tuple[int, int, int]:
+        """T', H', W' of the tokens."""
+        pt, ph, pw = self.config.patch_size
+        return latents.shape[2] // pt, latents.shape[3] // ph, latents.shape[4] // pw
 
     def _forward(
         self,
@@ -370,12 +384,10 @@ class WanTransformer:
         timesteps: torch.Tensor,
         context: Context,
         causal: BlockCausal | None,
+        rope: Rope,
         maps: Maps,
     ) -> torch.Tensor:
-        ops, config = self.ops, self.config
-        pt, ph, pw = config.patch_size
-        grid = (latents.shape[2] // pt, latents.shape[3] // ph, latents.shape[4] // pw)
-        rope = wan_rope(grid, config.attention_head_dim, ops.device)
+        ops, config, grid = self.ops, self.config, self._grid(latents)
         latents = latents.to(ops.device, ops.dtype)
         tokens = maps.get("tokens", (latents.shape[0], math.prod(grid), config.dim), latents)
         x = ops.patch_embed(latents, self.patch, out=tokens)

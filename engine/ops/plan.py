@@ -161,6 +161,8 @@ def target_for(device: str | torch.device = "auto", precision: str = "auto") -> 
         raise UnsupportedError(f"device {str(device)!r} is not supported: wanted one of {sorted(PRECISIONS)} or 'auto'")
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise UnsupportedError("device 'cuda' was asked for, but torch sees no GPU here; use device='cpu'")
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise UnsupportedError(f"device {str(device)!r} is not here: torch sees {torch.cuda.device_count()} GPUs")
     known = PRECISIONS[resolved.type]
     name = "fp32" if precision == "auto" else precision
     if name not in known:

@@ -4,6 +4,7 @@
 (pure functions of a frozen configuration), `start` for a request's state, and `step` or `step_batch`.
 """
 
+from kinema.schedulers.choice import NAMES, core_of, named, with_flow_shift
 from kinema.schedulers.core import Grid, SchedulerCore
 from kinema.schedulers.ddim import DDIM, CogVideoXDDIM
 from kinema.schedulers.dpmsolver import DPMSolverMultistep
@@ -17,6 +18,7 @@ from kinema.schedulers.unipc import UniPCMultistep
 
 __all__ = [
     "DDIM",
+    "NAMES",
     "CogVideoXDDIM",
     "DPMSolverMultistep",
     "FlowMatchEulerDiscrete",
@@ -29,10 +31,13 @@ __all__ = [
     "add_noise",
     "begin_index",
     "core_from_config",
+    "core_of",
     "draw_noise",
     "from_config",
     "from_pretrained",
+    "named",
     "start",
     "step",
     "step_batch",
+    "with_flow_shift",
 ]

@@ -35,17 +35,18 @@ def betas(config: BetaConfig, *, scaled_linear_dtype: torch.dtype = torch.float3
     if config.trained_betas is not None:
         if len(config.trained_betas) != steps:
             raise CheckpointError(f"trained_betas has {len(config.trained_betas)} entries, wanted {steps}")
-        return torch.tensor(config.trained_betas, dtype=torch.float32)
+        return torch.tensor(config.trained_betas, dtype=torch.float32, device="cpu")
     if config.beta_schedule == "linear":
-        return torch.linspace(config.beta_start, config.beta_end, steps, dtype=torch.float32)
+        return torch.linspace(config.beta_start, config.beta_end, steps, dtype=torch.float32, device="cpu")
     if config.beta_schedule == "scaled_linear":
-        return torch.linspace(config.beta_start**0.5, config.beta_end**0.5, steps, dtype=scaled_linear_dtype) ** 2
+        start, end = config.beta_start**0.5, config.beta_end**0.5
+        return torch.linspace(start, end, steps, dtype=scaled_linear_dtype, device="cpu") ** 2
 
     def cosine(t: float) -> float:
         return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
 
     steps_of = [min(1 - cosine((i + 1) / steps) / cosine(i / steps), 0.999) for i in range(steps)]
-    return torch.tensor(steps_of, dtype=torch.float32)
+    return torch.tensor(steps_of, dtype=torch.float32, device="cpu")
 
 
 def cumulative_alphas(beta: torch.Tensor) -> torch.Tensor:

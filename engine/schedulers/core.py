@@ -137,7 +137,7 @@ class SchedulerCore(ABC):
         if eta < 0.0 or (eta > 0.0 and not self._knows_eta):
             wanted = "wanted a number from 0 to 1" if self._knows_eta else f"but {self.class_name} knows no eta"
             raise RequestError(f"eta={eta} was given, {wanted}")
-        unit = torch.eye(self.num_terms, dtype=torch.float64)
+        unit = torch.eye(self.num_terms, dtype=torch.float64, device="cpu")
         lines, at = [], 2
         for depth in self.delays:
             lines.append(tuple(unit[at : at + depth]))

@@ -75,7 +75,7 @@ class DDIM(SchedulerCore):
     def _prepare(self, config: DDIMConfig | CogVideoXDDIMConfig, alphas_bar: torch.Tensor) -> None:
         self.config = config
         self._alphas_bar = alphas_bar
-        self._final_alpha_bar = torch.tensor(1.0) if config.set_alpha_to_one else alphas_bar[0]
+        self._final_alpha_bar = alphas_bar.new_tensor(1.0) if config.set_alpha_to_one else alphas_bar[0]
 
     def draws_noise(self, eta: float = 0.0) -> bool:
         return eta > 0

@@ -127,7 +127,7 @@ class DPMSolverMultistep(MultistepCore):
         the output; the SDE form doubles the exponent and puts back the variance that this removes.
         """
         here, there = self._level(grid, index), self._level(grid, index + 1)
-        none = torch.zeros(())
+        none = torch.zeros_like(h)
         if self.predicts_data and not self._sde:
             decay, alpha = torch.exp(-h) - 1.0, there.alpha
             linear, quadratic = alpha * (decay / h + 1.0), -(alpha * ((decay + h) / h**2 - 0.5))

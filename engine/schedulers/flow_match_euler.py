@@ -90,14 +90,14 @@ class FlowMatchEulerDiscrete(SchedulerCore):
         final = torch.from_numpy(levels).to(torch.float32)
         return Grid(
             timesteps=final * c.num_train_timesteps if fed is None else torch.from_numpy(fed),
-            sigmas=torch.cat([final, torch.zeros(1)]),
+            sigmas=torch.cat([final, final.new_zeros(1)]),
             num_inference_steps=steps,
         )
 
     def _ends(self) -> tuple[float, float]:
         """The first and the last timestep of the training grid, (once) shifted if the shift is static."""
         c = self.config
-        ends = torch.tensor([c.num_train_timesteps, 1.0], dtype=torch.float32) / c.num_train_timesteps
+        ends = torch.tensor([c.num_train_timesteps, 1.0], dtype=torch.float32, device="cpu") / c.num_train_timesteps
         if not c.use_dynamic_shifting:
             ends = c.shift * ends / (1 + (c.shift - 1) * ends)
         first, last = ends.tolist()

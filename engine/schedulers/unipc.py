@@ -147,7 +147,11 @@ class UniPCMultistep(MultistepCore):
         here, there = self._level(grid, index - 1), self._level(grid, index)
         update = _Update(self, here, there, [self._level(grid, index - 1 - a).lam for a in range(1, order)])
         differences = [*update.differences(past), converted - past[0]]
-        rhos = [torch.tensor(0.5)] if order == 1 else _solved(update.powers, update.moments)
+        rhos = (
+            [torch.tensor(0.5, dtype=torch.float32, device="cpu")]
+            if order == 1
+            else _solved(update.powers, update.moments)
+        )
         residual = sum(rho * d for rho, d in zip(rhos, differences, strict=True))
         return update.transported(last_sample, past[0]) - update.weight * residual
 
@@ -166,7 +170,7 @@ class _Update:
         growth = torch.expm1(hh)
         base = hh if core._bh1 else growth
         self.distances = [(lam - here.lam) / step for lam in earlier]
-        ratios = torch.stack([*self.distances, torch.ones(())])
+        ratios = torch.stack([*self.distances, torch.ones_like(step)])
         self.powers = [torch.pow(ratios, i) for i in range(len(ratios))]
         self.moments: list[torch.Tensor] = []
         phi, factorial = growth / hh - 1, 1

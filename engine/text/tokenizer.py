@@ -35,6 +35,10 @@ class Codec(Protocol):
 
     def token_id(self, token: str) -> int | None: ...
 
+    def vocabulary(self, most: int) -> list[str]:
+        """The tokens in the order of their ids; none of a vocabulary of more than `most`."""
+        ...
+
     def encode(self, text: str, limit: int | None) -> list[int]:
         """The ids of a text with its closing tokens; text beyond `limit` ids is dropped, the closing kept."""
         ...
@@ -43,7 +47,7 @@ class Codec(Protocol):
 class Tokenizer:
     """Texts to padded ids, as transformers' AutoTokenizer gives them; it holds no state between calls."""
 
-    def __init__(self, codec: Codec, pad_token: str, eos_token: str, *, where: str) -> None:
+    def __init__(self, codec: Codec, pad_token: str, eos_token: str, unk_token: str = "<unk>", *, where: str) -> None:
         ids = {}
         for role, token in (("pad_token", pad_token), ("eos_token", eos_token)):
             found = codec.token_id(token)
@@ -52,6 +56,7 @@ class Tokenizer:
             ids[role] = found
         self.pad_id = ids["pad_token"]
         self.eos_id = ids["eos_token"]
+        self.unk_id = codec.token_id(unk_token)
         self._codec = codec
         self._where = where
 
@@ -72,7 +77,7 @@ class Tokenizer:
                 raise CheckpointError(f"{folder}: {side}={shown(config[side])} is not supported, only 'right' is")
         codec = _codec(folder, config, rows)
         pad, eos = (_content(folder, config.get(key), default) for key, default in DEFAULT_TOKENS.items())
-        return Tokenizer(codec, pad, eos, where=str(folder))
+        return Tokenizer(codec, pad, eos, _content(folder, config.get("unk_token"), "<unk>"), where=str(folder))
 
     @staticmethod
     def check_folder(folder: Path) -> None:
@@ -88,17 +93,27 @@ class Tokenizer:
             raise RequestError("the tokenizer takes a list of texts, got a single string")
         if max_length < self._codec.closing or max_length < 1:
             raise RequestError(f"max_length is {max_length}: wanted at least {max(self._codec.closing, 1)}")
-        input_ids = torch.full((len(texts), max_length), self.pad_id, dtype=torch.int64)
+        input_ids = torch.full((len(texts), max_length), self.pad_id, dtype=torch.int64, device="cpu")
         attention_mask = torch.zeros_like(input_ids)
         for row, text in enumerate(texts):
             ids = self._encode(text, max_length)
-            input_ids[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
+            input_ids[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64, device="cpu")
             attention_mask[row, : len(ids)] = 1
         return input_ids, attention_mask
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """How many ids each text has, </s> included, before any cut."""
         return [len(self._encode(text, None)) for text in texts]
+
+    def unknown_words(self, text: str) -> list[str]:
+        """Words of the text that are no token and are made of none, each once."""
+        if self.unk_id is None or self.unk_id not in self._encode(text, None):
+            return []
+        return [word for word in dict.fromkeys(re.findall(r"\w+", text)) if self.unk_id in self._encode(word, None)]
+
+    def words(self, most: int = 1000) -> list[str]:
+        """What a vocabulary of at most `most` tokens holds, special tokens apart; of a larger one nothing."""
+        return [token for token in self._codec.vocabulary(most) if token.isalnum()]
 
     def _encode(self, text: str, limit: int | None) -> list[int]:
         if len(text) > MAX_TEXT:
@@ -118,7 +133,10 @@ class TokenizersCodec:
     """A tokenizer.json, through the tokenizers library."""
 
     def __init__(self, path: Path, rows: int | None) -> None:
-        import tokenizers
+        try:
+            import tokenizers
+        except ImportError as error:
+            raise CheckpointError(f"{path} needs the tokenizers package: pip install tokenizers ({error})") from error
 
         self._path = path
         text, growth = read_tokenizer(path, rows)
@@ -131,6 +149,10 @@ class TokenizersCodec:
     def token_id(self, token: str) -> int | None:
         found: int | None = self._tokenizer.token_to_id(token)
         return found
+
+    def vocabulary(self, most: int) -> list[str]:
+        ids: dict[str, int] = self._tokenizer.get_vocab() if self._tokenizer.get_vocab_size() <= most else {}
+        return sorted(ids, key=ids.__getitem__)
 
     def encode(self, text: str, limit: int | None) -> list[int]:
         with _library_errors(f"{self._path} cannot encode the text"):
@@ -163,7 +185,7 @@ class SentencePieceCodec:
         except ImportError as error:
             raise CheckpointError(
                 f"{path.parent} has no tokenizer.json, only {path.name}, which needs the sentencepiece package: "
-                "pip install 'kinema[sentencepiece]'"
+                "pip install sentencepiece"
             ) from error
         self._path = path
         self._model = sentencepiece.SentencePieceProcessor()
@@ -190,6 +212,10 @@ class SentencePieceCodec:
 
     def token_id(self, token: str) -> int | None:
         return self._special.get(token, self._piece_id(token))
+
+    def vocabulary(self, most: int) -> list[str]:
+        size: int = self._model.GetPieceSize()
+        return [self._model.IdToPiece(i) for i in range(size)] if size <= most else []
 
     def encode(self, text: str, limit: int | None) -> list[int]:
         ids: list[int] = []

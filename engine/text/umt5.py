@@ -16,6 +16,7 @@ import torch
 
 from kinema.checkpoints.weights import Shapes, Weights
 from kinema.config import Epsilon, Layers, Range, Size, from_config, origin
+from kinema.diffusers_names import DiffusersNames
 from kinema.errors import CheckpointError, RequestError, shown
 from kinema.ops import Ops
 from kinema.ops.attention import KV
@@ -140,7 +141,7 @@ def offset_buckets(length: int, buckets: int, max_distance: int, device: torch.d
     decides where a bucket ends.
     """
     with torch.inference_mode(False):  # a cached inference tensor could not be used in training
-        offset = torch.arange(1 - length, length, device="cpu")
+        offset = torch.arange(1 - length, length, dtype=torch.int64, device="cpu")
         half = buckets // 2
         exact = half // 2
         distance = offset.abs()
@@ -203,7 +204,7 @@ class UMT5Block:
         return ops.linear(h.to(x.dtype), self.down, residual=x)
 
 
-class UMT5Encoder:
+class UMT5Encoder(DiffusersNames):
     """Tokens to the hidden states that condition the diffusion transformer."""
 
     def __init__(self, config: UMT5Config, weights: Weights, ops: Ops) -> None:
@@ -255,7 +256,7 @@ class UMT5Encoder:
         buckets = offset_buckets(
             tokens, config.relative_attention_num_buckets, config.relative_attention_max_distance, device
         )
-        place = torch.arange(tokens, device=device)
+        place = torch.arange(tokens, dtype=torch.int64, device=device)
         return buckets[place[None, :] - place[:, None] + tokens - 1]
 
     def _attention_map(self, input_ids: torch.Tensor, mask: torch.Tensor | None) -> AttentionMap:
@@ -274,7 +275,8 @@ class UMT5Encoder:
         lengths = _right_padded(mask)
         if lengths is not None:
             return AttentionMap(pairs, lengths=lengths.to(device))
-        hidden = torch.zeros(mask.shape, device=device).masked_fill((mask == 0).to(device), float("-inf"))
+        hidden = torch.zeros(mask.shape, dtype=torch.float32, device=device)
+        hidden = hidden.masked_fill((mask == 0).to(device), float("-inf"))
         return AttentionMap(pairs, hidden=hidden[:, None, None, :])
 
 
@@ -282,5 +284,5 @@ def _right_padded(mask: torch.Tensor) -> torch.Tensor | None:
     """[B, S] → the number of real tokens [B] if they all come first, else None."""
     real = mask != 0
     lengths = real.sum(dim=1)
-    slots = torch.arange(mask.shape[1], device=mask.device)
+    slots = torch.arange(mask.shape[1], dtype=torch.int64, device=mask.device)
     return lengths if torch.equal(real, slots < lengths[:, None]) else None

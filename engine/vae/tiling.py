@@ -9,6 +9,7 @@ import torch
 
 from kinema.errors import RequestError
 from kinema.vae.config import WanVAEConfig
+from kinema.values import check_fields, whole
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Tiling:
     stride_width: int = 192
 
     def __post_init__(self) -> None:
+        check_fields(self, dict.fromkeys(("min_height", "min_width", "stride_height", "stride_width"), whole))
         for axis, size, stride in zip(("height", "width"), self.size, self.stride, strict=True):
             if not 0 < stride <= size:
                 raise RequestError(f"tile stride_{axis}={stride} must be positive and at most min_{axis}={size}")

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 
 from kinema.checkpoints.weights import Shapes, Weights
+from kinema.diffusers_names import DiffusersNames
 from kinema.errors import RequestError
 from kinema.machine_memory import return_freed_bytes
 from kinema.ops import Ops
@@ -36,7 +37,7 @@ def tensor_shapes(config: WanVAEConfig) -> Shapes:
     return Encoder.shapes(config) | quant | Decoder.shapes(config)
 
 
-class WanVAE:
+class WanVAE(DiffusersNames):
     """Encodes videos to latents and decodes latents to frames, in fp32 whatever the model's precision.
 
     Nothing of a clip stays here: its past lives in a FeatureCache. The weights of a half are packed when it is first

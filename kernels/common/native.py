@@ -15,15 +15,17 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 
 from kinema.ops.common.capability import Implementation, Target
+from kinema.ops.common.interrupts import Interrupted, interruptible
 from kinema.ops.common.pages import aligned_bytes
 from kinema.ops.common.rope import Rope
+from kinema.ops.common.threads import survive_forks
 
-ABI_VERSION = 6  # of csrc/include/kinema.h
+ABI_VERSION = 7  # of csrc/include/kinema.h
 ISA_VARIABLE = "KINEMA_CPU_ISA"  # forces an instruction set: portable, avx2, avx512, avx512vnni, avx512bf16
 LIBRARY_VARIABLE = "KINEMA_CPU_LIBRARY"  # another build of the library: make sanitize
 LIBRARY = Path(os.environ.get(LIBRARY_VARIABLE) or Path(__file__).with_name("libkinema_cpu.so"))
@@ -38,8 +40,10 @@ DTYPES = {
 }
 ACTIVATIONS = {"none": 0, "gelu": 1, "gelu_tanh": 2, "quick_gelu": 3, "silu": 4}
 
-WITH_WORKSPACE = ("linear", "attention", "patch_embed", "conv3d")
-OPS = (*WITH_WORKSPACE, "norm_modulate", "qk_norm_rope", "scheduler_step", "unpatchify")
+INTERRUPTED = 8
+
+WITH_WORKSPACE = ("linear", "attention", "patch_embed", "conv3d", "norm_modulate", "scheduler_step")
+OPS = (*WITH_WORKSPACE, "qk_norm_rope", "unpatchify")
 
 _POINTER, _INT32, _INT64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
@@ -53,10 +57,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "kinema_linear_packed_bytes": (_INT64, [_POINTER, _INT64, _INT64, _INT32, _INT32]),
     "kinema_linear_code_top": (_INT32, [_POINTER]),
     "kinema_linear_multiplies_bf16": (_INT32, [_POINTER]),
-    "kinema_linear_pack": (_INT32, [_POINTER, _INT64, _INT64, _INT32, _INT32, _POINTER, _POINTER]),
+    "kinema_linear_pack": (_INT32, [_POINTER, _INT64, _INT64, _INT32, _INT32, *[_POINTER] * 3]),
     "kinema_winograd_packed_bytes": (_INT64, [_POINTER, _INT64, _INT64, _INT64, _INT32]),
-    "kinema_winograd_pack": (_INT32, [_POINTER, _INT64, _INT64, _INT64, _INT32, _POINTER, _POINTER]),
-    **{f"kinema_{op}": (_INT32, [_POINTER, _POINTER]) for op in OPS},
+    "kinema_winograd_pack": (_INT32, [_POINTER, _INT64, _INT64, _INT64, _INT32, *[_POINTER] * 3]),
+    **{f"kinema_{op}": (_INT32, [_POINTER, _POINTER, _POINTER]) for op in OPS},
     **{f"kinema_{op}_workspace": (_INT64, [_POINTER, _POINTER]) for op in WITH_WORKSPACE},
 }
 
@@ -70,14 +74,36 @@ class Cpu:
     library: ctypes.CDLL
 
     def call(self, name: str, arguments: ctypes.Structure) -> None:
-        """An op that takes a struct of arguments; a status that is not success is raised as its sentence."""
-        self.check(getattr(self.library, name)(self.handle, ctypes.byref(arguments)))
+        """An op that takes a struct of arguments; a status that is not success is raised as its sentence.
+
+        Interrupted, or what the handler of a signal raised: then results, and what else the op writes to (`out`, a
+        residual that it is added to in place, a `cache`), are partly written.
+        """
+        # this thread's scratch is taken: the handler of a signal may call an op too
+        scratch, _local.workspace = getattr(_local, "workspace", None), None
+        try:
+            self.check(interruptible(getattr(self.library, name), self.handle, ctypes.byref(arguments)))
+        finally:
+            _local.workspace = scratch
+
+    def pack(self, name: str, *arguments: int) -> None:
+        """A weight's packing: its sizes, where it lies and where to."""
+        self.check(interruptible(getattr(self.library, name), self.handle, *arguments))
 
     def ask(self, name: str, arguments: ctypes.Structure) -> int:
-        """What a function answers about a struct of arguments."""
-        return int(getattr(self.library, name)(self.handle, ctypes.byref(arguments)))
+        """The bytes that a function asks for, of a struct of arguments; refused as a call with them is."""
+        return self.size(name, ctypes.byref(arguments))
+
+    def size(self, name: str, *arguments: Any) -> int:
+        """The bytes that a function asks for; a status below 0 is raised as its sentence."""
+        found: int = getattr(self.library, name)(self.handle, *arguments)
+        if found < 0:
+            self.check(-found)
+        return found
 
     def check(self, status: int) -> None:
+        if status == INTERRUPTED:
+            raise Interrupted("a flag was set: the native call ended before it was done")
         if status:
             raise ValueError(f"native kernel: {_text(self.library, status)}")
 
@@ -131,6 +157,7 @@ def described() -> str:
 @lru_cache(maxsize=8)
 def _cpu(isa: str | None) -> Cpu | str:
     """The kernels of an instruction set, or why there are none."""
+    survive_forks()
     library, reason = _load()
     if library is None:
         return reason
@@ -226,22 +253,14 @@ def fp32(t: torch.Tensor | None) -> torch.Tensor | None:
     return t.float().contiguous()
 
 
-def rope_table(
-    rope: Rope | None, batch: int, tokens: int, head_dim: int
-) -> tuple[torch.Tensor | None, torch.Tensor | None, int, int, int]:
+def rope_table(rope: Rope | None) -> tuple[torch.Tensor | None, torch.Tensor | None, int, int, int]:
     """(cosines, sines, their stride over B, first token, tokens): what rotates queries or keys [B, N, S, D]."""
     if rope is None:
         return None, None, 0, 0, 0
-    length = rope.cos.shape[-2]
-    if rope.start + length > tokens or rope.cos.shape[-1] * 2 != head_dim:
-        raise ValueError(
-            f"the rotation covers tokens {rope.start} to {rope.start + length} of head dim {2 * rope.cos.shape[-1]}, "
-            f"there are {tokens} of {head_dim}"
-        )
     cosines, sines = rope.cos.float().contiguous(), rope.sin.float().contiguous()
-    if cosines.ndim == 3 and cosines.shape[0] not in (1, batch):
-        raise ValueError(f"the rotation is of {cosines.shape[0]} samples, wanted {batch}")
-    return cosines, sines, cosines.stride(0) if cosines.ndim == 3 and cosines.shape[0] > 1 else 0, rope.start, length
+    shape = cosines.shape
+    stride_b = cosines.stride(0) if len(shape) == 3 and shape[0] > 1 else 0
+    return cosines, sines, stride_b, rope.start, shape[-2]
 
 
 def refuse_gradients(weight: torch.Tensor) -> None:
@@ -250,19 +269,30 @@ def refuse_gradients(weight: torch.Tensor) -> None:
         raise ValueError("the native kernels have no gradients, and a weight wants one: use backend='reference'")
 
 
+@overload
+def packable(weight: torch.Tensor) -> torch.Tensor: ...
+
+
+@overload
+def packable(weight: torch.Tensor | None) -> torch.Tensor | None: ...
+
+
+def packable(weight: torch.Tensor | None) -> torch.Tensor | None:
+    """A weight or bias as native code reads it: dense, in fp32, in this process's memory."""
+    return None if weight is None else weight.detach().to("cpu", torch.float32).contiguous()
+
+
 def pack_panels(native: Cpu, rows: torch.Tensor) -> torch.Tensor:
     """A weight [out, in] packed in fp32."""
     refuse_gradients(rows)
-    rows = rows.detach().float().contiguous()
+    rows = packable(rows)
     shape = (rows.shape[1], rows.shape[0], F32, 0)
-    panels = aligned_bytes(native.library.kinema_linear_packed_bytes(native.handle, *shape))
-    native.check(native.library.kinema_linear_pack(native.handle, *shape, rows.data_ptr(), panels.data_ptr()))
+    panels = aligned_bytes(native.size("kinema_linear_packed_bytes", *shape))
+    native.pack("kinema_linear_pack", *shape, rows.data_ptr(), panels.data_ptr())
     return panels
 
 
-def readable(name: str, t: torch.Tensor, dtype: torch.dtype = torch.float32) -> None:
-    """Refuses a tensor that is not of `dtype`, or whose last axis is not dense."""
-    if t.dtype != dtype:
-        raise ValueError(f"{name} is {t.dtype}, wanted {dtype}")
-    if t.stride(-1) != 1 and t.shape[-1] != 1:
-        raise ValueError(f"{name} has strides {t.stride()}, wanted its channels dense")
+def check_readable(name: str, t: torch.Tensor, dtype: torch.dtype = torch.float32) -> None:
+    """ValueError unless t is of `dtype` and lies in this process's memory."""
+    if t.dtype != dtype or t.device.type != "cpu":
+        raise ValueError(f"{name} is {t.dtype} on {t.device}, wanted {dtype} on a CPU")

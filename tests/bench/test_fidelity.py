@@ -106,7 +106,7 @@ def test_bench_fidelity(stochastic, tmp_path, capsys, monkeypatch):
     noisy, run = [], fidelity.generate
 
     def watched(setting, *given):
-        noisy.append(setting.pipe.scheduler.has_noise)
+        noisy.append(setting.pipe.scheduler.core.has_noise)
         return run(setting, *given)
 
     monkeypatch.setattr(fidelity, "generate", watched)

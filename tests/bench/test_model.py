@@ -11,7 +11,7 @@ from kinema.bench import model, model_parts
 from kinema.bench.model_counts import counted
 from kinema.bench.model_parts import calls_of, grid_of, inputs_for, sizes_for
 from kinema.cli import main
-from kinema.machine_memory import peak_bytes
+from kinema.machine_memory import peak_bytes, reset_peak
 from kinema.pipeline import VideoPipeline
 from kinema.stats import Stats
 
@@ -102,7 +102,7 @@ def test_a_prompt_is_as_long_as_asked(pipe, monkeypatch):
 
 def test_the_peak_of_a_generation_is_its_own(pipe):
     sizes = sizes_for(pipe, 20, 7)
-    if not model.reset_peak(pipe):
+    if not reset_peak(pipe.ops.device):
         pytest.skip("this system does not let the peak of memory start anew")
     large = torch.ones(1 << 26)  # 256 MiB, and gone before the generation
     before = peak_bytes(pipe.ops.device)

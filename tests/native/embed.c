@@ -28,7 +28,7 @@ int main(int argc, char **argv) {
         bias[i] = 0.01f * (float)i;
 
     void *packed = scratch(kinema_linear_packed_bytes(cpu, IN, OUT, KINEMA_F32, 0));
-    status = kinema_linear_pack(cpu, IN, OUT, KINEMA_F32, 0, weight, packed);
+    status = kinema_linear_pack(cpu, IN, OUT, KINEMA_F32, 0, weight, packed, NULL);
     if (status != KINEMA_OK)
         return fail("kinema_linear_pack", status);
 
@@ -44,7 +44,7 @@ int main(int argc, char **argv) {
     args.activation = KINEMA_GELU_TANH;
     args.threads = 2;
     args.workspace = scratch(kinema_linear_workspace(cpu, &args));
-    status = kinema_linear(cpu, &args);
+    status = kinema_linear(cpu, &args, NULL); /* NULL: nobody ends it early */
     if (status != KINEMA_OK)
         return fail("kinema_linear", status);
 

@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from kinema.ops import linear
-from kinema.ops.attention import KV
+from kinema.ops.attention import KV, BlockList
 from kinema.ops.attention import cpu as attention_cpu
-from kinema.ops.common import PRECISIONS, Quantized, Rope, Target, native
+from kinema.ops.common import PRECISIONS, Quantized, Rope, Target, interrupts, native
 from kinema.ops.conv3d import cpu as conv3d_cpu
 from kinema.ops.conv3d import cpu_direct as conv3d_cpu_direct
 from kinema.ops.linear import cpu as linear_cpu
@@ -36,6 +36,7 @@ CPU = PRECISIONS["cpu"]
 # structs of the header, and their mirrors
 MIRRORS = {
     "kinema_attention_args": attention_cpu.AttentionArguments,
+    "kinema_control": interrupts.Control,
     "kinema_conv3d_args": conv3d_cpu.Conv3dArguments,
     "kinema_norm": norm_modulate_cpu.NormArguments,
     "kinema_linear_args": linear_cpu.LinearArguments,
@@ -49,7 +50,7 @@ MIRRORS = {
 needs_library = pytest.mark.skipif(not native.instruction_sets(), reason="the native kernels are not built")
 
 
-@pytest.fixture(params=native.instruction_sets())
+@pytest.fixture(params=[i for i in native.instruction_sets() if i == os.environ.get(native.ISA_VARIABLE, i)])
 def isa(request):
     with native.forced(request.param):
         yield request.param
@@ -134,14 +135,10 @@ def test_a_struct_of_arguments_is_the_one_of_the_header(name):
         for part in names.split(","):
             pointer, field, count = re.fullmatch(r"\s*((?:\*|const|\s)*)(\w+)(?:\[(\d)\])?", part).groups()
             types = {"int64_t": ctypes.c_int64, "int32_t": ctypes.c_int32, "float": ctypes.c_float}
-            types |= {"kinema_norm": norm_modulate_cpu.NormArguments}
+            types |= {"kinema_norm": norm_modulate_cpu.NormArguments, "kinema_poll": ctypes.c_void_p}
             single = ctypes.c_void_p if "*" in pointer else types[kind]
             wanted.append((field, single * int(count) if count else single))
     assert list(MIRRORS[name]._fields_) == wanted
-
-
-def test_the_block_of_a_step_is_the_one_of_the_header():
-    assert int(re.search(r"#define KINEMA_STEP_BLOCK (\d+)", HEADER.read_text())[1]) == scheduler_step_cpu.BLOCK
 
 
 def test_the_version_of_the_interface_is_the_one_of_the_header():
@@ -150,13 +147,11 @@ def test_the_version_of_the_interface_is_the_one_of_the_header():
 
 @needs_library
 def test_what_makes_no_sense_is_refused_with_a_sentence():
-    arguments = linear_cpu.LinearArguments()
-    with pytest.raises(ValueError, match="a pointer that is needed is null"):
-        native.cpu().call("kinema_linear", arguments)
-    some = torch.zeros(4)
-    for name in ("x", "weight", "out", "workspace"):
-        setattr(arguments, name, some.data_ptr())
+    arguments = linear_cpu.LinearArguments(batch=1, tokens=1, out_features=1)
     with pytest.raises(ValueError, match="a size is negative or does not fit"):
+        native.cpu().call("kinema_linear", arguments)
+    arguments.in_features = arguments.x_features = 1
+    with pytest.raises(ValueError, match="a pointer that is needed is null"):
         native.cpu().call("kinema_linear", arguments)
 
 
@@ -192,6 +187,28 @@ def test_attention_in_what_there_is_not_is_refused():
         getattr(arguments, name)[0] = some.data_ptr()
     with pytest.raises(ValueError, match="option"):
         native.cpu().call("kinema_attention", arguments)
+
+
+@pytest.mark.parametrize("kind", [None, "int8"])
+def test_attention_over_an_empty_cache_is_that_over_the_new_keys(isa, kind):
+    """The first block of a streamed video; and without any keys a query gives 0, or its residual."""
+    q, k, v, residual = random(2, 3, 7, 10), random(2, 3, 9, 10, seed=1), random(2, 3, 9, 10, seed=2), random(2, 7, 30)
+    empty = KV(k[:, :, :0], v[:, :, :0])
+    (alone,) = attention_cpu.attention(q, KV(k, v), quantize=kind)
+    for segments in ((empty, KV(k, v)), (KV(k, v), empty), (empty, KV(k, v), empty)):
+        (y,) = attention_cpu.attention(q, segments, quantize=kind)
+        assert torch.equal(y, alone)
+    (nothing,) = attention_cpu.attention(q, (empty, empty), quantize=kind)
+    assert not nothing.any()
+    (kept,) = attention_cpu.attention(q, empty, residual=residual, quantize=kind)
+    assert torch.equal(kept, residual)
+
+
+def test_a_list_without_room_names_no_tile(isa):
+    q, k, v = random(1, 2, 7, 10), random(1, 2, 9, 10, seed=1), random(1, 2, 9, 10, seed=2)
+    none = BlockList(4, 4, torch.zeros(1, 1, 2, 0, dtype=torch.int32), torch.zeros(1, 1, 2, dtype=torch.int32))
+    (y,) = attention_cpu.attention(q, KV(k, v), blocks=none)
+    assert not y.any()
 
 
 @pytest.mark.parametrize("kind", [None, "int8"])

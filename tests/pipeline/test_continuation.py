@@ -49,8 +49,8 @@ def test_it_is_the_loop_written_out(models, guidance):
     again.set_state(resume)
     sample = torch.randn(1, *past.shape[1:2], 1, *past.shape[3:], generator=again)
     transformer = pipe.components.transformer("transformer")
-    halves = [transformer.encode_context(state.text[row : row + 1]) for row in range(2 if guidance > 1 else 1)]
-    run = schedulers.start(pipe.scheduler, pipe.scheduler.grid(3))
+    halves = [transformer.encode_context(text) for text in (state.text, state.negative) if text is not None]
+    run = schedulers.start(pipe.scheduler.core, pipe.scheduler.core.grid(3))
     while not run.done:
         levels = torch.tensor([[0.0, 0.0, float(run.timestep)]])
         tokens = past.shape[3] * past.shape[4] // 4

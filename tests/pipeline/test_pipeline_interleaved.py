@@ -219,9 +219,9 @@ def test_a_preview_in_the_middle_changes_nothing(models):
     pipe = models("t2v").ours
     state = pipe.prepare(request(SMALL))
     pipe.step([state])
-    assert state._context is not None
+    assert state._contexts is not None
     preview = decode(pipe, state)
-    assert state._context is None, "while the VAE runs, the prompt's keys and values only take memory"
+    assert state._contexts is None, "while the VAE runs, the prompt's keys and values only take memory"
     while not state.done:
         pipe.step([state])
     assert torch.equal(state.latents, alone(pipe, request(SMALL)))
@@ -238,7 +238,7 @@ def test_a_finished_state_is_left_alone(models, forwards):
 
 
 def storages(state, tensors_of) -> set[int]:
-    own = [state.latents, state.text, state.conditioning, state.schedule.history, state._context]
+    own = [state.latents, state.text, state.negative, state.conditioning, state.schedule.history, state._contexts]
     return {tensor.untyped_storage().data_ptr() for tensor in tensors_of(own) if tensor.numel()}
 
 
@@ -273,7 +273,7 @@ def test_nothing_of_a_request_outlives_it(models, tensors_of, kind):
         pipe.step([state])
         watched = [weakref.ref(state)]
         watched += [weakref.ref(tensor) for tensor in tensors_of([state.latents, state.text, state.schedule.history])]
-        watched += [weakref.ref(tensor) for tensor in tensors_of([state._context, state.conditioning])]
+        watched += [weakref.ref(tensor) for tensor in tensors_of([state._contexts, state.negative, state.conditioning])]
         assert len(watched) > 8
         while not state.done:
             pipe.step([state])

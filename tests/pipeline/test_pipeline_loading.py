@@ -164,5 +164,5 @@ def test_incomplete_folders_are_refused(models, tmp_path, kind, index, message):
 
 
 def test_unknown_options_are_refused(models):
-    with pytest.raises(RequestError, match=r"unknown parameter dtype: wanted some of device, backend, precision"):
-        models.fresh("t2v", dtype="bf16")
+    with pytest.raises(RequestError, match=r"unknown parameter speed: wanted some of device, backend, precision"):
+        models.fresh("t2v", speed="high")

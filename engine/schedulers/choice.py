@@ -1,0 +1,77 @@
+"""Another scheduler than a model's own: an object of ours or of diffusers', a name, another shift."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from kinema.errors import RequestError
+from kinema.schedulers.core import SchedulerCore
+from kinema.schedulers.facade import Scheduler
+from kinema.schedulers.loading import core_from_config
+from kinema.values import kind, number, shown
+
+FLOW_MATCH_EULER = "FlowMatchEulerDiscreteScheduler"
+NAMES = {
+    "unipc": "UniPCMultistepScheduler",
+    "euler": FLOW_MATCH_EULER,
+    "dpm++": "DPMSolverMultistepScheduler",
+    "ddim": "DDIMScheduler",
+}
+_SHIFTS = ("flow_shift", "shift")  # the same number, by the names of the solvers and of FlowMatchEuler
+
+
+def core_of(value: Any) -> SchedulerCore:
+    """The core of a scheduler of ours, or of one of diffusers' by its configuration. RequestError for all others."""
+    if isinstance(value, Scheduler):
+        return value.core
+    if isinstance(value, SchedulerCore):
+        return value
+    config = None if isinstance(value, type) else getattr(value, "config", None)
+    if not isinstance(config, Mapping):
+        raise RequestError(
+            f"scheduler is {kind(value)}: wanted one from kinema.schedulers (from_config, from_pretrained) or from "
+            "diffusers"
+        )
+    return core_from_config({**config, "_class_name": type(value).__name__})
+
+
+def named(name: str, own: SchedulerCore) -> SchedulerCore:
+    """The scheduler of that name for a model that came with `own`: at its shift, all else by default."""
+    class_name = NAMES.get(name.lower(), name)
+    if class_name not in NAMES.values():
+        raise RequestError(f"there is no scheduler {shown(name)}: wanted {', '.join(NAMES)} or a scheduler_config.json")
+    if class_name == own.class_name:
+        return own
+    shift = flow_shift(own)
+    if shift is None or class_name == NAMES["ddim"]:
+        raise RequestError(
+            f"{class_name} for a model with {own.class_name}: between these a name is not enough, give a "
+            "scheduler_config.json"
+        )
+    config: dict[str, Any] = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift}
+    if class_name == FLOW_MATCH_EULER:
+        config = {"shift": shift}
+    return core_from_config(
+        {**config, "_class_name": class_name, "num_train_timesteps": own.config.num_train_timesteps}
+    )
+
+
+def flow_shift(core: SchedulerCore) -> float | None:
+    """By how much a flow-matching grid leans to high noise; None for other kinds of grids."""
+    if not getattr(core.config, "use_flow_sigmas", core.class_name == FLOW_MATCH_EULER):
+        return None
+    return float(getattr(core.config, _shift_name(core)))
+
+
+def with_flow_shift(core: SchedulerCore, shift: float) -> SchedulerCore:
+    """The same scheduler at another shift."""
+    shift = number("flow_shift", shift, 1e-3, 1e3)
+    if flow_shift(core) is None:
+        raise RequestError(f"flow_shift is for flow matching, this is {core.class_name} without: leave it out")
+    return type(core)(replace(core.config, **{_shift_name(core): shift}))  # type: ignore[call-arg]
+
+
+def _shift_name(core: SchedulerCore) -> str:
+    return next(name for name in _SHIFTS if hasattr(core.config, name))

@@ -1,0 +1,130 @@
+"""Values that come from outside, checked by kind and range. What passes is plain Python, whatever library made it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
+
+from kinema.errors import RequestError
+
+if TYPE_CHECKING:
+    import torch
+
+Check = Callable[[str, Any], Any]
+
+MAX_WHOLE = 2**31 - 1  # of anything that is counted: far beyond what memory holds, and safe to multiply
+MAX_LETTERS = 100_000  # of a text: no model reads a hundredth of them
+FP32_MAX = 3.4e38
+_SHOWN = 80  # letters of a value in a message
+
+
+def check_fields(instance: Any, checks: Mapping[str, Check]) -> None:
+    """Check every field of a frozen dataclass and keep what its check returns; None passes where it is the default."""
+    for field in fields(instance):
+        value = getattr(instance, field.name)
+        if value is not None or field.default is not None:
+            object.__setattr__(instance, field.name, checks[field.name](field.name, value))
+
+
+def whole(name: str, value: Any, low: int = 1, high: int = MAX_WHOLE) -> int:
+    """An integer of any library, as an int. True is none."""
+    plain = _plain(value)
+    if not isinstance(plain, bool) and isinstance(plain, Integral) and low <= int(plain) <= high:
+        return int(plain)
+    too_large = not isinstance(plain, bool) and isinstance(plain, Integral) and int(plain) > high
+    limit = f" and at most {high}" if too_large or high < MAX_WHOLE else ""
+    raise RequestError(f"{name} is {shown(value)}: wanted a whole number of at least {low}{limit}")
+
+
+def number(name: str, value: Any, low: float = -FP32_MAX, high: float = FP32_MAX) -> float:
+    """A finite number of any library, as a float."""
+    plain = _plain(value)
+    if not isinstance(plain, bool) and isinstance(plain, Real):
+        try:
+            found = float(plain)
+        except OverflowError:  # an integer of hundreds of digits
+            found = math.inf
+        if low <= found <= high:
+            return found
+    raise RequestError(f"{name} is {shown(value)}: wanted a number{_between(low, high)}")
+
+
+def flag(name: str, value: Any) -> bool:
+    plain = _plain(value)
+    if not isinstance(plain, bool):
+        raise RequestError(f"{name} is {shown(value)}: wanted True or False")
+    return plain
+
+
+def word(name: str, value: Any) -> str:
+    """A short text, such as the name of a device."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise RequestError(f"{name} is {shown(value)}: wanted a text")
+    return value
+
+
+def prompts(name: str, value: Any) -> str | list[str]:
+    """A text or a list of texts (a copy of it) that a model can read."""
+    listed = value if isinstance(value, list) else [value]
+    if not listed or not all(isinstance(text, str) for text in listed):
+        raise RequestError(f"{name} is {shown(value)}: wanted a text or a list of texts")
+    for text in listed:
+        if len(text) > MAX_LETTERS:
+            raise RequestError(f"{name} has {len(text)} letters: wanted at most {MAX_LETTERS}, models read hundreds")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise RequestError(f"{name} {shown(text)} is not Unicode: it holds half of a surrogate pair") from None
+    return list(value) if isinstance(value, list) else value
+
+
+def floats(name: str, value: Any, wanted: str) -> torch.Tensor:
+    """A tensor of finite floating values; `wanted` names its axes, such as [B, L, C]."""
+    import torch
+
+    if not isinstance(value, torch.Tensor) or value.is_nested or value.ndim != wanted.count(",") + 1:
+        raise RequestError(f"{name} is {kind(value)}: wanted a tensor {wanted}")
+    if value.device.type == "meta":
+        raise RequestError(f"{name} is a tensor on the meta device, which holds no values: wanted one on another")
+    if value.layout is not torch.strided or not value.is_floating_point():
+        layout = "" if value.layout is torch.strided else f" in the layout {value.layout}"
+        raise RequestError(f"{name} is a tensor of {value.dtype}{layout}: wanted a dense one of floating values")
+    if 0 in value.shape:
+        raise RequestError(f"{name} is {kind(value)}: wanted {wanted}, at least 1 of each")
+    if not bool(torch.isfinite(value.detach().float()).all()):
+        raise RequestError(f"{name} holds NaN or infinity (in fp32): wanted finite values")
+    return value
+
+
+def shown(value: Any) -> str:
+    """A value in a message: what it reads as, cut."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # an integer of more digits than Python writes, or an object of someone else's
+        return f"a {type(value).__name__}"
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+
+
+def kind(value: Any) -> str:
+    """A value for a message: its type and, if it is an array or a tensor, its shape."""
+    try:
+        return f"a {type(value).__name__.lower()} of shape {tuple(value.shape)}"
+    except Exception:  # it has none, or a nested one
+        return f"a {type(value).__name__}"
+
+
+def _plain(value: Any) -> Any:
+    """The Python number in an array or tensor of one element without axes (numpy's scalars are such)."""
+    if isinstance(value, (int, float)) or getattr(value, "shape", None) != ():
+        return value
+    try:
+        return value.item()
+    except Exception:  # on the meta device there is none
+        return value
+
+
+def _between(low: float, high: float) -> str:
+    return "" if high == FP32_MAX else f" of {low:g} to {high:g}"
