@@ -12,7 +12,7 @@ import torch
 
 from kinema.checkpoints.json_object import read_object
 from kinema.checkpoints.opening import is_file, read_file
-from kinema.errors import CheckpointError, RequestError, shown
+from kinema.errors import CheckpointError, KinemaError, RequestError, shown
 from kinema.text.charsmap import longest_text_of_model
 from kinema.text.tokenizer_json import MAX_CHARACTERS, read_tokenizer
 
@@ -23,15 +23,15 @@ SENTENCEPIECE_FILES = ("spiece.model", "sentencepiece.model")
 T5_EXTRA_IDS = 100  # how many sentinel tokens T5 has if its config does not say
 MAX_EXTRA_IDS = 10_000
 MAX_MODEL_BYTES = 30_000_000
+MAX_REPLACED = 64  # characters that a normalization puts for one; Unicode's longest are 18
 # Characters of one text: twenty times what a model reads of it.
 MAX_TEXT = 50_000
 
 
 class Codec(Protocol):
-    """Where the ids come from. closing: how many tokens (</s>) it adds to a text. max_text: characters it takes."""
+    """Where the ids come from. `closing` is the number of tokens (</s>) it adds to every text."""
 
     closing: int
-    max_text: int
 
     def token_id(self, token: str) -> int | None: ...
 
@@ -116,10 +116,8 @@ class Tokenizer:
         return [token for token in self._codec.vocabulary(most) if token.isalnum()]
 
     def _encode(self, text: str, limit: int | None) -> list[int]:
-        if len(text) > self._codec.max_text:
-            raise RequestError(
-                f"the text has {len(text)} characters: this tokenizer takes {self._codec.max_text} at most"
-            )
+        if len(text) > MAX_TEXT:
+            raise RequestError(f"the text has {len(text)} characters: wanted {MAX_TEXT} at most")
         if any("\ud800" <= c <= "\udfff" for c in text):
             raise RequestError(f"text {shown(text)} is not Unicode: it holds half of a surrogate pair")
         ids = self._codec.encode(text, limit)
@@ -142,7 +140,7 @@ class TokenizersCodec:
 
         self._path = path
         text, growth = read_tokenizer(path, rows)
-        self.max_text = min(MAX_TEXT, MAX_CHARACTERS // growth)
+        self._at_once = MAX_CHARACTERS // growth  # characters that cannot become too many
         with _library_errors(f"{path} cannot be read as a tokenizer"):
             self._tokenizer = tokenizers.Tokenizer.from_str(text)
             _check_added_tokens(self._tokenizer)
@@ -158,11 +156,22 @@ class TokenizersCodec:
 
     def encode(self, text: str, limit: int | None) -> list[int]:
         with _library_errors(f"{self._path} cannot encode the text"):
+            self._check_length(text)
             encoding = self._tokenizer.encode(text, add_special_tokens=False)
             if limit is not None:
                 encoding.truncate(limit - self.closing)
             ids: list[int] = self._tokenizer.post_process(encoding, add_special_tokens=True).ids
         return ids
+
+    def _check_length(self, text: str) -> None:
+        """RequestError for a text of which the normalizer makes too much; it is only shown parts that it cannot."""
+        if len(text) <= self._at_once:
+            return
+        made = 0
+        for start in range(0, len(text), self._at_once):
+            made += len(self._tokenizer.normalizer.normalize_str(text[start : start + self._at_once]))
+            if made > MAX_CHARACTERS:
+                raise RequestError(f"the tokenizer makes more than {MAX_CHARACTERS} characters of the text: shorten it")
 
 
 class SentencePieceCodec:
@@ -182,9 +191,8 @@ class SentencePieceCodec:
         self._model = sentencepiece.SentencePieceProcessor()
         model = read_file(path, MAX_MODEL_BYTES)
         growth = longest_text_of_model(model)
-        if growth is None:
+        if growth is None or growth > MAX_REPLACED:
             raise CheckpointError(f"{path} cannot be read as a sentencepiece model: it is damaged; download it again")
-        self.max_text = min(MAX_TEXT, MAX_CHARACTERS // max(1, growth))
         with _library_errors(f"{path} cannot be read as a sentencepiece model"):
             self._model.LoadFromSerializedProto(model)
         size = self._model.GetPieceSize()
@@ -232,6 +240,8 @@ def _library_errors(what: str) -> Iterator[None]:
     """Whatever a tokenizer library raises over a file, a panic of Rust's included, as CheckpointError."""
     try:
         yield
+    except KinemaError:
+        raise
     except Exception as error:
         # the cause is not chained: a traceback would show what the file holds
         raise CheckpointError(f"{what}: {error}; download it again") from None

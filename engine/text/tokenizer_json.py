@@ -36,14 +36,15 @@ from kinema.text.tokenizer_parts import (
 
 MAX_BYTES = 40_000_000
 MAX_VALUES = 2_000_000
-MAX_GROWTH = 256
-MAX_SEQUENCE = 32
-MAX_CHARACTERS = 2**20  # of a text, when it is normalized
+MAX_GROWTH = {"normalizer": 256, "pre_tokenizer": 16, "post_processor": 1}
+MAX_SEQUENCE = 16
+MAX_CHARACTERS = 2**18  # of a text, when it is normalized
+MAX_SCORED = 64  # characters of a token of Unigram, whose every prefix is looked for at every place
 MAX_ADDED = 100_000
 
 
 def read_tokenizer(path: Path, rows: int | None) -> tuple[str, int]:
-    """The file as the library may have it, and how many times as long as it was a text may become.
+    """The file as the library may have it, and how many times as long as it was its normalizer may make a text.
 
     rows: of the table that the ids are looked up in; a file of many more tokens than that is refused before it is read,
     since each takes 2 kB in the library. Truncation and padding are left out, since a call decides them, and the
@@ -58,7 +59,7 @@ def read_tokenizer(path: Path, rows: int | None) -> tuple[str, int]:
 class _Reader:
     def __init__(self, whole: JsonObject) -> None:
         self._whole = whole
-        self._growth = 1
+        self._growth = dict.fromkeys(MAX_GROWTH, 1)
 
     def read(self) -> tuple[str, int]:
         handed_on: dict[str, Any] = {
@@ -69,14 +70,14 @@ class _Reader:
             "post_processor": self._post_processor(),
             "model": self._model(),
         }
-        if self._growth > MAX_GROWTH:
-            raise self._error(
-                "normalizer", f"may make a text {self._growth} times as long, wanted {MAX_GROWTH} at most"
-            )
+        for slot, most in MAX_GROWTH.items():
+            if self._growth[slot] > most:
+                raise self._error(slot, f"may make a text {self._growth[slot]} times as long, wanted {most} at most")
+        growth = self._growth["normalizer"]
         characters = sum(len(token["content"]) for token in handed_on["added_tokens"] if token["normalized"])
-        if characters * self._growth > MAX_CHARACTERS:  # they are normalized as the file is read
+        if characters * growth > MAX_CHARACTERS:  # they are normalized as the file is read
             raise self._error("added_tokens", f"have {characters} characters that are to be normalized: wanted fewer")
-        return json.dumps(handed_on, ensure_ascii=False), self._growth
+        return json.dumps(handed_on, ensure_ascii=False), growth
 
     def _error(self, where: str, wrong: str) -> CheckpointError:
         return CheckpointError(f"{self._whole.where}: {where} {wrong}")
@@ -116,16 +117,13 @@ class _Reader:
         if "pattern" in read:
             read["pattern"] = self._pattern(slot, kind, read)
         elif kind == "Precompiled":
-            self._grow(self._charsmap(slot, read.get("precompiled_charsmap") or ""))
+            self._growth[slot] *= self._charsmap(slot, read.get("precompiled_charsmap") or "")
         elif kind == "Prepend":
-            self._grow(1 + len(read.get("prepend", "")))
+            self._growth[slot] *= 1 + len(read.get("prepend", ""))
         elif kind == "TemplateProcessing":
             read = self._template(slot, read)
-        self._grow({"normalizer": GROWTH, "pre_tokenizer": PRE_GROWTH}.get(slot, {}).get(kind, 1))
+        self._growth[slot] *= {"normalizer": GROWTH, "pre_tokenizer": PRE_GROWTH}.get(slot, {}).get(kind, 1)
         return {"type": kind, **read}
-
-    def _grow(self, times: int) -> None:
-        self._growth *= times
 
     def _fields(self, where: str, value: Any, fields: Fields) -> dict[str, Any]:
         """The parameters that a component gives, each of its kind; the library has defaults for the others."""
@@ -153,7 +151,7 @@ class _Reader:
             raise self._error(
                 slot, f"searches for {shown(pattern['Regex'])}: a pattern that no published tokenizer has may never end"
             )
-        self._grow(max(1, -(-len(read.get("content", "")) // least)))
+        self._growth[slot] *= max(1, -(-len(read.get("content", "")) // least))
         return pattern
 
     def _charsmap(self, slot: str, encoded: str) -> int:
@@ -231,7 +229,8 @@ def _is_scored(value: Any) -> bool:
     return (
         isinstance(value, list)
         and len(value) == 2
-        and _is_token(value[0])
+        and isinstance(value[0], str)
+        and len(value[0]) <= MAX_SCORED
         and type(value[1]) in (int, float)
         and -1e9 <= value[1] <= 1e9
     )

@@ -32,8 +32,8 @@ class WanVAEConfig:
     Raises CheckpointError where the layers would not fit together.
     """
 
-    base_dim: Annotated[int, Range(1, 10_000)] = 96
-    decoder_base_dim: Annotated[int, Range(1, 10_000)] | None = None
+    base_dim: Annotated[int, Range(2, 10_000)] = 96
+    decoder_base_dim: Annotated[int, Range(2, 10_000)] | None = None
     z_dim: Annotated[int, Range(1, 1000)] = 16
     dim_mult: Annotated[tuple[int, ...], Range(1, 64), Length(1, 8)] = (1, 2, 4, 4)
     num_res_blocks: Annotated[int, Range(1, 64)] = 2

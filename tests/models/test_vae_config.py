@@ -70,7 +70,7 @@ def test_published_checkpoints_have_the_listed_tensors(published: dict[str, Any]
         ({"patch_size": 2, "scale_factor_spatial": 16}, "in_channels=3 and out_channels=3"),
         ({"patch_size": 0}, "patch_size is 0, wanted a whole number of 1 to 64 or null"),
         ({"num_res_blocks": 0}, "num_res_blocks is 0, wanted a whole number of 1 to 64"),
-        ({"base_dim": 0}, "base_dim is 0, wanted a whole number of 1 to 10000"),
+        ({"base_dim": 0}, "base_dim is 0, wanted a whole number of 2 to 10000"),
         ({"decoder_base_dim": -8}, "decoder_base_dim is -8, wanted a whole number"),
         ({"z_dim": 8}, "latents_mean has 16 values, wanted z_dim=8"),
         ({"latents_std": [1.0] * 15}, "latents_std has 15 values, wanted z_dim=16"),
