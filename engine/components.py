@@ -154,6 +154,8 @@ class Components(Mapping[str, Any]):
                 f"{name} is {kind(part)}: wanted a part that kinema loaded (kinema.load_transformer, load_vae, "
                 "load_text_encoder, or another pipeline's); save another library's in the model folder"
             )
+        if wanted is WanTransformer and name not in self.folder:
+            raise RequestError(f"this model has no {name}: wanted one for what it has, {', '.join(self)}")
         if config_class is not None:
             self._check_fits(name, part, config_class)
         with self._lock:

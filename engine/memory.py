@@ -120,8 +120,7 @@ def _stage_work(
         height // vae.scale_factor_spatial,
         width // vae.scale_factor_spatial,
     )
-    guided = request.guidance_scale is not None and request.guidance_scale > 1
-    tokens, rows = _text_tokens(request), request.samples * (1 + guided)
+    tokens, rows = _text_tokens(request), request.samples * (1 + request.guided)
     pixels = frames_bytes(num_frames, height, width)
     work = {}
     if request.image is not None or request.video is not None:
@@ -131,7 +130,7 @@ def _stage_work(
         work["image"] = Work(encode_bytes(vae, height, width, encoded) + 2 * frames_bytes(encoded, height, width))
     if request.prompt is not None and "text_encoder" in folder:
         config = UMT5Config.from_dict(folder.component("text_encoder").config)
-        work["text"] = Work(text_bytes(config, precision, request.prompts * (1 + guided), tokens))
+        work["text"] = Work(text_bytes(config, precision, request.prompts * (1 + request.guided), tokens))
     if plan.backend("linear") == "cpu":
         work["denoise"] = Work(*native_denoise_bytes(transformer, latent, rows, tokens))
     else:

@@ -32,7 +32,7 @@ def loading(given: Mapping[str, Any]) -> tuple[LoadOptions, dict[str, Any]]:
             raise RequestError(f"{name} is {shown(value)}: kinema reads safetensors from a local folder; leave it out")
     for name in ("torch_dtype", "dtype"):
         precision = _precision(name, options.pop(name, None))
-        if options.setdefault("precision", precision or "auto") != precision and precision is not None:
+        if precision is not None and options.setdefault("precision", precision) != precision:
             raise RequestError(f"{name} and precision={shown(options['precision'])} disagree: give precision alone")
     _refuse_unknown(options, LoadOptions, LOAD_INSTEAD)
     return LoadOptions(**options), parts

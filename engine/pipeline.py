@@ -39,6 +39,7 @@ from kinema.running import each_within, running
 from kinema.schedulers import draw_noise
 from kinema.stats import Stats
 from kinema.vae.wan import WanVAEConfig
+from kinema.values import each_of_kind, of_kind
 from kinema.video import VideoOutput
 
 
@@ -94,7 +95,7 @@ class VideoPipeline(DiffusersPipeline):
         """
         parameters.calling(progress, return_dict)
         request = self.complete(parameters.request({"prompt": prompt, **given}))
-        names = check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs, guided=self._guided(request))
+        names = check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs, guided=request.guided)
         state = self.prepare(request)
         with steps_bar(state.num_steps, **{**self.bar, **({} if progress is None else {"show": progress})}) as advance:
             while not state.done:
@@ -115,7 +116,7 @@ class VideoPipeline(DiffusersPipeline):
         state's flag, for another thread to set while this goes on, which ends with Interrupted then.
         """
         stop = StopFlag() if stop is None else stop
-        request = self.complete(request, streamed=streamed)
+        request = self.complete(of_kind("request", request, GenerationRequest), streamed=streamed)
         core = self.components.scheduler.core
         shape = check_request(request, self.transformer_config, self.vae_config, self.folder.options, core)
         self._check_memory(request, streamed)
@@ -133,14 +134,14 @@ class VideoPipeline(DiffusersPipeline):
                     conditioning = condition(self.components, request, self.transformer_config)
                     clean = encode_video(self.components, request)
             with stats.stage("text", self.components.loading):
-                text, negative = encode_prompts(self.components, request, guided=self._guided(request))
+                text, negative = encode_prompts(self.components, request, guided=request.guided)
 
             latents = request.latents if request.latents is not None else draw_noise(shape, generators)
             latents = latents.to(self.ops.device, torch.float32, copy=True)
             if clean is not None:
                 keep, add = core.noising(grid, begin)
                 latents = keep * clean + add * latents
-        guidance, boundary = self._guidance(request), self.folder.options.boundary_ratio
+        guidance, boundary = dict(zip(self.experts, request.guidance, strict=False)), self.folder.options.boundary_ratio
         return RequestState(request, latents, schedule, guidance, boundary, text, negative, conditioning, stats, stop)
 
     def step(self, states: Sequence[RequestState]) -> None:
@@ -149,7 +150,7 @@ class VideoPipeline(DiffusersPipeline):
         A request whose `interrupt` is set meanwhile stays as it was before this step; the others take it.
         """
         groups: dict[str, list[RequestState]] = {}
-        for state in states:
+        for state in each_of_kind("states", states, RequestState):
             state.check_whole()
             if not state.done:
                 groups.setdefault(state.expert, []).append(state)
@@ -236,14 +237,6 @@ class VideoPipeline(DiffusersPipeline):
     def _check_memory(self, request: GenerationRequest, streamed: bool) -> None:
         prediction = predict(self.folder, request, self.ops.plan, self.options, streamed=streamed)
         check_fits(prediction, available_bytes(self.ops.device) + held_bytes(self.ops.device), self.options)
-
-    def _guided(self, request: GenerationRequest) -> bool:
-        return request.guidance_scale is not None and request.guidance_scale > 1
-
-    def _guidance(self, request: GenerationRequest) -> dict[str, float]:
-        assert request.guidance_scale is not None
-        second = request.guidance_scale if request.guidance_scale_2 is None else request.guidance_scale_2
-        return dict(zip(self.experts, (request.guidance_scale, second), strict=False))
 
     def _running(self, what: str, *states: RequestState) -> AbstractContextManager[None]:
         return running(what, self.options.threads, *(state.stop for state in states))

@@ -91,6 +91,17 @@ class GenerationRequest:
         return self.num_frames, self.height, self.width
 
     @property
+    def guidance(self) -> tuple[float, float]:
+        """The first and the second expert's scale, of a completed request."""
+        assert self.guidance_scale is not None
+        return self.guidance_scale, self.guidance_scale if self.guidance_scale_2 is None else self.guidance_scale_2
+
+    @property
+    def guided(self) -> bool:
+        """Whether there are negative prompts."""
+        return self.guidance_scale is not None and self.guidance_scale > 1
+
+    @property
     def prompts(self) -> int:
         """Number of prompts (or rows of prompt_embeds)."""
         if self.prompt is None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kinema.errors import RequestError
 
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
 Check = Callable[[str, Any], Any]
 
 MAX_WHOLE = 2**31 - 1  # of anything that is counted: far beyond what memory holds, and safe to multiply
@@ -64,6 +65,20 @@ def word(name: str, value: Any) -> str:
     if not isinstance(value, str) or not value or "\0" in value:
         raise RequestError(f"{name} is {shown(value)}: wanted a text")
     return value
+
+
+def of_kind(name: str, value: Any, wanted: type[T]) -> T:
+    """The value itself, which is of the class."""
+    if not isinstance(value, wanted):
+        raise RequestError(f"{name} is {kind(value)}: wanted a {wanted.__name__}")
+    return value
+
+
+def each_of_kind(name: str, values: Any, wanted: type[T]) -> list[T]:
+    """The values, all of which are of the class."""
+    if not isinstance(values, Iterable):
+        raise RequestError(f"{name} is {kind(values)}: wanted a list of {wanted.__name__}")
+    return [of_kind(f"one of {name}", value, wanted) for value in values]
 
 
 def prompts(name: str, value: Any) -> str | list[str]:

@@ -5,6 +5,7 @@ import math
 import platform
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +21,14 @@ from kinema.activation_memory import (
     native_denoise_bytes,
     native_scratch_bytes,
 )
+from kinema.batching import MAX_TOKENS_PER_FORWARD
 from kinema.checkpoints.weights import Weights
 from kinema.errors import RequestError
 from kinema.memory import PROCESS_BYTES, predict, weight_bytes
 from kinema.models.wan import WanConfig, WanTransformer, tensor_shapes
 from kinema.ops import build_ops, plan_ops, target_for
-from kinema.ops.common import PRECISIONS
+from kinema.ops.common import PRECISIONS, Target
+from kinema.options import LoadOptions
 from kinema.vae.feature_cache import FeatureCache
 from kinema.vae.tiling import Tiling
 
@@ -335,6 +338,53 @@ def test_a_clip_of_any_length_decodes_in_the_same_memory_beside_its_frames(model
     pixels = 4 * 3 * 480 * 640
     short, long = (stages(pipe, num_frames=n)["decode"] for n in (17, 25))
     assert long - short == 8 * pixels
+
+
+def test_frames_that_are_streamed_are_not_charged_as_a_whole_clip(models):
+    """The command line writes each chunk as it comes: memory does not grow with the clip, but for what x264 holds."""
+    pipe = models("t2v").ours
+    whole, streamed = (
+        [
+            predict(pipe.folder, pipe.complete(clip), pipe.ops.plan, pipe.options, streamed=way).stages["decode"]
+            for clip in (GenerationRequest(**{**CALL, "height": 480, "width": 640, "num_frames": n}) for n in (81, 161))
+        ]
+        for way in (False, True)
+    )
+    assert streamed[0] == streamed[1] < whole[0] < whole[1]
+    assert whole[1] - streamed[1] > 161 * 4 * 3 * 480 * 640
+
+
+def test_what_fits_only_if_it_is_streamed_is_streamed(models, monkeypatch):
+    pipe = models.fresh("t2v")
+    request = pipe.complete(GenerationRequest(**{**CALL, "num_frames": 801}))
+    peaks = [predict(pipe.folder, request, pipe.ops.plan, pipe.options, streamed=way).peak for way in (True, False)]
+    assert peaks[0] < peaks[1]
+    monkeypatch.setattr("kinema.pipeline.available_bytes", lambda device: sum(peaks) // 2)
+    monkeypatch.setattr("kinema.pipeline.held_bytes", lambda device: 0)
+    with pytest.raises(RequestError, match="in its decode stage"):
+        pipe.prepare(request)
+    assert pipe.prepare(request, streamed=True).latents.shape[2] == 201
+
+
+def test_rows_of_a_captured_forward_are_counted_together(models):
+    """On a GPU one graph has the rows of both guidance halves; on a CPU more tokens than pay go one after the other."""
+    pipe = models("t2v").ours
+    config, latent = pipe.transformer_config, (21, 60, 80)
+    tokens = 21 * 30 * 40
+    assert tokens > MAX_TOKENS_PER_FORWARD / 2
+    fp32 = PRECISIONS["cpu"]["fp32"]
+    apart, both = (denoise_bytes(config, fp32, latent, 2, 24, together=together) for together in (False, True))
+    maps = 8 * tokens * config.dim * 4
+    assert both - apart == both - denoise_bytes(config, fp32, latent, 2, 24) == maps
+
+    plan = replace(pipe.ops.plan, target=Target(torch.device("cuda"), PRECISIONS["cuda"]["fp32"]))
+    plan = replace(plan, choices=tuple(replace(choice, backend="reference") for choice in plan.choices))
+    request = pipe.complete(GenerationRequest(**{**CALL, "height": 480, "width": 640, "num_frames": 81}))
+    with_graphs, without = (
+        predict(pipe.folder, request, plan, LoadOptions(cuda_graphs=graphs)).stages["denoise"]
+        for graphs in (True, False)
+    )
+    assert with_graphs - without > maps / 2
 
 
 def test_parts_count_together_or_one_after_the_other(models):
