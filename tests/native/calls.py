@@ -307,17 +307,5 @@ def conv3d(dice):
     return Call("conv3d", arguments, weight, backend=dice.choice(("cpu", "cpu-direct")))
 
 
-OPS = {
-    f.__name__: f
-    for f in (
-        linear,
-        norm_modulate,
-        quantize,
-        qk_norm_rope,
-        scheduler_step,
-        attention,
-        patch_embed,
-        unpatchify,
-        conv3d,
-    )
-}
+DRAWN = (linear, norm_modulate, quantize, qk_norm_rope, scheduler_step, attention, patch_embed, unpatchify, conv3d)
+OPS = {draw.__name__: draw for draw in DRAWN}
