@@ -200,7 +200,7 @@ def scheduler_step(dice):
     for k, term in enumerate(terms):
         if batch and not bool(factors[:, :, k].any()):
             term.fill_(NAN)
-    out = dice.maybe(lambda: [dice.maybe(dice.buffer, *size, dense=len(size) - 1) for _ in range(outputs)])
+    out = dice.maybe(lambda: [dice.buffer(*size, dense=len(size) - 1) for _ in range(outputs)])
     if out is not None and terms[0].is_contiguous():
         out[0] = terms[0]
     return Call("scheduler_step", {"terms": terms, "coefficients": factors, "out": out})
@@ -263,7 +263,7 @@ def patch_embed(dice):
     weight = {"weight": dice.number(features, channels, *patch), "bias": dice.maybe(dice.number, features)}
     arguments = {
         "x": dice.tensor(batch, channels, *size, dense=0),
-        "position": dice.maybe(dice.tensor, *dice.choice(((), (1,), (batch,))), tokens, features),
+        "position": dice.maybe(dice.tensor, *dice.choice(((), (batch,))), tokens, features),
         "out": dice.maybe(dice.buffer, batch, tokens, features),
     }
     return Call("patch_embed", arguments, weight)
@@ -307,17 +307,5 @@ def conv3d(dice):
     return Call("conv3d", arguments, weight, backend=dice.choice(("cpu", "cpu-direct")))
 
 
-OPS = {
-    f.__name__: f
-    for f in (
-        linear,
-        norm_modulate,
-        quantize,
-        qk_norm_rope,
-        scheduler_step,
-        attention,
-        patch_embed,
-        unpatchify,
-        conv3d,
-    )
-}
+DRAWN = (linear, norm_modulate, quantize, qk_norm_rope, scheduler_step, attention, patch_embed, unpatchify, conv3d)
+OPS = {draw.__name__: draw for draw in DRAWN}

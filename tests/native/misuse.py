@@ -12,9 +12,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 import torch
-from misuse_table import EMPTY, EVIL, INT32, INT64, LEGAL, MISUSES, OTHERS, POINTER
+from misuse_table import CONTROLS, EMPTY, EVIL, INT32, INT64, LEGAL, MISUSES, OTHERS, POINTER
 
 from kinema.ops.common import native
+from kinema.ops.common.interrupts import Control
+from kinema.ops.unpatchify.cpu import UnpatchifyArguments
 
 HEADER = Path(__file__).parents[2] / "csrc" / "include" / "kinema.h"
 ENUM = re.search(r"enum kinema_status \{(.*?)\};", HEADER.read_text(), flags=re.DOTALL)[1]
@@ -129,12 +131,25 @@ def other(function, given):
     return -answer if function[1] is INT64 and answer < 0 else 0 if function[1] is INT64 else answer
 
 
+def controlled(field, value):
+    """The status of a call that may be ended by what is spoiled."""
+    flag, memory = INT32(0), torch.ones(64)
+    flags = (POINTER * 1)(ctypes.addressof(flag))
+    control = Control(flags=ctypes.addressof(flags), flag_count=1)
+    put(control, field, value)
+    arguments = UnpatchifyArguments(*[1] * 8, memory.data_ptr(), 1, 1, memory[16:].data_ptr())
+    called_with = (native.cpu().handle, ctypes.byref(arguments), ctypes.byref(control))
+    return native.cpu().library.kinema_unpatchify(*called_with)
+
+
 def main():
     for function in functions():
         print(json.dumps([function[0], of_nothing(function)]), flush=True)
     known = {function[0]: function for function in functions()}
     for name, given, _ in OTHERS:
         print(json.dumps([f"{name}{given}", other(known[name], given)]), flush=True)
+    for field, value, _ in CONTROLS:
+        print(json.dumps([f"control: {field} = {value}", controlled(field, value)]), flush=True)
     for label, name, spoil, _ in cases():
         print(json.dumps([label, outcome(LEGAL[name], spoil)]), flush=True)
 

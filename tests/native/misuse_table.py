@@ -313,3 +313,15 @@ OTHERS = [
     *((f"kinema_{op}", (None,), "NO_POINTER") for op in ("linear", "attention", "conv3d", "unpatchify")),
     *((f"kinema_{op}_workspace", (None,), "NO_POINTER") for op in ("linear", "norm_modulate", "scheduler_step")),
 ]
+
+# who may end a call: what is spoiled in a kinema_control with one flag, and what comes of it
+CONTROLS = [
+    ("flags", None, "NO_POINTER"),
+    ("flags", Moved(4), "MISALIGNED"),
+    ("flags", Entry(POINTER, 0, None), "NO_POINTER"),
+    ("flags", Entry(POINTER, 0, EVIL + 1), "MISALIGNED"),
+    ("flag_count", -1, "BAD_SIZE"),
+    ("flag_count", HUGE, "BAD_SIZE"),
+    ("flag_count", 0, "OK"),
+    ("interval_ms", -1, "BAD_SIZE"),
+]

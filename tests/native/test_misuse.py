@@ -48,6 +48,12 @@ def test_a_function_that_takes_no_struct_has_its_status(name, given, status, out
     assert outcomes[f"{name}{given}"] == misuse.STATUSES[status]
 
 
+@pytest.mark.parametrize(("field", "value", "status"), misuse.CONTROLS)
+def test_who_may_end_a_call_is_looked_at_too(field, value, status, outcomes):
+    assert f"control: {field} = {value}" in outcomes, outcomes["end"]
+    assert outcomes[f"control: {field} = {value}"] == misuse.STATUSES[status]
+
+
 @pytest.mark.parametrize("function", [name for name, _, _ in misuse.functions()])
 def test_a_function_of_nothing_answers(function, outcomes):
     assert function in outcomes, outcomes["end"]

@@ -631,7 +631,7 @@ def test_large_steps_go_past_the_caches(isa, beside):
     terms = [random(1, count + beside, seed=k)[:, beside:] for k in range(3)]
     factors = random(1, 2, 3, seed=3)
     wanted = torch.einsum("mk,ks->ms", factors[0].double(), torch.cat(terms).double())
-    first, second = scheduler_step_cpu.scheduler_step(terms, factors, out=[terms[0], None])
+    first, second = scheduler_step_cpu.scheduler_step(terms, factors, out=[terms[0], torch.empty(1, count)])
     assert first.data_ptr() == terms[0].data_ptr()
     assert torch.allclose(torch.cat((first, second)).double(), wanted, rtol=1e-6, atol=1e-5)
 
