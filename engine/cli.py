@@ -104,7 +104,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _fail(code: int, message: str) -> int:
-    complain(" ".join(line.strip() for line in message.splitlines()))
+    complain(message)
     return code
 
 
