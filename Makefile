@@ -6,6 +6,9 @@ OUT ?= out.mp4
 SEED ?= 0
 MODEL ?= sample
 BENCH ?=
+FUZZ ?=
+DRY ?=
+ASK ?=
 MICRO := -q --benchmark-only --benchmark-max-time=0.3 --benchmark-columns=median,iqr,ops,rounds --benchmark-sort=name
 # the package index that pytorch.org/get-started names for your CUDA version or for CPU-only builds (README, "Install")
 TORCH_INDEX ?=
@@ -19,7 +22,8 @@ INSTALLED := $(VENV)/installed-$(shell ls -d kernels/*/ benchmarks/ | cksum | cu
 NATIVE := CMakeLists.txt $(wildcard csrc/*.cpp csrc/include/* csrc/cpu/*)
 CPP = git ls-files '*.c' '*.cpp' '*.cc' '*.h' '*.cu' '*.cuh' | xargs -r $(BIN)/clang-format
 
-.PHONY: video test test-slow test-gpu mutants mutants-native sanitize tsan aot aot-update native bench lint format types clean
+.PHONY: video test test-slow test-gpu gpu-session mutants mutants-native sanitize tsan aot aot-update native bench fuzz
+.PHONY: tools lint format types clean
 
 video: $(INSTALLED)
 	@$(BIN)/kinema generate "$$PROMPT" --model "$(MODEL)" --output "$$OUT" --seed $(SEED)
@@ -34,6 +38,11 @@ test-gpu: $(VENV)/test-tools
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; \
 	then $(BIN)/pytest -m "not slow" tests/ops tests/triton tests/pipeline; \
 	else echo "skipped: torch sees no GPU on this machine (docs/gpu.md)"; fi
+
+# questions to a GPU, with the Python that has its torch and nothing installed; DRY=1 rehearses them on a CPU (docs/gpu.md)
+gpu-session:
+	@$(firstword $(wildcard $(BIN)/python) $(PYTHON)) benchmarks/source_tree.py build/gpu_session/tree bench gpu-session \
+	$(if $(DRY),--dry-run) $(ASK)
 
 # hours: wrong edits of every Triton kernel, which the tests must notice
 mutants: $(VENV)/test-tools
@@ -57,14 +66,18 @@ native:
 	@cmake --build build/native --parallel
 	@install build/native/libkinema_cpu.so kernels/common/ # a new file: programs that run hold on to the old one
 
-# the contract tests of the native kernels, on a build that watches every address and every overflow
+# the contract tests of the native kernels and 2,000 random calls of each op, on a build that watches every address and
+# every overflow: by each table of kernels that this processor has
+WATCHED = KINEMA_CPU_LIBRARY=$(CURDIR)/build/sanitize/libkinema_cpu.so PYTHONMALLOC=malloc \
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 sanitize: $(VENV)/test-tools
 	@cmake -S . -B build/sanitize -DKINEMA_SANITIZE=address,undefined > /dev/null
 	@cmake --build build/sanitize --parallel
-	KINEMA_CPU_LIBRARY=$(CURDIR)/build/sanitize/libkinema_cpu.so \
-	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
-	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYTHONMALLOC=malloc \
-	$(BIN)/pytest -q -p no:cacheprovider tests/ops tests/native -k "cpu-cpu or direct-cpu or native"
+	@for isa in $$($(BIN)/python -c 'from kinema.ops.common import native; print(*native.instruction_sets())'); do \
+	echo "contract tests: $$isa"; KINEMA_CPU_ISA=$$isa $(WATCHED) $(BIN)/pytest -q -p no:cacheprovider \
+	tests/ops tests/native -k "cpu-cpu or direct-cpu or native" || exit; done
+	$(WATCHED) $(BIN)/python tests/native/random_calls.py
 
 # the native kernels' threads, driven by tests/native/threads.cpp: ThreadSanitizer must have nothing to report
 tsan:
@@ -78,6 +91,14 @@ tsan:
 bench: $(VENV)/test-tools
 	$(if $(BENCH),$(BIN)/kinema bench $(BENCH),$(BIN)/pytest tests/bench/test_micro.py $(MICRO))
 
+# damaged files and odd requests by the thousand (docs/reliability.md); goes on where it was stopped (minutes)
+fuzz: $(VENV)/test-tools
+	$(BIN)/python tests/fuzz/fuzz_run.py $(FUZZ)
+
+# what single verbs want beside the rest: scikit-learn, matplotlib, diffusers, sentencepiece
+tools: $(INSTALLED)
+	@$(PIP) --editable '.[tools]'
+
 lint: $(VENV)/lint-tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -90,10 +111,7 @@ format: $(VENV)/lint-tools
 
 # mypy and editors follow files, not import hooks: this is the installed package as a tree of links to its sources
 types: $(VENV)/lint-tools
-	@rm -rf $(VENV)/types && mkdir -p $(VENV)/types/kinema/ops
-	@ln -s $(filter-out %/ops %/__pycache__,$(wildcard $(CURDIR)/engine/*)) $(VENV)/types/kinema
-	@ln -s $(filter-out %/__pycache__,$(wildcard $(CURDIR)/engine/ops/* $(CURDIR)/kernels/*)) $(VENV)/types/kinema/ops
-	@ln -s $(CURDIR)/benchmarks $(VENV)/types/kinema/bench
+	@$(BIN)/python benchmarks/source_tree.py $(VENV)/types
 	$(BIN)/mypy
 
 $(BIN)/python:

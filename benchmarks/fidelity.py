@@ -68,6 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     from kinema.bench.model import request_of
     from kinema.bench.model_parts import sizes_for
     from kinema.bench.report import check_report, model_of, provenance, write_report
+    from kinema.bench.rounds import say_if_few
 
     names = arguments.option or list(OPTIONS)
     unknown = [name for name in names if name not in OPTIONS]
@@ -75,6 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise RequestError(f"no lossy option {unknown[0]!r}: wanted some of {', '.join(OPTIONS)}")
     if arguments.rounds < 1 or arguments.prompts < 1 or arguments.judged < 0:
         raise RequestError("wanted at least one round, one prompt, and 0 or more clips to judge")
+    say_if_few(arguments.rounds)
     if arguments.json is not None:
         check_report(arguments.json)
     exactly = {"precision": "fp32", "quantize_attention": None}

@@ -34,10 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from kinema.bench.report import check_report, model_of, provenance, write_report
+    from kinema.bench.rounds import say_if_few
     from kinema.progress import steps_bar
 
     if arguments.rounds < 1 or arguments.warmup < 0:
         raise RequestError(f"{arguments.rounds} rounds after {arguments.warmup} of warm-up: wanted at least 1 and 0")
+    say_if_few(arguments.rounds)
     if arguments.json is not None:
         check_report(arguments.json)
     request = request_from(arguments)

@@ -22,7 +22,7 @@ def ssim(frames: np.ndarray, exact: np.ndarray) -> float:
     """The mean structural similarity of two uint8 videos [..., H, W, 3], per frame and channel, in Gaussian windows."""
     height, width, channels = exact.shape[-3:]
     size = min(WINDOW, height, width)
-    at = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
+    at = torch.arange(size, dtype=torch.float64, device="cpu") - (size - 1) / 2
     line = torch.exp(-(at**2) / (2 * SIGMA**2))
     window = torch.outer(line, line)
     window = (window / window.sum())[None, None]

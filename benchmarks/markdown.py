@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinema.commands.output import emit
-from kinema.errors import OutputError
+from kinema.errors import OutputError, RequestError
 
 if TYPE_CHECKING:
     from kinema.bench.report import Report
@@ -33,11 +33,19 @@ def run(arguments: argparse.Namespace) -> int:
     from kinema.bench.readme import write_section
     from kinema.bench.report import read_report
 
-    reports = [read_report(path) for path in arguments.reports]
-    page = "\n\n".join(section(report) for report in reports)
+    reports, sections = [], []
+    for path in arguments.reports:
+        if path.endswith(".jsonl"):
+            sections.append(_session(path, arguments.readme))
+        else:
+            reports.append(read_report(path))
+            sections.append(section(reports[-1]))
+    page = "\n\n".join(sections)
     if arguments.plots is not None:
         beside = Path(arguments.output).parent if arguments.output is not None else Path()
-        for title, path in draw(reports, Path(arguments.plots)):
+        drawn, without = draw(reports, Path(arguments.plots))
+        page += "".join(f"\n\n{reason}" for reason in without)
+        for title, path in drawn:
             page += f"\n\n![{title}]({Path(os.path.relpath(path, beside)).as_posix()})"
     if arguments.readme is not None:
         write_section(arguments.readme, f"{page}\n\n{written_by(arguments.words)}")
@@ -50,6 +58,18 @@ def run(arguments: argparse.Namespace) -> int:
     except OSError as error:
         raise OutputError(f"cannot write {arguments.output}: {error.strerror or error}") from error
     return 0
+
+
+def _session(path: str, document: str | None) -> str:
+    """What `kinema bench gpu-session` wrote. Raises RequestError for a rehearsal that is to be put into a document."""
+    from kinema.bench.gpu_session.report import rehearsed
+    from kinema.bench.gpu_session.report import section as session_section
+    from kinema.bench.gpu_session.results import read
+
+    lines = read(Path(path))
+    if document is not None and rehearsed(lines):
+        raise RequestError(f"{path} is of a rehearsal on a CPU: none of its times belongs into {document}")
+    return session_section(lines)
 
 
 def written_by(words: Sequence[str]) -> str:
@@ -76,11 +96,12 @@ def table(rows: Sequence[Row]) -> list[str]:
     columns = [(title, cells) for title, cell in COLUMNS if any(cells := [cell(row) for row in rows])]
     if not columns:
         return ["Nothing was timed."]
-    lines = [_line([title for title, _ in columns]), _line(["---", *["---:"] * (len(columns) - 1)])]
-    return [*lines, *(_line([cells[i] or "" for _, cells in columns]) for i in range(len(rows)))]
+    lines = [row([title for title, _ in columns]), row(["---", *["---:"] * (len(columns) - 1)])]
+    return [*lines, *(row([cells[i] or "" for _, cells in columns]) for i in range(len(rows)))]
 
 
-def _line(cells: Sequence[str]) -> str:
+def row(cells: Sequence[str]) -> str:
+    """A line of a table."""
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
@@ -91,15 +112,16 @@ def _name(row: Row) -> str | None:
 def _median(row: Row) -> str | None:
     if "seconds" not in row:
         return row.get("refused") or row.get("failed")
-    return _time(row["seconds"]["median"])
+    return duration(row["seconds"]["median"])
 
 
 def _interval(row: Row) -> str | None:
     seconds = row.get("seconds", {})
-    return f"{_time(seconds['low'])} to {_time(seconds['high'])}" if seconds.get("low") is not None else None
+    return f"{duration(seconds['low'])} to {duration(seconds['high'])}" if seconds.get("low") is not None else None
 
 
-def _time(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """In the unit that it needs, with three figures."""
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"
@@ -139,7 +161,7 @@ COLUMNS: tuple[Column, ...] = (
     ("", _name),
     ("median", _median),
     ("95 % interval", _interval),
-    ("p95", lambda row: _time(row["p95"]) if row.get("p95") else None),
+    ("p95", lambda row: duration(row["p95"]) if row.get("p95") else None),
     ("GFLOP/s", _rate("flops")),
     ("of the FMA peak", _share("of_peak")),
     ("GB/s", _rate("bytes")),
@@ -153,6 +175,6 @@ COLUMNS: tuple[Column, ...] = (
     ("error of the last step", _number("last_step_error", ".1e")),
     ("all three right", _share("adherence")),
     ("error", _error),
-    ("first call", lambda row: _time(row["first_seconds"]) if row.get("first_seconds") else None),
+    ("first call", lambda row: duration(row["first_seconds"]) if row.get("first_seconds") else None),
     ("peak memory", _memory),
 )

@@ -68,9 +68,11 @@ def run(arguments: argparse.Namespace) -> int:
     from kinema.bench.model_parts import sizes_for
     from kinema.bench.peaks import probe, units_of
     from kinema.bench.report import check_report, model_of, provenance, write_report
+    from kinema.bench.rounds import say_if_few
 
     if arguments.rounds < 1 or arguments.steps < 1:
         raise RequestError(f"{arguments.rounds} rounds of {arguments.steps} steps: wanted at least 1 of each")
+    say_if_few(arguments.rounds)
     if arguments.json is not None:
         check_report(arguments.json)
     parts = arguments.part or list(PARTS)

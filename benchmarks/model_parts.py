@@ -85,12 +85,20 @@ def inputs_for(pipe: VideoPipeline, sizes: Sizes, seed: int = 0) -> Inputs:
     config, device = pipe.transformer_config, pipe.ops.device
     shape = [n * p for n, p in zip(sizes.grid, config.patch_size, strict=True)]
     vocabulary = int(pipe.folder.component("text_encoder").config["vocab_size"])
+
+    def normal(*size: int) -> torch.Tensor:
+        return torch.randn(1, *size, generator=generator, dtype=torch.float32, device="cpu").to(device)
+
+    def ids(count: int) -> torch.Tensor:
+        drawn = torch.randint(3, vocabulary, (1, count), generator=generator, dtype=torch.int64, device="cpu")
+        return drawn.to(device)
+
     return Inputs(
-        latents=torch.randn(1, config.in_channels, *shape, generator=generator).to(device),
-        decoded=torch.randn(1, pipe.vae_config.z_dim, *shape, generator=generator).to(device),
-        timestep=torch.tensor([TIMESTEP], device=device),
-        text=torch.randn(1, sizes.text, config.text_dim, generator=generator).to(device),
-        ids=torch.randint(3, vocabulary, (1, sizes.text), generator=generator).to(device),
+        latents=normal(config.in_channels, *shape),
+        decoded=normal(pipe.vae_config.z_dim, *shape),
+        timestep=torch.tensor([TIMESTEP], dtype=torch.float32, device=device),
+        text=normal(sizes.text, config.text_dim),
+        ids=ids(sizes.text),
     )
 
 

@@ -26,7 +26,7 @@ class Inputs:
     def __call__(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         if self.device.type == "meta":
             return torch.empty(shape, dtype=dtype, device=self.device)
-        return torch.randn(shape, generator=self._generator).to(self.device, dtype)
+        return torch.randn(shape, generator=self._generator, dtype=torch.float32, device="cpu").to(self.device, dtype)
 
     def whole(self, values: torch.Tensor) -> torch.Tensor:
         """Given numbers (lengths, block lists) on the device."""
@@ -154,7 +154,7 @@ def attention(
     q, k, v = (new(1, heads, n, head_dim, dtype=dtype) for n in (queries, keys, keys))
     if fused:
         v = new(1, keys, 3, heads, head_dim, dtype=dtype)[:, :, 2].transpose(1, 2)
-    kv: Any = KV(k, v, new.whole(torch.tensor([keys - 7])) if lengths else None)
+    kv: Any = KV(k, v, new.whole(torch.tensor([keys - 7], dtype=torch.int64, device="cpu")) if lengths else None)
     if cache:
         past_k, past_v = (new(1, heads, cache, head_dim, dtype=dtype) for _ in range(2))
         kv = (KV(past_k, past_v, rope=_rope(new, cache, head_dim)), kv)
@@ -162,8 +162,9 @@ def attention(
     if sparse:
         tiles = -(-keys // 128)
         used = -(-tiles // sparse)
-        indices = torch.arange(used, dtype=torch.int32).mul(sparse).expand(1, 1, -(-queries // 128), used).contiguous()
-        blocks = BlockList(128, 128, new.whole(indices), new.whole(torch.full(indices.shape[:3], used).int()))
+        indices = torch.arange(used, dtype=torch.int32, device="cpu").mul(sparse)
+        indices = indices.expand(1, 1, -(-queries // 128), used).contiguous()
+        blocks = BlockList(128, 128, new.whole(indices), new.whole(torch.full_like(indices[..., 0], used)))
     return partial(
         functions.attention,
         q,

@@ -50,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     from kinema.bench.op_cases import all_cases, cpu_cases
     from kinema.bench.peaks import probe, units_of
     from kinema.bench.report import check_report, provenance, write_report
+    from kinema.bench.rounds import say_if_few
     from kinema.machine_memory import keeping_freed_bytes
     from kinema.ops import plan_ops, target_for
     from kinema.ops.common import PRECISIONS
@@ -57,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.rounds < 1:
         raise RequestError(f"{arguments.rounds} rounds: wanted at least 1")
+    say_if_few(arguments.rounds)
     if arguments.json is not None:
         check_report(arguments.json)
     if arguments.threads is not None:

@@ -150,8 +150,8 @@ def _product(device: torch.device, unit: Unit, n: int) -> tuple[Callable[[], obj
         return lambda: torch._int_mm(x, y.t()), "torch._int_mm"
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
         return None
-    f, g = (torch.ones(n, n, device=device).to(torch.float8_e4m3fn) for _ in range(2))
-    one = torch.ones((), device=device)
+    f, g = (torch.ones(n, n, dtype=torch.float32, device=device).to(torch.float8_e4m3fn) for _ in range(2))
+    one = torch.ones((), dtype=torch.float32, device=device)
 
     def scaled() -> torch.Tensor:
         return torch._scaled_mm(f, g.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16)

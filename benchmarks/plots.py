@@ -1,4 +1,4 @@
-"""Pictures of reports: a roofline, speed against fidelity, and time over tokens."""
+"""Pictures of reports: a roofline, medians, speed against fidelity, time over tokens, and quality over steps."""
 
 from __future__ import annotations
 
@@ -7,41 +7,69 @@ from pathlib import Path
 from typing import Any
 
 from kinema.bench.report import Report
+from kinema.bench.steps import plot as quality_over_steps
 from kinema.errors import OutputError, RequestError
 
 Row = dict[str, Any]
 
 
-def draw(reports: Sequence[Report], folder: Path) -> list[tuple[str, Path]]:
-    """(title, file) of every plot that the reports hold enough for, as SVG."""
+def draw(reports: Sequence[Report], folder: Path) -> tuple[list[tuple[str, Path]], list[str]]:
+    """(title, file) of every plot, as SVG; and of each report that has none, why."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
-    pyplot = _matplotlib()
-    drawn = []
-    for title, name, axes in _plots(reports, pyplot):
+    pyplot = load_pyplot()
+    drawn, without = [], []
+    used: dict[str, int] = {}
+
+    def save(title: str, name: str, axes: Any) -> None:
+        axes.set_title(title, fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
         axes.figure.tight_layout()
-        path = folder / f"{name}.svg"
+        used[name] = used.get(name, 0) + 1
+        path = folder / (f"{name}.svg" if used[name] == 1 else f"{name}-{used[name]}.svg")
         axes.figure.savefig(path, metadata={"Date": None})
         pyplot.close(axes.figure)
         drawn.append((title, path))
-    return drawn
 
-
-def _plots(reports: Sequence[Report], pyplot: Any) -> Iterator[tuple[str, str, Any]]:
     for report in reports:
-        rows = [row for row in report.get("rows", []) if "seconds" in row]
-        counted = [row for row in rows if row.get("flops") and row.get("bytes")]
-        if counted and "peaks" in report:
-            yield "Roofline", f"roofline-{report['benchmark']}", _roofline(counted, report["peaks"], pyplot)
-        lossy = [row for row in rows if row.get("psnr") is not None and "than_exact" in row]
-        if lossy:
-            yield "Speed and fidelity", "fidelity", _fidelity(lossy, pyplot)
+        made = list(_plots(report, pyplot))
+        for plot in made:
+            save(*plot)
+        if report["benchmark"] == "steps":
+            quality_over_steps(report, str(folder / "steps.png"))
+            drawn.append(("Quality over steps", folder / "steps.png"))
+        elif not made:
+            without.append(f"No plot of `{report['command']}`: {_why_not(report)}.")
     scaling = scaling_of(reports)
     if any(len(points) > 1 for points in scaling.values()):
-        yield "Time over tokens", "scaling", _scaling(scaling, pyplot)
+        save("Time over tokens", "scaling", _scaling(scaling, pyplot))
+    return drawn, without
+
+
+def _plots(report: Report, pyplot: Any) -> Iterator[tuple[str, str, Any]]:
+    """What a single report holds enough for: (title, name of the file, axes)."""
+    benchmark = report["benchmark"]
+    rows = [row for row in report.get("rows", []) if "seconds" in row]
+    counted = [row for row in rows if row.get("flops") and row.get("bytes")]
+    lossy = [row for row in rows if row.get("psnr") is not None and "than_exact" in row]
+    if counted and "peaks" in report:
+        yield (
+            f"Roofline of kinema bench {benchmark}",
+            f"roofline-{benchmark}",
+            _roofline(counted, report["peaks"], pyplot),
+        )
+    if lossy:
+        yield "Speed and fidelity", "fidelity", _fidelity(lossy, pyplot)
+    elif rows and not (counted and "peaks" in report):
+        yield f"Medians of kinema bench {benchmark}", benchmark, _medians(rows, pyplot)
+
+
+def _why_not(report: Report) -> str:
+    rows = report.get("rows", [])
+    failed = next((row.get("failed") or row.get("refused") for row in rows), None)
+    return f"nothing in it was timed ({failed})" if failed else "nothing in it was timed"
 
 
 def scaling_of(reports: Sequence[Report]) -> dict[str, list[tuple[int, float]]]:
@@ -69,26 +97,54 @@ def _axes(pyplot: Any, **settings: Any) -> Any:
 
 
 def _roofline(rows: Sequence[Row], peaks: dict[str, Any], pyplot: Any) -> Any:
-    """A roof for each unit that multiplies, which all share the slope of the copy."""
+    """A roof for each unit that multiplies, on the slope of the copy; case numbers are explained on the right."""
     axes = _axes(pyplot, xscale="log", yscale="log", xlabel="FLOPs a byte", ylabel="GFLOP/s")
+    axes.figure.set_size_inches(8, 4)
     intensity = [row["flops"] / row["bytes"] for row in rows]
     copied = peaks["copy"]["per_second"]
-    for unit in dict.fromkeys(row.get("unit", "fp32") for row in rows):
-        if unit not in peaks["flops"]:
-            continue
-        flops = peaks["flops"][unit]["per_second"]
-        ends = sorted((min(intensity) / 2, flops / copied, max(intensity) * 2))
+    roofs = {unit: peaks["flops"][unit]["per_second"] for unit in _units(rows) if unit in peaks["flops"]}
+    start = min([min(intensity) / 2, *(flops / copied / 4 for flops in roofs.values())])
+    for unit, flops in roofs.items():
+        ends = sorted((start, flops / copied, max(intensity) * 2))
         axes.plot(ends, [min(flops, x * copied) / 1e9 for x in ends], color="grey", linestyle=":")
-        axes.annotate(unit, (ends[-1], flops / 1e9), fontsize=7, color="grey", ha="right", va="bottom")
+        label = f"{unit}, {flops / 1e9:.0f} GFLOP/s"
+        axes.annotate(label, (ends[-1], flops / 1e9), fontsize=7, color="grey", ha="right", va="bottom")
+    slope = f"  copy, {copied / 1e9:.0f} GB/s"
+    axes.annotate(slope, (start, start * copied / 1e9), fontsize=7, color="grey", va="top")
     for implementation in dict.fromkeys(row.get("implementation", "kinema") for row in rows):
-        chosen = [row for row in rows if row.get("implementation", "kinema") == implementation]
-        axes.scatter(
-            [row["flops"] / row["bytes"] for row in chosen],
-            [row["flops"] / row["seconds"]["median"] / 1e9 for row in chosen],
-            s=12,
-            label=implementation,
-        )
+        chosen = [_point(row) for row in rows if row.get("implementation", "kinema") == implementation]
+        axes.scatter(*zip(*chosen, strict=True), s=12, label=implementation)
+    best: dict[str, tuple[float, float]] = {}  # a case is named once, at its fastest implementation
+    for row in rows:
+        case = f"{row['op']} {row['case']}" if "op" in row and "case" in row else str(row["name"])
+        best[case] = max(best.get(case, (0.0, 0.0)), _point(row), key=lambda point: point[1])
+    for number, place in enumerate(best.values(), 1):
+        axes.annotate(str(number), place, fontsize=6, textcoords="offset points", xytext=(3, 2))
+    names = "\n".join(f"{number}  {case}" for number, case in enumerate(best, 1))
+    axes.text(1.02, 1.0, names, transform=axes.transAxes, fontsize=min(7.0, 200 / len(best)), va="top")
     axes.legend(frameon=False, fontsize=8)
+    return axes
+
+
+def _units(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row.get("unit", "fp32") for row in rows))
+
+
+def _point(row: Row) -> tuple[float, float]:
+    """FLOPs a byte, and GFLOP/s."""
+    return row["flops"] / row["bytes"], row["flops"] / row["seconds"]["median"] / 1e9
+
+
+def _medians(rows: Sequence[Row], pyplot: Any) -> Any:
+    """A bar for each row, with its interval where there is one."""
+    _, axes = pyplot.subplots(figsize=(6, 0.8 + 0.25 * len(rows)), dpi=120)
+    for place, row in enumerate(reversed(rows)):
+        seconds = row["seconds"]
+        axes.barh(place, seconds["median"], color="tab:blue", height=0.6)
+        if seconds.get("low") is not None:
+            axes.plot([seconds["low"], seconds["high"]], [place, place], color="black", linewidth=1)
+    axes.set_yticks(range(len(rows)), [row["name"] for row in reversed(rows)], fontsize=6)
+    axes.set(xlabel="seconds, median and its 95 % interval", xlim=(0, None))
     return axes
 
 
@@ -109,11 +165,12 @@ def _scaling(points: dict[str, list[tuple[int, float]]], pyplot: Any) -> Any:
     return axes
 
 
-def _matplotlib() -> Any:
+def load_pyplot() -> Any:
+    """matplotlib.pyplot without a window; RequestError where it is not installed."""
     try:
         import matplotlib
     except ImportError as error:
-        raise RequestError("plots need matplotlib: pip install 'kinema[plots]'") from error
+        raise RequestError("plots need matplotlib: `pip install matplotlib` (in a checkout: `make tools`)") from error
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "kinema"  # the same report gives the same file
     from matplotlib import pyplot

@@ -48,7 +48,7 @@ class RandomTensors(Mapping[str, torch.Tensor]):
         shape = self._shapes[name]
         digest = hashlib.sha256(f"{self._seed}/{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-        tensor = torch.empty(shape, dtype=self._dtype)
+        tensor = torch.empty(shape, dtype=self._dtype, device="cpu")
         if is_norm(name, shape):
             return tensor.uniform_(0.5, 1.5, generator=generator)
         return tensor.normal_(0.0, standard_deviation(name, shape, self._d_kv), generator=generator)

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import gc
+import sys
 import time
 from collections.abc import Callable, Mapping
 
 import torch
 
+from kinema.bench.intervals import FEWEST
+
 Call = Callable[[], object]
 WARMUP = 3
 SHORTEST = 1e-3  # seconds of a sample: a shorter call is repeated within it
 MOST_REPEATS = 1000
+
+
+def say_if_few(rounds: int) -> None:
+    """Before the measuring: that these rounds will give no intervals and no ratios, and how many would."""
+    if rounds < FEWEST and sys.stderr is not None:
+        print(f"--rounds {rounds}: medians only, an interval or a ratio needs {FEWEST} or more", file=sys.stderr)
 
 
 def interleaved(

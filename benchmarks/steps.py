@@ -30,11 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from kinema.bench.plots import load_pyplot
     from kinema.bench.report import check_report, write_report
     from kinema.media.staging import check_writable
 
     if arguments.plot is not None:
-        _matplotlib()
+        load_pyplot()
         check_writable(arguments.plot, num_frames=1)
     if arguments.of is not None:
         report = json.loads(Path(arguments.of).read_text(encoding="utf-8"))
@@ -118,10 +119,11 @@ def plot(report: Report, path: str) -> None:
     """Both curves over the steps, with the intervals of the first and the floor of the second."""
     import numpy as np
 
+    from kinema.bench.plots import load_pyplot
     from kinema.sample.adherence import wilson_interval
     from kinema.video import Video
 
-    pyplot = _matplotlib()
+    pyplot = load_pyplot()
     points = report["points"]
     steps = [p["steps"] for p in points]
     shares = [100 * p["right"] / p["of"] for p in points]
@@ -144,14 +146,3 @@ def plot(report: Report, path: str) -> None:
     picture = np.asarray(figure.canvas.buffer_rgba())[..., :3]
     pyplot.close(figure)
     Video(picture[None].copy()).save(path)
-
-
-def _matplotlib() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise RequestError("plots need matplotlib: pip install 'kinema[plots]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot

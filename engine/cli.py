@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import logging
 import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import kinema
 from kinema import env
 from kinema.commands.output import complain, drop_output, flush_output, open_standard_streams, show_anything
 from kinema.commands.parser import UsageError, VerbParser, Verbs
-from kinema.errors import KinemaError
+from kinema.errors import KinemaError, KinemaWarning
 
 VERBS: Verbs = {
     "generate": ("kinema.commands.generate", "make a video (or image) from a prompt"),
@@ -62,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code, 128 + n if signal n ended it."""
     show_anything()
     try:
-        with _stop_signals_raise():
+        with _stop_signals_raise(), _warnings_are_lines():
             code = _run(sys.argv[1:] if argv is None else argv)
             flush_output()
             return code
@@ -102,7 +104,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _fail(code: int, message: str) -> int:
-    complain(" ".join(line.strip() for line in message.splitlines()))
+    complain(message)
     return code
 
 
@@ -124,6 +126,27 @@ def _stop_signals_raise() -> Iterator[None]:
     finally:
         for number in changed:
             signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def _warnings_are_lines() -> Iterator[None]:
+    """Show kinema's own warnings as its errors are shown, without the place in the program that they come from.
+
+    What pillow warns of and logs on the way to an error is silent: the error is the one line that says it.
+    """
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, KinemaWarning):
+            print(f"kinema: warning: {' '.join(str(message).split())}", file=sys.stderr)
+        else:
+            usual(message, category, *place, **more)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        logging.getLogger("PIL").addHandler(logging.NullHandler())
+        yield
 
 
 if __name__ == "__main__":

@@ -10,24 +10,21 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, Literal, TypeVar, cast
 
-from kinema.checkpoints import Component, ModelFolder, load_weights, open_component
+from kinema.checkpoints import Component, ModelFolder, open_component
 from kinema.errors import RequestError
-from kinema.image import clip
 from kinema.image.clip import CLIPVisionConfig, CLIPVisionEncoder
 from kinema.image.preprocess import ClipPreprocessor
 from kinema.machine_memory import return_freed_bytes
-from kinema.models import wan
 from kinema.models.facade import TransformerFacade
 from kinema.models.wan import WanConfig, WanTransformer
 from kinema.ops import Ops, build_ops, plan_ops, target_for
 from kinema.ops.common import QuantKind
 from kinema.options import LoadOptions
+from kinema.parts import open_part
 from kinema.running import running
 from kinema.schedulers import Scheduler, core_from_config, core_of
-from kinema.text import umt5
 from kinema.text.tokenizer import Tokenizer
 from kinema.text.umt5 import UMT5Config, UMT5Encoder
-from kinema.vae import wan as wan_vae
 from kinema.vae.wan import WanVAE, WanVAEConfig
 from kinema.values import kind
 
@@ -73,28 +70,19 @@ def ops_for(options: LoadOptions) -> Ops:
 
 
 def _transformer(component: Component, ops: Ops, variant: str | None) -> WanTransformer:
-    config = WanConfig.from_dict(component.config)
-    weights = load_weights(component.files(variant), wan.tensor_shapes(config), ignored=wan.IGNORED_TENSORS)
-    return _packed(WanTransformer(config, weights, ops))
+    return _packed(WanTransformer(*open_part(component, variant), ops))
 
 
 def _vae(component: Component, ops: Ops, variant: str | None) -> WanVAE:
-    config = WanVAEConfig.from_dict(component.config)
-    return WanVAE(config, load_weights(component.files(variant), wan_vae.tensor_shapes(config)), ops)
+    return WanVAE(*open_part(component, variant), ops)
 
 
 def _text_encoder(component: Component, ops: Ops, variant: str | None) -> UMT5Encoder:
-    config = UMT5Config.from_dict(component.config)
-    files = component.files(variant)
-    weights = load_weights(files, umt5.tensor_shapes(config, files), ignored=umt5.IGNORED_TENSORS)
-    return _packed(UMT5Encoder(config, weights, ops))
+    return _packed(UMT5Encoder(*open_part(component, variant), ops))
 
 
 def _image_encoder(component: Component, ops: Ops, variant: str | None) -> CLIPVisionEncoder:
-    config = CLIPVisionConfig.from_dict(component.config)
-    files = component.files(variant)
-    weights = load_weights(files, clip.tensor_shapes(config, files), ignored=clip.IGNORED_TENSORS)
-    return _packed(CLIPVisionEncoder(config, weights, ops))
+    return _packed(CLIPVisionEncoder(*open_part(component, variant), ops))
 
 
 def _packed(part: Part) -> Part:
@@ -103,21 +91,17 @@ def _packed(part: Part) -> Part:
     return part
 
 
-def _tokenizer(component: Component, ops: Ops, variant: str | None) -> Tokenizer:
-    return Tokenizer.from_folder(component.folder)
-
-
 def _image_processor(component: Component, ops: Ops, variant: str | None) -> ClipPreprocessor:
     return ClipPreprocessor.from_folder(component.folder)
 
 
 # slot: the class of its part, the class of its configuration, and what loads it
-PARTS: dict[str, tuple[type[Any], type[Any] | None, Callable[[Component, Ops, str | None], Any]]] = {
+PARTS: dict[str, tuple[type[Any], type[Any] | None, Callable[[Component, Ops, str | None], Any] | None]] = {
     "transformer": (WanTransformer, WanConfig, _transformer),
     "transformer_2": (WanTransformer, WanConfig, _transformer),
     "vae": (WanVAE, WanVAEConfig, _vae),
     "text_encoder": (UMT5Encoder, UMT5Config, _text_encoder),
-    "tokenizer": (Tokenizer, None, _tokenizer),
+    "tokenizer": (Tokenizer, None, None),
     "image_encoder": (CLIPVisionEncoder, CLIPVisionConfig, _image_encoder),
     "image_processor": (ClipPreprocessor, None, _image_processor),
 }
@@ -221,7 +205,15 @@ class Components(Mapping[str, Any]):
 
     def _part(self, name: str) -> Any:
         load = PARTS[name][2]
-        return self._get(name, lambda component: load(component, self.ops, self._options.variant))
+        if load is None:
+            return self._get(name, self._read_tokenizer)
+        variant = self.folder.variant(name, self._options.variant)
+        return self._get(name, lambda component: load(component, self.ops, variant))
+
+    def _read_tokenizer(self, component: Component) -> Tokenizer:
+        encoder = self.folder.component("text_encoder") if "text_encoder" in self.folder else None
+        rows = None if encoder is None else UMT5Config.from_dict(encoder.config).vocab_size
+        return Tokenizer.from_folder(component.folder, rows)
 
     def _get(self, name: str, load: Callable[[Component], Any]) -> Any:
         part = self._loaded.get(name)

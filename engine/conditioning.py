@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from PIL import Image
 
 from kinema.components import Components
-from kinema.errors import RequestError
-from kinema.media.inputs import ImageInput, load_image, picture_of
-from kinema.media.preprocess import preprocess_image, preprocess_video
+from kinema.errors import KinemaWarning
+from kinema.geometry import Geometry
+from kinema.media.pixels import read_image, read_video
 from kinema.models.wan import WanConfig
 from kinema.vae.wan import WanVAE
-from kinema.video import Video
 
 if TYPE_CHECKING:
     from kinema.request import GenerationRequest
@@ -69,7 +68,7 @@ def frame_channels(vae: WanVAE, image: torch.Tensor, last_image: torch.Tensor | 
 
     image, last_image: [1, 3, H, W] in [−1, 1]. Returns [1, ft + C, T, h, w] with ft the VAE's frames per latent frame.
     """
-    given = torch.zeros(num_frames)
+    given = image.new_zeros(num_frames)
     given[0] = 1
     frames = image.new_zeros(1, 3, num_frames, *image.shape[2:])
     frames[:, :, 0] = image
@@ -84,19 +83,49 @@ def frame_channels(vae: WanVAE, image: torch.Tensor, last_image: torch.Tensor | 
     return torch.cat((mask, latents), dim=1)
 
 
+def read_media(
+    request: GenerationRequest, geometry: Geometry, fits: Callable[[GenerationRequest], object]
+) -> GenerationRequest:
+    """The request with its pictures and its video read: as `Pixels`, and nothing else sees a file.
+
+    Everything but the length is known; a video whose length nobody asks for gives it, cut to one that the model can
+    make, with a warning. fits: raises if such a request is too much; a video is read no further than that.
+    """
+    if request.image is not None:
+        request = replace(request, image=read_image(request.image))
+    if request.last_image is not None:
+        request = replace(request, last_image=read_image(request.last_image, "last_image"))
+    if request.video is None:
+        return request
+    assert request.height is not None and request.width is not None
+    geometry.latent_size(request.num_frames or geometry.longest(1), request.height, request.width)
+    video = read_video(
+        *(request.video, request.height, request.width, request.num_frames),
+        fits=lambda num_frames: fits(replace(request, num_frames=num_frames)),
+    )
+    frames = video.num_frames
+    length = min(frames, geometry.longest(frames))
+    if length < frames:
+        warnings.warn(
+            f"the video has {frames} frames, and this model makes {length} or {length + geometry.frame_step}: "
+            f"its first {length} are taken",
+            KinemaWarning,
+            stacklevel=3,
+        )
+    return replace(request, video=video.first(length), num_frames=length)
+
+
 def condition(components: Components, request: GenerationRequest, transformer: WanConfig) -> Conditioning:
     """What the images of a checked request are to this model."""
     if request.image is None:
         return Conditioning()
     num_frames, height, width = request.clip
-    image = _one(preprocess_image(request.image, height, width), "image")
+    image = request.image.values(height, width)
     if transformer.in_channels == transformer.latent_channels:
         first_frame = first_frame_latents(components.vae("encoder"), image)
         components.release("vae")
         return Conditioning(first_frame=first_frame)
-    last = None
-    if request.last_image is not None:
-        last = _one(preprocess_image(request.last_image, height, width), "last_image")
+    last = None if request.last_image is None else request.last_image.values(height, width)
     channels = frame_channels(components.vae("encoder"), image, last, num_frames).repeat(request.samples, 1, 1, 1, 1)
     components.release("vae")
     return Conditioning(channels=channels, image=_clip_tokens(components, request, transformer))
@@ -105,33 +134,10 @@ def condition(components: Components, request: GenerationRequest, transformer: W
 def _clip_tokens(components: Components, request: GenerationRequest, transformer: WanConfig) -> torch.Tensor | None:
     if transformer.image_dim is None or request.image_embeds is not None:
         return request.image_embeds
-    images = [as_picture(image) for image in (request.image, request.last_image) if image is not None]
+    images = [image.picture() for image in (request.image, request.last_image) if image is not None]
     tokens = components.image_encoder().penultimate(components.image_preprocessor()(images))
     components.release("image_encoder", "image_processor")
     return tokens
-
-
-def as_picture(image: ImageInput) -> Image.Image:
-    """An image in any form as the 8-bit picture that CLIP was trained on; floats are 0..1, or -1..1 if some are < 0."""
-    loaded = load_image(image)
-    if isinstance(loaded, Image.Image):
-        return loaded
-    unit = loaded[0].float()
-    if float(unit.min()) < 0:
-        unit = unit / 2 + 0.5
-    return picture_of(unit.mul(255).round().to(torch.uint8))
-
-
-def video_length(video: Any) -> int:
-    """Frames of a video in any form that `preprocess_video` takes, files apart."""
-    if isinstance(video, Video):
-        return video.num_frames
-    if not isinstance(video, (list, tuple, np.ndarray, torch.Tensor)):
-        raise RequestError(f"a video must be a path, a Video, frames, an array or a tensor, got {type(video).__name__}")
-    if len(video) == 0:
-        raise RequestError("the video has no frames")
-    is_batch = getattr(video, "ndim", 4) == 5 or isinstance(video[0], (list, tuple))
-    return len(video[0] if is_batch else video)
 
 
 def encode_video(components: Components, request: GenerationRequest) -> torch.Tensor | None:
@@ -139,14 +145,8 @@ def encode_video(components: Components, request: GenerationRequest) -> torch.Te
     if request.video is None:
         return None
     _, height, width = request.clip
-    frames = _one(preprocess_video(request.video, height, width), "video")
+    frames = request.video.values(height, width).transpose(0, 1).unsqueeze(0).contiguous()
     vae = components.vae("encoder")
     latents = vae.normalize(vae.encode(frames).mode())
     components.release("vae")
     return latents
-
-
-def _one(batch: torch.Tensor, name: str) -> torch.Tensor:
-    if len(batch) != 1:
-        raise RequestError(f"{name} holds {len(batch)} of them: wanted one, every sample of a request starts from it")
-    return batch

@@ -14,6 +14,7 @@ import torch
 
 from kinema.batching import Rows
 from kinema.models.wan import WanTransformer
+from kinema.ops.common import Rope
 
 
 class Recorder(Protocol):
@@ -26,7 +27,8 @@ def record_on_gpu(body: Callable[[], None]) -> Callable[[], None]:
     """A CUDA graph of `body`, which must only launch kernels: nothing may wait for the GPU or come from the host."""
     graph = torch.cuda.CUDAGraph()
     torch.cuda.synchronize()
-    with torch.cuda.graph(graph):
+    # only this thread's calls can spoil it: another's may allocate meanwhile
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         body()
     return graph.replay
 
@@ -34,7 +36,8 @@ def record_on_gpu(body: Callable[[], None]) -> Callable[[], None]:
 class CapturedForward:
     """The forwards of one request. The first runs as it is, so that kernels are compiled; the second is recorded.
 
-    Anything that changes what the graph would have to be (expert, shapes, context) starts anew.
+    Anything that changes what the graph would have to be (expert, shapes, context) starts anew. What the graph reads
+    besides lives as long as it does: the context, and the table of the rotation, which a cache would let go.
     """
 
     def __init__(self, record: Recorder = record_on_gpu) -> None:
@@ -42,6 +45,7 @@ class CapturedForward:
         self._key: tuple[object, ...] | None = None
         self._replay: Callable[[], None] | None = None
         self._inputs: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._rope: Rope | None = None
         self._output: torch.Tensor | None = None
 
     def __call__(self, transformer: WanTransformer, rows: Rows) -> torch.Tensor:
@@ -55,6 +59,7 @@ class CapturedForward:
         if self._replay is None:
             device = transformer.ops.device  # a copy from the host cannot be part of a graph
             self._inputs = (rows.latents.to(device, copy=True), rows.timesteps.to(device, copy=True))
+            self._rope = transformer.rope(rows.latents)
             self._replay = self._record(lambda: self._forward(transformer, rows))
         assert self._inputs is not None
         self._inputs[0].copy_(rows.latents)
@@ -65,11 +70,11 @@ class CapturedForward:
 
     def forget(self) -> None:
         """Free the graph and its buffers; the next call runs as it is."""
-        self._key, self._replay, self._inputs, self._output = None, None, None, None
+        self._key, self._replay, self._inputs, self._rope, self._output = None, None, None, None, None
 
     def _forward(self, transformer: WanTransformer, rows: Rows) -> None:
         assert self._inputs is not None
-        output = transformer(*self._inputs, rows.context)
+        output = transformer(*self._inputs, rows.context, rope=self._rope)
         if self._output is None:
             self._output = output
         else:

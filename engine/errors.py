@@ -1,10 +1,27 @@
-"""The errors users see. Each message says what was got, what was wanted and what to do."""
+"""The errors users see. Each message says what was got, what was wanted and what to do.
+
+Much of a message may come from a file that is not ours: names of tensors, values of a config. What is shown is one
+line of bounded length that does nothing to a terminal, whatever the file holds.
+"""
 
 from __future__ import annotations
+
+import reprlib
+from collections.abc import Iterable
+
+MAX_MESSAGE = 4000
+MAX_ITEM = 200
+
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxlist, _REPR.maxtuple, _REPR.maxdict = 3, 12, 12, 12
+_REPR.maxstring = _REPR.maxother = MAX_ITEM
 
 
 class KinemaError(Exception):
     """Base of every error that kinema raises on purpose; the CLI prints it as one line and exits with 1."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class RequestError(KinemaError, ValueError):
@@ -25,3 +42,43 @@ class OutputError(KinemaError, OSError):
 
 class Interrupted(KinemaError):
     """A callback or a signal stopped the run."""
+
+
+class KinemaWarning(UserWarning):
+    """Something was understood otherwise than it was said; the CLI prints it as one line and goes on."""
+
+
+def one_line(text: str) -> str:
+    """`text` with its lines joined, safe for a terminal, and cut in its middle where it is longer than MAX_MESSAGE."""
+    lines = cut(text, MAX_MESSAGE).splitlines()
+    return cut(printable(" ".join(line.strip() for line in lines)), MAX_MESSAGE)
+
+
+def printable(text: str) -> str:
+    """`text` with escapes for what is no visible character: controls, directions of writing, halves of surrogates."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def cut(text: str, limit: int) -> str:
+    """`text`, or its beginning and end, about `limit` characters: a message ends with what to do."""
+    if len(text) <= limit:
+        return text
+    end = limit // 4
+    return f"{text[: limit - end]} [... {len(text) - limit} characters ...] {text[-end:]}"
+
+
+def shown(value: object) -> str:
+    """The repr of a value that may be anything of any size, for a message."""
+    try:
+        return cut(_REPR.repr(value), MAX_ITEM)
+    except Exception:  # an integer of 5,000 digits has no repr
+        return f"a value of type {type(value).__name__}"
+
+
+def listed(items: Iterable[str], separator: str = ", ", most: int = 40) -> str:
+    """The first `most` items, each of bounded length, and how many more there are."""
+    found = list(items)
+    more = [f"and {len(found) - most} more"] if len(found) > most else []
+    return separator.join([*(cut(item, MAX_ITEM) for item in found[:most]), *more])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from functools import partial
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Any, Literal
 
-from kinema.errors import CheckpointError, RequestError
-from kinema.values import Check, check_fields, flag, number, whole, word
+from kinema.config import JsonObject, Range, from_config, origin
+from kinema.errors import CheckpointError, RequestError, shown
+from kinema.values import Check, check_fields, flag, whole, word
 
 
 @dataclass(frozen=True)
@@ -69,17 +69,14 @@ class GenerationDefaults:
     video-to-video changes a video.
     """
 
-    height: int = 480
-    width: int = 832
-    num_frames: int = 81
-    fps: float = 16.0
-    num_inference_steps: int = 50
-    guidance_scale: float = 5.0
-    max_sequence_length: int = 512
-    strength: float = 0.8
-
-    def __post_init__(self) -> None:
-        check_fields(self, _DEFAULTS)
+    height: Annotated[int, Range(1, 100_000)] = 480
+    width: Annotated[int, Range(1, 100_000)] = 832
+    num_frames: Annotated[int, Range(1, 1_000_000)] = 81
+    fps: Annotated[float, Range(0, 1000, open=True)] = 16.0
+    num_inference_steps: Annotated[int, Range(1, 1000)] = 50
+    guidance_scale: Annotated[float, Range(0, 1000)] = 5.0
+    max_sequence_length: Annotated[int, Range(1, 512)] = 512
+    strength: Annotated[float, Range(0, 1, open=True)] = 0.8
 
     @staticmethod
     def of(index: Mapping[str, Any], latent_channels: int) -> GenerationDefaults:
@@ -91,20 +88,7 @@ class GenerationDefaults:
         if latent_channels == 48:
             native = replace(native, height=704, width=1280, num_frames=121, fps=24.0)
         declared = index.get("_kinema_defaults", {})
-        known = {f.name for f in fields(GenerationDefaults)}
-        if not isinstance(declared, Mapping) or not set(declared) <= known:
-            raise CheckpointError(
-                f"_kinema_defaults in model_index.json is {declared!r}: wanted an object with {sorted(known)}"
-            )
-        try:
-            return replace(native, **declared)
-        except RequestError as error:
-            raise CheckpointError(f"_kinema_defaults in model_index.json: {error}") from error
-
-
-_DEFAULTS: dict[str, Check] = {
-    **dict.fromkeys(("height", "width", "num_frames", "num_inference_steps", "max_sequence_length"), whole),
-    "fps": partial(number, low=0.01, high=1000.0),
-    "guidance_scale": number,
-    "strength": partial(number, low=0.01, high=1.0),
-}
+        where = f"_kinema_defaults in {origin(index, 'model_index.json')}"
+        if not isinstance(declared, Mapping):
+            raise CheckpointError(f"{where} is {shown(declared)}: wanted an object of {', '.join(asdict(native))}")
+        return from_config(GenerationDefaults, JsonObject({**asdict(native), **declared}, where))

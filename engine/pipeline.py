@@ -6,10 +6,10 @@ noise (seed) ────────── latents ┴─ denoise loop ─ VAE 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,21 +19,21 @@ from kinema.batching import forward_together
 from kinema.callbacks import StepCallback, call_back, check_callback
 from kinema.checkpoints import ModelFolder
 from kinema.components import Components, Path, ops_for
-from kinema.conditioning import Conditioning, condition, encode_video, video_length
+from kinema.conditioning import Conditioning, condition, encode_video, read_media
 from kinema.diffusers_pipeline import DiffusersPipeline
 from kinema.errors import CheckpointError, Interrupted, RequestError
 from kinema.geometry import Geometry
 from kinema.media.host_copy import to_host
-from kinema.media.inputs import load_video
-from kinema.media.postprocess import postprocess
+from kinema.media.postprocess import check_library, postprocess
 from kinema.memory import available_bytes, check_fits, experts, held_bytes, predict
 from kinema.models.wan import WanConfig
 from kinema.ops.common.interrupts import StopFlag
 from kinema.options import GenerationDefaults, LoadOptions
+from kinema.parts import check_parts
 from kinema.progress import steps_bar
 from kinema.prompts import encode_prompts
 from kinema.request import GenerationRequest, noise_generators
-from kinema.request_checks import check_finite, check_request
+from kinema.request_checks import check_finite, check_request, warn_beyond_training
 from kinema.request_state import RequestState
 from kinema.running import each_within, running
 from kinema.schedulers import draw_noise
@@ -47,6 +47,7 @@ class VideoPipeline(DiffusersPipeline):
     """A model folder, ready to generate. It holds parts and options; all of a request is in its RequestState."""
 
     def __init__(self, folder: ModelFolder, options: LoadOptions) -> None:
+        check_parts(folder, options.variant)
         self.folder = folder
         self.options = options
         self.ops = ops_for(options)
@@ -115,11 +116,11 @@ class VideoPipeline(DiffusersPipeline):
         state's flag, for another thread to set while this goes on, which ends with Interrupted then.
         """
         stop = StopFlag() if stop is None else stop
-        request = self.complete(of_kind("request", request, GenerationRequest))
+        request = self.complete(of_kind("request", request, GenerationRequest), streamed=streamed)
         core = self.components.scheduler.core
         shape = check_request(request, self.transformer_config, self.vae_config, self.folder.options, core)
-        prediction = predict(self.folder, request, self.ops.plan, self.options, streamed=streamed)
-        check_fits(prediction, available_bytes(self.ops.device) + held_bytes(self.ops.device), self.options)
+        self._check_memory(request, streamed)
+        warn_beyond_training(request, self.defaults, "_kinema_defaults" in self.folder.index)
         stats = Stats.of(self.ops)
         generators, stats.seed = noise_generators(request)
         grid = core.grid(request.num_inference_steps)
@@ -219,17 +220,23 @@ class VideoPipeline(DiffusersPipeline):
                     frames = postprocess(check_finite(whole, "the decoded frames"), output_type)
         return VideoOutput(frames, self.defaults.fps, output_type, state.measured())
 
-    def complete(self, request: GenerationRequest) -> GenerationRequest:
-        """The request with this model's defaults where it says nothing; a video sets its own length."""
-        if request.video is not None:
-            video = load_video(request.video) if isinstance(request.video, (str, os.PathLike)) else request.video
-            length = video_length(video)
-            if request.num_frames not in (None, length):
-                raise RequestError(f"num_frames is {request.num_frames}, the video has {length}: leave it out")
-            strength = self.defaults.strength if request.strength is None else request.strength
-            request = replace(request, video=video, num_frames=length, strength=strength)
+    def complete(self, request: GenerationRequest, *, streamed: bool = False) -> GenerationRequest:
+        """The request with this model's defaults where it says nothing, and its pictures and video read.
+
+        A video gives its own length where none is asked for. RequestError if a file cannot be read, or if the clip does
+        not fit into memory: a video is read only as far as it does.
+        """
+        check_library(request.output_type)
         native = {name: getattr(self.defaults, name) for name in _DEFAULTED if getattr(request, name) is None}
-        return replace(request, **native)
+        if request.video is not None:
+            native.pop("num_frames", None)
+            native["strength"] = self.defaults.strength if request.strength is None else request.strength
+        fits = partial(self._check_memory, streamed=streamed)
+        return read_media(replace(request, **native), self.geometry, fits)
+
+    def _check_memory(self, request: GenerationRequest, streamed: bool) -> None:
+        prediction = predict(self.folder, request, self.ops.plan, self.options, streamed=streamed)
+        check_fits(prediction, available_bytes(self.ops.device) + held_bytes(self.ops.device), self.options)
 
     def _running(self, what: str, *states: RequestState) -> AbstractContextManager[None]:
         return running(what, self.options.threads, *(state.stop for state in states))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+from difflib import get_close_matches
+
 import torch
 
 from kinema.components import Components
+from kinema.errors import KinemaWarning, listed
 from kinema.request import GenerationRequest
 from kinema.text.clean import clean_prompt
+from kinema.text.tokenizer import Tokenizer
 
 
 def encode_prompts(
@@ -41,13 +46,25 @@ def encode_texts(components: Components, texts: list[str], max_length: int) -> t
     lies beyond it changes nothing.
     """
     distinct = list(dict.fromkeys(clean_prompt(text) for text in texts))
-    ids, mask = components.tokenizer()(distinct, max_length)
+    tokenizer = components.tokenizer()
+    _warn_of_unknown_words(tokenizer, distinct)
+    ids, mask = tokenizer(distinct, max_length)
     longest = int(mask.sum(dim=1).amax())
     hidden = components.text_encoder()(ids[:, :longest], mask[:, :longest]).float()
     embeds = hidden.new_zeros(len(distinct), max_length, hidden.shape[2])
     embeds[:, :longest] = hidden * mask[:, :longest, None].to(hidden.device)
     components.release("tokenizer", "text_encoder")
     return embeds[[distinct.index(clean_prompt(text)) for text in texts]]
+
+
+def _warn_of_unknown_words(tokenizer: Tokenizer, texts: list[str]) -> None:
+    unknown = list(dict.fromkeys(word for text in texts for word in tokenizer.unknown_words(text)))
+    if not unknown:
+        return
+    known = tokenizer.words()
+    near = dict.fromkeys(close for word in unknown for close in get_close_matches(word.lower(), known, n=2))
+    among = f": of its {len(known)} words, {listed((*near, *known), most=30)}" if known else ""
+    warnings.warn(f"this model does not know {listed(unknown, most=10)}{among}", KinemaWarning, stacklevel=2)
 
 
 def _listed(text: str | list[str] | None, count: int) -> list[str]:

@@ -25,8 +25,9 @@ class GenerationRequest:
     seed: draws the noise on the CPU in fp32, so that it means the same everywhere; a list gives one per sample.
     generator: torch.Generator or a list of them, instead of a seed. latents: [B, C, T, h, w], given noise.
     prompt_embeds, negative_prompt_embeds: [prompts, L, C]; their lengths may differ.
-    image, last_image: first (and last) frame, anything `kinema.media.inputs` reads. image_embeds: [I, L, C], CLIP
-    tokens of these I images. video, strength: video-to-video. tiling: decode in spatial tiles, for less memory.
+    image, last_image: first (and last) frame, anything `kinema.media.inputs` reads, or a list of one. image_embeds:
+    [I, L, C], CLIP tokens of these I images. video, strength: video-to-video; num_frames takes that many of its first
+    frames, None all that make a clip. tiling: decode in spatial tiles, for less memory.
     """
 
     prompt: str | list[str] | None = None

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 
 from kinema.checkpoints import PipelineOptions
-from kinema.errors import KinemaError, RequestError
+from kinema.errors import KinemaError, KinemaWarning, RequestError
 from kinema.geometry import Geometry
 from kinema.models.wan import WanConfig
+from kinema.options import GenerationDefaults
 from kinema.request import GenerationRequest
 from kinema.schedulers import SchedulerCore
 from kinema.vae.wan import WanVAEConfig
 
 MAX_PROMPT_TOKENS = 512
+
+
+def warn_beyond_training(request: GenerationRequest, trained: GenerationDefaults, declared: bool) -> None:
+    """Say that a small model was not trained for such a clip. declared: its folder says what it was trained for."""
+    num_frames, height, width = request.clip
+    problems = []
+    if (height, width) != (trained.height, trained.width):
+        problems.append(f"of {trained.width}x{trained.height} pixels, asked for {width}x{height}")
+    if num_frames > trained.num_frames:
+        problems.append(f"of at most {trained.num_frames} frames, asked for {num_frames}")
+    if declared and problems:
+        text = f"this model was trained on clips {', '.join(problems)}: what comes is worse"
+        warnings.warn(text, KinemaWarning, stacklevel=3)
 
 
 def check_request(

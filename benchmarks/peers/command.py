@@ -54,6 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     from kinema.bench.peers import PEERS, missing, peer, processes
     from kinema.bench.peers.external import External
     from kinema.bench.report import check_report, model_of, provenance, write_report
+    from kinema.bench.rounds import say_if_few
 
     names = arguments.peer or list(PEERS)
     unknown = [name for name in names if name not in PEERS]
@@ -61,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise RequestError(f"no peer {unknown[0]!r}: wanted some of {', '.join(PEERS)}")
     if arguments.rounds < 1 or arguments.steps < 1:
         raise RequestError(f"{arguments.rounds} rounds of {arguments.steps} steps: wanted at least 1 of each")
+    say_if_few(arguments.rounds)
     if arguments.json is not None:
         check_report(arguments.json)
     pipe = open_pipeline(arguments)

@@ -323,7 +323,7 @@ inline void query_task(void *data, int64_t task, int thread) {
         run.call,
         thread};
     query.begin(run.row(thread), run.codes(thread));
-    if (run.a.indices != nullptr)
+    if (run.a.counts != nullptr)
         query.visit_listed();
     else
         query.visit(0, query.real.total);

@@ -77,7 +77,7 @@ struct AttentionCut {
         for (int64_t s = 0; s < 2; ++s) {
             const int64_t tokens = s < a.query_segments ? a.q_tokens[s] : 0;
             // a block of queries reads one list of tiles
-            rows_of[s] = a.indices != nullptr ? a.query_tile : most(1, tokens);
+            rows_of[s] = a.counts != nullptr ? a.query_tile : most(1, tokens);
             parts[s] = ceil_div(least(rows_of[s], tokens), query_block);
             blocks[s] = tokens > 0 ? ceil_div(tokens, rows_of[s]) * parts[s] : 0;
             rows = most(rows, least(query_block, least(rows_of[s], tokens)));
@@ -107,8 +107,8 @@ read_key(const kinema_attention_args &a, const RealKeys &real, int64_t b, int64_
     const int64_t slot = j - real.first[s];
     const float *k = a.k[s] + b * a.k_stride_b[s] + n * a.k_stride_n[s] + slot * a.k_stride_r[s];
     const float *v = a.v[s] + b * a.v_stride_b[s] + n * a.v_stride_n[s] + slot * a.v_stride_r[s];
-    const int64_t turned = slot - a.rope_start[s];
-    if (a.cosines[s] != nullptr && turned >= 0 && turned < a.rope_tokens[s]) {
+    const int64_t turned = a.cosines[s] != nullptr ? slot - a.rope_start[s] : -1;
+    if (turned >= 0 && turned < a.rope_tokens[s]) {
         std::memcpy(row, k, a.head_dim * sizeof(float));
         const int64_t table = b * a.rope_stride_b[s] + turned * (a.head_dim / 2);
         rotate(row, a.cosines[s] + table, a.sines[s] + table, a.head_dim / 2, a.interleaved[s] != 0);

@@ -1,4 +1,6 @@
-// The C interface: which table runs, and what is refused before it does.
+// The C interface: which table runs. What is refused before it does: checks.h.
+#include "arrays.h"
+#include "checks.h"
 #include "table.h"
 
 #include <cstring>
@@ -73,135 +75,50 @@ const Known KNOWN[] = {
 };
 constexpr int32_t COUNT = sizeof KNOWN / sizeof KNOWN[0];
 
-// Features whose products of a code and an int8 weight are sure to add up in 32 bits: 2^31 / (255 * 128).
-constexpr int64_t MOST_CODES = 65793;
-
-int32_t check(const kinema_norm &norm) {
-    if ((norm.scale != nullptr && norm.scale_tokens <= 0) || (norm.shift != nullptr && norm.shift_tokens <= 0))
-        return KINEMA_BAD_SIZE;
-    return norm.kind >= KINEMA_NO_NORM && norm.kind <= KINEMA_LAYER_NORM ? KINEMA_OK : KINEMA_BAD_OPTION;
+template <class Args> int32_t check(const kinema_cpu *cpu, const Args *args) {
+    const int32_t status = first_of({placed(1, {cpu}), placed(alignof(Args), {args})});
+    return status == KINEMA_OK ? check_sizes(*args) : status;
 }
 
-int32_t check(const kinema_linear_args *a) {
-    if (a == nullptr || a->x == nullptr || a->weight == nullptr || a->out == nullptr)
-        return KINEMA_NO_POINTER;
-    if (a->batch < 0 || a->tokens < 0 || a->in_features <= 0 || a->out_features <= 0)
-        return KINEMA_BAD_SIZE;
-    if (a->x2 == nullptr ? a->x_features != a->in_features : a->x_features < 0 || a->x_features > a->in_features)
-        return KINEMA_BAD_SIZE;
-    if (a->gate != nullptr && a->gate_tokens <= 0)
-        return KINEMA_BAD_SIZE;
-    if (a->x_dtype != KINEMA_F32 && a->x_dtype != KINEMA_E4M3 && a->x_dtype != KINEMA_I8)
-        return KINEMA_BAD_DTYPE;
-    if (a->x_dtype != KINEMA_F32 && (a->x2 != nullptr || a->quantize != 0 || a->norm != nullptr))
-        return KINEMA_BAD_DTYPE;
-    if (a->weight_dtype < KINEMA_F32 || a->weight_dtype > KINEMA_I8)
-        return KINEMA_BAD_DTYPE;
-    if (a->quantize != 0 && (a->weight_dtype == KINEMA_F32 || a->weight_dtype == KINEMA_F16))
-        return KINEMA_BAD_DTYPE;
-    if (a->weight_dtype == KINEMA_I8 && a->in_features > MOST_CODES)
-        return KINEMA_BAD_SIZE;
-    if (a->activation < KINEMA_NONE || a->activation > KINEMA_SILU || (a->norm != nullptr && a->x2 != nullptr))
-        return KINEMA_BAD_OPTION;
-    return a->norm != nullptr ? check(*a->norm) : KINEMA_OK;
+// What an op wants of scratch, or a status below zero.
+template <class Args>
+int64_t workspace(const kinema_cpu *cpu, const Args *args, int64_t (*Table::*bytes)(const Args &)) {
+    const int32_t status = check(cpu, args);
+    if (status != KINEMA_OK)
+        return status == NOTHING_TO_DO ? 0 : -status;
+    return (cpu->table->*bytes)(*args);
 }
 
-int32_t check(const kinema_norm_modulate_args *a) {
-    if (a == nullptr || a->x == nullptr || a->out == nullptr)
-        return KINEMA_NO_POINTER;
-    if (a->batch < 0 || a->tokens < 0 || a->channels <= 0)
-        return KINEMA_BAD_SIZE;
-    if (a->out_dtype != KINEMA_F32 && a->out_dtype != KINEMA_E4M3 && a->out_dtype != KINEMA_I8)
-        return KINEMA_BAD_DTYPE;
-    if (a->out_dtype != KINEMA_F32 && (a->out_scale == nullptr || a->workspace == nullptr))
-        return KINEMA_NO_POINTER;
-    return check(a->norm);
-}
-
-int32_t check(const kinema_qk_norm_rope_args *a) {
-    if (a == nullptr || a->x == nullptr || a->out == nullptr || (a->cosines == nullptr) != (a->sines == nullptr))
-        return KINEMA_NO_POINTER;
-    if (a->batch < 0 || a->tokens < 0 || a->heads <= 0 || a->head_dim <= 0)
-        return KINEMA_BAD_SIZE;
-    if (a->cosines != nullptr && a->head_dim % 2 != 0)
-        return KINEMA_BAD_SIZE;
-    return a->norm >= KINEMA_NO_NORM && a->norm <= KINEMA_LAYER_NORM ? KINEMA_OK : KINEMA_BAD_OPTION;
-}
-
-int32_t check(const kinema_scheduler_step_args *a) {
-    if (a == nullptr || a->terms == nullptr || a->term_strides == nullptr || a->coefficients == nullptr ||
-        a->outs == nullptr || a->out_strides == nullptr || a->workspace == nullptr)
-        return KINEMA_NO_POINTER;
-    return a->batch < 0 || a->elements < 0 || a->term_count < 0 || a->out_count < 0 ? KINEMA_BAD_SIZE : KINEMA_OK;
-}
-
-int32_t check(const kinema_attention_args *a) {
-    if (a == nullptr)
-        return KINEMA_NO_POINTER;
-    if (a->batch < 0 || a->heads <= 0 || a->head_dim <= 0 || a->query_segments < 1 || a->query_segments > 2 ||
-        a->key_segments < 1 || a->key_segments > 3 || a->causal_block < 0)
-        return KINEMA_BAD_SIZE;
-    for (int64_t s = 0; s < a->query_segments; ++s) {
-        if (a->q[s] == nullptr || a->out[s] == nullptr)
-            return KINEMA_NO_POINTER;
-        if (a->q_tokens[s] < 0)
-            return KINEMA_BAD_SIZE;
-    }
-    for (int64_t s = 0; s < a->key_segments; ++s) {
-        if (a->k[s] == nullptr || a->v[s] == nullptr || (a->cosines[s] == nullptr) != (a->sines[s] == nullptr))
-            return KINEMA_NO_POINTER;
-        if (a->slots[s] < 0 || (a->cosines[s] != nullptr && a->head_dim % 2 != 0))
-            return KINEMA_BAD_SIZE;
-    }
-    if (a->indices != nullptr && (a->counts == nullptr || a->query_tile <= 0 || a->key_tile <= 0 || a->listed < 0))
-        return a->counts == nullptr ? KINEMA_NO_POINTER : KINEMA_BAD_SIZE;
-    return a->quantize == 0 || a->quantize == 1 ? KINEMA_OK : KINEMA_BAD_OPTION;
-}
-
-int32_t check(const kinema_patch_embed_args *a) {
-    if (a == nullptr || a->x == nullptr || a->weight == nullptr || a->out == nullptr)
-        return KINEMA_NO_POINTER;
-    if (a->batch < 0 || a->channels <= 0 || a->patch_t <= 0 || a->patch_h <= 0 || a->patch_w <= 0 || a->features <= 0)
-        return KINEMA_BAD_SIZE;
-    return a->frames % a->patch_t || a->height % a->patch_h || a->width % a->patch_w ? KINEMA_BAD_SIZE : KINEMA_OK;
-}
-
-int32_t check(const kinema_unpatchify_args *a) {
-    if (a == nullptr || a->x == nullptr || a->out == nullptr)
-        return KINEMA_NO_POINTER;
-    return a->batch < 0 || a->channels <= 0 || a->grid_t < 0 || a->grid_h < 0 || a->grid_w < 0 || a->patch_t <= 0 ||
-                   a->patch_h <= 0 || a->patch_w <= 0
-               ? KINEMA_BAD_SIZE
-               : KINEMA_OK;
-}
-
-int32_t check(const kinema_conv3d_args *a) {
-    if (a == nullptr || a->x == nullptr || a->weight == nullptr || a->out == nullptr)
-        return KINEMA_NO_POINTER;
-    if (a->batch < 0 || a->in_channels <= 0 || a->out_channels <= 0 || a->frames <= 0 || a->height <= 0 ||
-        a->width <= 0 || a->upsample <= 0 || a->kernel_t <= 0 || a->kernel_h <= 0 || a->kernel_w <= 0 ||
-        a->stride_t <= 0 || a->stride_h <= 0 || a->stride_w <= 0 || a->pad_top < 0 || a->pad_bottom < 0 ||
-        a->pad_left < 0 || a->pad_right < 0)
-        return KINEMA_BAD_SIZE;
-    if (a->winograd != 0 && a->winograd != 2 && a->winograd != 4)
-        return KINEMA_BAD_OPTION;
-    if (a->winograd &&
-        (a->kernel_h != 3 || a->kernel_w != 3 || a->stride_t != 1 || a->stride_h != 1 || a->stride_w != 1))
-        return KINEMA_BAD_SIZE;
-    const int64_t past = a->kernel_t > a->stride_t ? a->kernel_t - a->stride_t : 0;
-    if (past + a->frames < a->kernel_t || a->height * a->upsample + a->pad_top + a->pad_bottom < a->kernel_h ||
-        a->width * a->upsample + a->pad_left + a->pad_right < a->kernel_w)
-        return KINEMA_BAD_SIZE;
-    return a->activation < KINEMA_NONE || a->activation > KINEMA_SILU ? KINEMA_BAD_OPTION : KINEMA_OK;
-}
-
-// A call that `control` may end.
-template <class Kernel> int32_t run(const kinema_cpu *cpu, const kinema_control *control, const Kernel &kernel) {
-    if (control != nullptr && control->flag_count > 0 && control->flags == nullptr)
-        return KINEMA_NO_POINTER;
+// A call that `control` may end, or, of a status that is none of success, no call.
+template <class Kernel>
+int32_t run(int32_t status, const kinema_cpu *cpu, const kinema_control *control, const Kernel &kernel) {
+    if (status == KINEMA_OK)
+        status = check_control(control);
+    if (status != KINEMA_OK)
+        return status == NOTHING_TO_DO ? KINEMA_OK : status;
     Call call(cpu->pool, control);
     kernel(call);
     return call.status();
+}
+
+template <class Args> int32_t check_all(const kinema_cpu *cpu, const Args *args) {
+    const int32_t status = check(cpu, args);
+    return status == KINEMA_OK ? check_memory(*args) : status;
+}
+
+template <class Args>
+int32_t
+run(const kinema_cpu *cpu, const Args *args, const kinema_control *control, void (*Table::*op)(const Args &, Call &)) {
+    return run(check_all(cpu, args), cpu, control, [&](Call &call) { (cpu->table->*op)(*args, call); });
+}
+
+// Of y = f(x), element by element.
+int32_t check_elements(const kinema_cpu *cpu, int64_t count, const float *x, const float *y) {
+    if (cpu == nullptr)
+        return KINEMA_NO_POINTER;
+    if (count < 0 || count > MOST_ELEMENTS)
+        return KINEMA_BAD_SIZE;
+    return count == 0 ? NOTHING_TO_DO : placed(4, {x, y});
 }
 
 } // namespace
@@ -234,6 +151,10 @@ const char *kinema_status_text(int32_t status) {
         return "an option has no such value";
     case KINEMA_INTERRUPTED:
         return "the call was ended before it was done";
+    case KINEMA_MISALIGNED:
+        return "a pointer is not aligned as its numbers, packed weights or scratch must be";
+    case KINEMA_BAD_INDEX:
+        return "a length, a count or an index lies beyond what there is";
     default:
         return "unknown status";
     }
@@ -270,7 +191,7 @@ int32_t kinema_cpu_create(const char *isa, kinema_cpu **made) {
 
 void kinema_cpu_destroy(kinema_cpu *cpu) { delete cpu; }
 
-const char *kinema_cpu_isa(const kinema_cpu *cpu) { return cpu->table->isa; }
+const char *kinema_cpu_isa(const kinema_cpu *cpu) { return cpu != nullptr ? cpu->table->isa : nullptr; }
 
 int32_t kinema_cpu_use_threads(kinema_cpu *cpu, kinema_parallel parallel) {
     if (cpu == nullptr)
@@ -282,75 +203,76 @@ int32_t kinema_cpu_use_threads(kinema_cpu *cpu, kinema_parallel parallel) {
 int32_t kinema_activate(const kinema_cpu *cpu, int32_t activation, int64_t count, const float *x, float *y) {
     if (activation < KINEMA_NONE || activation > KINEMA_SILU)
         return KINEMA_BAD_OPTION;
-    cpu->table->activate(activation, count, x, y);
-    return KINEMA_OK;
+    const int32_t status = check_elements(cpu, count, x, y);
+    if (status == KINEMA_OK)
+        cpu->table->activate(activation, count, x, y);
+    return status == NOTHING_TO_DO ? KINEMA_OK : status;
 }
 
 int32_t kinema_exp(const kinema_cpu *cpu, int64_t count, const float *x, float *y) {
-    cpu->table->exp(count, x, y);
-    return KINEMA_OK;
+    const int32_t status = check_elements(cpu, count, x, y);
+    if (status == KINEMA_OK)
+        cpu->table->exp(count, x, y);
+    return status == NOTHING_TO_DO ? KINEMA_OK : status;
 }
 
 int64_t kinema_linear_packed_bytes(
     const kinema_cpu *cpu, int64_t in_features, int64_t out_features, int32_t dtype, int32_t gated) {
+    const int32_t status =
+        cpu == nullptr ? KINEMA_NO_POINTER : check_linear_weight(in_features, out_features, dtype, gated);
+    if (status != KINEMA_OK)
+        return status == NOTHING_TO_DO ? 0 : -status;
     return cpu->table->linear_packed_bytes(in_features, out_features, dtype, gated);
 }
 
 int32_t kinema_linear_pack(
     const kinema_cpu *cpu, int64_t in_features, int64_t out_features, int32_t dtype, int32_t gated, const void *rows,
     void *packed, const kinema_control *control) {
-    if (rows == nullptr || packed == nullptr)
-        return KINEMA_NO_POINTER;
-    if (in_features <= 0 || out_features <= 0)
-        return KINEMA_BAD_SIZE;
-    if (dtype < KINEMA_F32 || dtype > KINEMA_I8)
-        return KINEMA_BAD_DTYPE;
-    return run(cpu, control, [&](Call &call) {
+    int32_t status = cpu == nullptr ? KINEMA_NO_POINTER : check_linear_weight(in_features, out_features, dtype, gated);
+    if (status == KINEMA_OK)
+        status = check_packing(rows, dtype, packed);
+    return run(status, cpu, control, [&](Call &call) {
         cpu->table->linear_pack(in_features, out_features, dtype, gated, rows, packed, call);
     });
 }
 
-int64_t kinema_linear_workspace(const kinema_cpu *cpu, const kinema_linear_args *args) {
-    return check(args) == KINEMA_OK ? cpu->table->linear_workspace(*args) : 0;
+int32_t kinema_linear_code_top(const kinema_cpu *cpu) {
+    return cpu != nullptr ? cpu->table->code_top : -KINEMA_NO_POINTER;
 }
 
-int32_t kinema_linear_code_top(const kinema_cpu *cpu) { return cpu->table->code_top; }
+int32_t kinema_linear_multiplies_bf16(const kinema_cpu *cpu) {
+    return cpu != nullptr ? cpu->table->multiplies_bf16 : -KINEMA_NO_POINTER;
+}
 
-int32_t kinema_linear_multiplies_bf16(const kinema_cpu *cpu) { return cpu->table->multiplies_bf16; }
+int64_t kinema_linear_workspace(const kinema_cpu *cpu, const kinema_linear_args *args) {
+    return workspace(cpu, args, &Table::linear_workspace);
+}
 
 int32_t kinema_linear(const kinema_cpu *cpu, const kinema_linear_args *args, const kinema_control *control) {
-    const int32_t status = check(args);
-    if (status != KINEMA_OK)
-        return status;
-    if (args->batch == 0 || args->tokens == 0)
-        return KINEMA_OK;
-    if (args->workspace == nullptr)
-        return KINEMA_NO_POINTER;
-    return run(cpu, control, [&](Call &call) { cpu->table->linear(*args, call); });
+    return run(cpu, args, control, &Table::linear);
+}
+
+int64_t kinema_norm_modulate_workspace(const kinema_cpu *cpu, const kinema_norm_modulate_args *args) {
+    return workspace(cpu, args, &Table::norm_modulate_workspace);
 }
 
 int32_t
 kinema_norm_modulate(const kinema_cpu *cpu, const kinema_norm_modulate_args *args, const kinema_control *control) {
-    const int32_t status = check(args);
-    if (status != KINEMA_OK)
-        return status;
-    return run(cpu, control, [&](Call &call) { cpu->table->norm_modulate(*args, call); });
+    return run(cpu, args, control, &Table::norm_modulate);
 }
 
 int32_t
 kinema_qk_norm_rope(const kinema_cpu *cpu, const kinema_qk_norm_rope_args *args, const kinema_control *control) {
-    const int32_t status = check(args);
-    if (status != KINEMA_OK)
-        return status;
-    return run(cpu, control, [&](Call &call) { cpu->table->qk_norm_rope(*args, call); });
+    return run(cpu, args, control, &Table::qk_norm_rope);
+}
+
+int64_t kinema_scheduler_step_workspace(const kinema_cpu *cpu, const kinema_scheduler_step_args *args) {
+    return workspace(cpu, args, &Table::scheduler_step_workspace);
 }
 
 int32_t
 kinema_scheduler_step(const kinema_cpu *cpu, const kinema_scheduler_step_args *args, const kinema_control *control) {
-    const int32_t status = check(args);
-    if (status != KINEMA_OK)
-        return status;
-    return run(cpu, control, [&](Call &call) {
+    return run(check_all(cpu, args), cpu, control, [&](Call &call) {
         if (call.interrupted(0))
             return;
         Call whole(cpu->pool, nullptr); // its terms would be half of this step and half of the last
@@ -359,68 +281,52 @@ kinema_scheduler_step(const kinema_cpu *cpu, const kinema_scheduler_step_args *a
 }
 
 int64_t kinema_attention_workspace(const kinema_cpu *cpu, const kinema_attention_args *args) {
-    return check(args) == KINEMA_OK ? cpu->table->attention_workspace(*args) : 0;
+    return workspace(cpu, args, &Table::attention_workspace);
 }
 
 int32_t kinema_attention(const kinema_cpu *cpu, const kinema_attention_args *args, const kinema_control *control) {
-    const int32_t status = check(args);
-    if (status != KINEMA_OK)
-        return status;
-    if (args->workspace == nullptr)
-        return KINEMA_NO_POINTER;
-    return run(cpu, control, [&](Call &call) { cpu->table->attention(*args, call); });
+    return run(cpu, args, control, &Table::attention);
 }
 
 int64_t kinema_patch_embed_workspace(const kinema_cpu *cpu, const kinema_patch_embed_args *args) {
-    return check(args) == KINEMA_OK ? cpu->table->patch_embed_workspace(*args) : 0;
+    return workspace(cpu, args, &Table::patch_embed_workspace);
 }
 
 int32_t kinema_patch_embed(const kinema_cpu *cpu, const kinema_patch_embed_args *args, const kinema_control *control) {
-    const int32_t status = check(args);
-    if (status != KINEMA_OK)
-        return status;
-    if (args->workspace == nullptr)
-        return KINEMA_NO_POINTER;
-    return run(cpu, control, [&](Call &call) { cpu->table->patch_embed(*args, call); });
+    return run(cpu, args, control, &Table::patch_embed);
 }
 
 int32_t kinema_unpatchify(const kinema_cpu *cpu, const kinema_unpatchify_args *args, const kinema_control *control) {
-    const int32_t status = check(args);
-    if (status != KINEMA_OK)
-        return status;
-    return run(cpu, control, [&](Call &call) { cpu->table->unpatchify(*args, call); });
+    return run(cpu, args, control, &Table::unpatchify);
 }
 
 int64_t kinema_winograd_packed_bytes(
     const kinema_cpu *cpu, int64_t in_channels, int64_t out_channels, int64_t kernel_t, int32_t tile) {
-    return tile == 2 || tile == 4 ? cpu->table->winograd_packed_bytes(in_channels, out_channels, kernel_t, tile) : 0;
+    const int32_t status =
+        cpu == nullptr ? KINEMA_NO_POINTER : check_winograd_weight(in_channels, out_channels, kernel_t, tile);
+    if (status != KINEMA_OK)
+        return status == NOTHING_TO_DO ? 0 : -status;
+    return cpu->table->winograd_packed_bytes(in_channels, out_channels, kernel_t, tile);
 }
 
 int32_t kinema_winograd_pack(
     const kinema_cpu *cpu, int64_t in_channels, int64_t out_channels, int64_t kernel_t, int32_t tile,
     const float *weight, void *packed, const kinema_control *control) {
-    if (weight == nullptr || packed == nullptr)
-        return KINEMA_NO_POINTER;
-    if (in_channels <= 0 || out_channels <= 0 || kernel_t <= 0)
-        return KINEMA_BAD_SIZE;
-    if (tile != 2 && tile != 4)
-        return KINEMA_BAD_OPTION;
-    return run(cpu, control, [&](Call &call) {
+    int32_t status =
+        cpu == nullptr ? KINEMA_NO_POINTER : check_winograd_weight(in_channels, out_channels, kernel_t, tile);
+    if (status == KINEMA_OK)
+        status = check_packing(weight, KINEMA_F32, packed);
+    return run(status, cpu, control, [&](Call &call) {
         cpu->table->winograd_pack(in_channels, out_channels, kernel_t, tile, weight, packed, call);
     });
 }
 
 int64_t kinema_conv3d_workspace(const kinema_cpu *cpu, const kinema_conv3d_args *args) {
-    return check(args) == KINEMA_OK ? cpu->table->conv3d_workspace(*args) : 0;
+    return workspace(cpu, args, &Table::conv3d_workspace);
 }
 
 int32_t kinema_conv3d(const kinema_cpu *cpu, const kinema_conv3d_args *args, const kinema_control *control) {
-    const int32_t status = check(args);
-    if (status != KINEMA_OK)
-        return status;
-    if (args->workspace == nullptr)
-        return KINEMA_NO_POINTER;
-    return run(cpu, control, [&](Call &call) { cpu->table->conv3d(*args, call); });
+    return run(cpu, args, control, &Table::conv3d);
 }
 
 } // extern "C"

@@ -192,6 +192,8 @@ void product_task(const Product &p, const Cut<Kernel> &cut, Call &call, int64_t 
         const int64_t chunk_end = least(chunk + cut.chunk_panels, to);
         // slices end where they would without a skip, so that what is left of the sums is the same to the last bit
         for (int64_t k = p.skip, depth; k < p.depth; k += depth) {
+            if (call.interrupted(thread))
+                return;
             depth = least(p.depth - k, Kernel::DEPTH - k % Kernel::DEPTH);
             const int64_t groups = ceil_div(depth, Kernel::GROUP);
             const int64_t tile_bytes = groups * Kernel::GROUP * Kernel::A_BYTES;
@@ -205,8 +207,6 @@ void product_task(const Product &p, const Cut<Kernel> &cut, Call &call, int64_t 
             const bool ends = k + depth == p.depth;
             for (int64_t panel = chunk; panel < chunk_end; ++panel)
                 for (int64_t half = 0; half < cut.halves; ++half) {
-                    if (call.interrupted(thread))
-                        return;
                     const void *b = Kernel::panel(p, panel * cut.halves + half, k, depth, b_buffer);
                     C *column = sums + ((panel - chunk) * cut.halves + half) * tiles * cut.tile_size;
                     const int width = static_cast<int>(least(p.columns - panel * NR, NR));

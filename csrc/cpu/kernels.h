@@ -33,8 +33,10 @@
         isa::linear,                                                                                                   \
         isa::CODE_TOP,                                                                                                 \
         isa::BF16_GROUP == 2,                                                                                          \
+        isa::norm_modulate_workspace,                                                                                  \
         isa::norm_modulate,                                                                                            \
         isa::qk_norm_rope,                                                                                             \
+        isa::scheduler_step_workspace,                                                                                 \
         isa::scheduler_step,                                                                                           \
         isa::attention_workspace,                                                                                      \
         isa::attention,                                                                                                \

@@ -223,6 +223,10 @@ inline bool only_quantizes(const kinema_norm &norm) {
            norm.shift == nullptr;
 }
 
+inline int64_t norm_modulate_workspace(const kinema_norm_modulate_args &a) {
+    return a.out_dtype == KINEMA_F32 ? 0 : 4 * most(1, a.threads) * a.channels; // a row of fp32 for each thread
+}
+
 inline void norm_modulate(const kinema_norm_modulate_args &a, Call &call) {
     each_row(call, a.threads, a.batch * a.tokens, a.channels, [&](int64_t row, int thread) {
         if (a.out_dtype == KINEMA_F32) {
@@ -267,8 +271,8 @@ inline void qk_norm_rope(const kinema_qk_norm_rope_args &a, Call &call) {
         Moments of{0.0f, 1.0f};
         if (a.across_heads)
             of = moments(x, channels, a.norm, a.eps);
-        const int64_t turned = s - a.rope_start;
-        const bool rotates = a.cosines != nullptr && turned >= 0 && turned < a.rope_tokens;
+        const int64_t turned = a.cosines != nullptr ? s - a.rope_start : -1;
+        const bool rotates = turned >= 0 && turned < a.rope_tokens;
         const int64_t table = rotates ? b * a.rope_stride_b + turned * (a.head_dim / 2) : 0;
         for (int64_t head = 0; head < a.heads; ++head) {
             const float *from = x + head * a.head_dim;
@@ -292,7 +296,8 @@ constexpr int64_t STREAMED_BYTES = 8ll << 20; // results that no cache would hol
 // So blocks that lie side by side go to one thread, which fetches the next but one while it sums one. Blocks of 4 KB
 // would be 1.1 to 1.2 times as slow: those of all terms, and what is fetched, then fall into the same lines of a cache.
 constexpr int64_t STEP_BLOCKS = 256;
-constexpr int64_t STEP_AHEAD = 2 * KINEMA_STEP_BLOCK;
+constexpr int64_t STEP_ELEMENTS = 256; // of a block
+constexpr int64_t STEP_AHEAD = 2 * STEP_ELEMENTS;
 
 // COUNT vectors of one output's sum over the terms, from element `first` of sample b on.
 template <int COUNT>
@@ -339,7 +344,7 @@ inline void put(float *to, const float *from, int64_t count, bool past_caches) {
 // Block `row` of all samples' blocks. Every output is summed before any is written: an output may be a term.
 inline void
 step_block(const kinema_scheduler_step_args &a, int64_t blocks, int64_t row, float *sums, bool past_caches) {
-    constexpr int64_t BLOCK = KINEMA_STEP_BLOCK;
+    constexpr int64_t BLOCK = STEP_ELEMENTS;
     constexpr int AT_ONCE = W == 16 ? 4 : 8; // of AVX-512 and AVX2 four cache lines
     const int64_t b = row / blocks, first = row % blocks * BLOCK, count = least(a.elements - first, BLOCK);
     const float *c = a.coefficients + b * a.out_count * a.term_count;
@@ -360,8 +365,12 @@ step_block(const kinema_scheduler_step_args &a, int64_t blocks, int64_t row, flo
         put(a.outs[m] + b * a.out_strides[m] + first, sums + m * BLOCK, count, past_caches);
 }
 
+inline int64_t scheduler_step_workspace(const kinema_scheduler_step_args &a) {
+    return 4 * most(1, a.threads) * a.out_count * STEP_ELEMENTS;
+}
+
 inline void scheduler_step(const kinema_scheduler_step_args &a, Call &call) {
-    constexpr int64_t BLOCK = KINEMA_STEP_BLOCK;
+    constexpr int64_t BLOCK = STEP_ELEMENTS;
     const int64_t blocks = ceil_div(a.elements, BLOCK), rows = a.batch * blocks, threads = most(1, a.threads);
     const int64_t enough = TASK_VALUES / (BLOCK * most(1, a.term_count));
     const int64_t together = most(1, most(enough, least(STEP_BLOCKS, rows / (4 * threads))));

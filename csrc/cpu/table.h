@@ -19,8 +19,10 @@ struct Table {
     void (*linear)(const kinema_linear_args &args, Call &call);
     int32_t code_top;
     int32_t multiplies_bf16;
+    int64_t (*norm_modulate_workspace)(const kinema_norm_modulate_args &args);
     void (*norm_modulate)(const kinema_norm_modulate_args &args, Call &call);
     void (*qk_norm_rope)(const kinema_qk_norm_rope_args &args, Call &call);
+    int64_t (*scheduler_step_workspace)(const kinema_scheduler_step_args &args);
     void (*scheduler_step)(const kinema_scheduler_step_args &args, Call &call);
     int64_t (*attention_workspace)(const kinema_attention_args &args);
     void (*attention)(const kinema_attention_args &args, Call &call);

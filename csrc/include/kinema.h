@@ -3,7 +3,18 @@
  *
  * Everything is plain C: pointers, sizes, and strides counted in elements. Nothing is thrown, nothing is kept between
  * calls but the handle, and nothing is allocated: scratch memory is the caller's, and a function says how much of it a
- * call wants. Every function that can fail gives a status, 0 for success, and kinema_status_text() its sentence.
+ * call wants. Every function that can fail gives a status, 0 for success, and kinema_status_text() its sentence. One
+ * that answers with a number gives a status with its sign turned: less than 0.
+ *
+ * A call computes or is refused. It is checked that sizes fit each other, that strides are not negative, that no two
+ * elements of a result share a place, that nothing is larger than memory can be, that pointers are there and aligned
+ * (numbers at their own size, packed weights and scratch at 64 bytes), and that lengths, counts and indices lie in what
+ * they count. That a pointer leads to as much memory as the sizes say is believed. A result without elements (batch 0,
+ * tokens 0, ...) is success: then no pointer is looked at, and none of its memory touched. What is summed over (in
+ * features, input channels, a kernel) has at least one element; but keys may be none, see attention.
+ *
+ * Options that say yes or no are 1 or 0. `threads` of every op: at most so many, the caller's among them, up to
+ * KINEMA_MOST_THREADS; 0 is 1.
  *
  * Activations are fp32, with the last axis dense unless a stride is given for it. Weights are packed once, by the
  * instruction set of the handle that will use them. Results do not depend on the number of threads.
@@ -35,8 +46,12 @@ enum kinema_status {
     KINEMA_NO_POINTER = 5,      /* a pointer that is needed is null */
     KINEMA_NO_MEMORY = 6,
     KINEMA_BAD_OPTION = 7,
-    KINEMA_INTERRUPTED = 8 /* its kinema_control ended the call: see there */
+    KINEMA_INTERRUPTED = 8, /* its kinema_control ended the call: see there */
+    KINEMA_MISALIGNED = 9,  /* numbers that are not at a multiple of their size, packed weights or scratch not at 64 */
+    KINEMA_BAD_INDEX = 10   /* a length, a count or an index lies beyond what there is */
 };
+
+#define KINEMA_MOST_THREADS 4096
 
 enum kinema_dtype { KINEMA_F32 = 0, KINEMA_BF16 = 1, KINEMA_F16 = 2, KINEMA_E4M3 = 3, KINEMA_I8 = 4 };
 
@@ -60,7 +75,8 @@ KINEMA_API const char *kinema_cpu_isa_name(int32_t index);
 KINEMA_API int32_t kinema_cpu_has(const char *isa);
 /* isa: NULL takes the best that the processor has. */
 KINEMA_API int32_t kinema_cpu_create(const char *isa, kinema_cpu **made);
-KINEMA_API void kinema_cpu_destroy(kinema_cpu *cpu);
+KINEMA_API void kinema_cpu_destroy(kinema_cpu *cpu); /* NULL: nothing happens */
+/* NULL of NULL. */
 KINEMA_API const char *kinema_cpu_isa(const kinema_cpu *cpu);
 
 /* Runs body(data) on up to `threads` threads at once, the caller's among them, and returns when all have ended. This is
@@ -170,11 +186,12 @@ typedef struct kinema_norm_modulate_args {
     void *out; /* fp32 with the strides below; or out_dtype E4M3 or I8, dense, each row divided by its out_scale */
     int64_t out_stride_b, out_stride_s;
     float *out_scale; /* [batch * tokens] */
-    void *workspace;  /* threads * channels floats, of an out in 8 bits */
+    void *workspace;  /* kinema_norm_modulate_workspace() bytes, 64-byte aligned; NULL where that is 0 */
     int32_t out_dtype;
     int32_t threads;
 } kinema_norm_modulate_args;
 
+KINEMA_API int64_t kinema_norm_modulate_workspace(const kinema_cpu *cpu, const kinema_norm_modulate_args *args);
 KINEMA_API int32_t
 kinema_norm_modulate(const kinema_cpu *cpu, const kinema_norm_modulate_args *args, const kinema_control *control);
 
@@ -211,18 +228,19 @@ typedef struct kinema_scheduler_step_args {
     const float *coefficients;   /* [batch, out_count, term_count]; a term whose coefficient is 0 is not read for it */
     float *const *outs;          /* each may be a term */
     const int64_t *out_strides;
-    void *workspace; /* threads * out_count * KINEMA_STEP_BLOCK floats */
+    void *workspace; /* kinema_scheduler_step_workspace() bytes, 64-byte aligned */
     int32_t threads;
 } kinema_scheduler_step_args;
 
-#define KINEMA_STEP_BLOCK 256
-
+KINEMA_API int64_t kinema_scheduler_step_workspace(const kinema_cpu *cpu, const kinema_scheduler_step_args *args);
 KINEMA_API int32_t
 kinema_scheduler_step(const kinema_cpu *cpu, const kinema_scheduler_step_args *args, const kinema_control *control);
 
 /* ---- attention ---- */
 
-/* Up to two query segments see up to three key segments as if they were concatenated. */
+/* Up to two query segments see up to three key segments as if they were concatenated. A segment may be empty (its
+ * pointers are not looked at), and so may all those of keys: a query that sees no key gives 0, or its residual. With
+ * two query segments there are no residual, causal blocks or lists. */
 typedef struct kinema_attention_args {
     int64_t batch, heads, head_dim;
     int64_t query_segments, key_segments;
@@ -237,15 +255,15 @@ typedef struct kinema_attention_args {
     const float *v[3];
     int64_t v_stride_b[3], v_stride_n[3], v_stride_r[3];
     int64_t slots[3];
-    const int64_t *lengths[3]; /* [batch], how many slots are real; null: all */
-    const float *cosines[3];   /* rotates keys on read; null: they are as they are */
+    const int64_t *lengths[3]; /* [batch], how many slots are real, 0 to all; null: all */
+    const float *cosines[3];   /* rotates slots from rope_start on, on read; null: keys are as they are */
     const float *sines[3];
     int64_t rope_stride_b[3], rope_start[3], rope_tokens[3];
     const float *bias; /* added to the logits, indexed by concatenated queries and slots; null: 0 */
     int64_t bias_stride_b, bias_stride_n, bias_stride_s, bias_stride_r;
     int64_t causal_block, causal_offset;  /* of the last key segment; a block of 0: every query sees every key */
-    const int32_t *indices;               /* tiles of keys, [query tiles, listed]; null: all */
-    const int32_t *counts;                /* [query tiles] */
+    const int32_t *indices;               /* tiles of keys, each once in a list, [query tiles, listed] */
+    const int32_t *counts;                /* [query tiles], of the first `listed` how many; null: all keys are seen */
     int64_t list_stride_b, list_stride_n; /* of counts; those of indices are `listed` times as large */
     int64_t listed, query_tile, key_tile;
     void *workspace; /* kinema_attention_workspace() bytes, 64-byte aligned */

@@ -11,9 +11,11 @@ from pathlib import Path
 import torch
 
 from kinema.checkpoints.json_object import read_object
+from kinema.checkpoints.opening import is_file, names_in
 from kinema.checkpoints.safetensors import SafetensorsFile
+from kinema.checkpoints.table import Table
 from kinema.checkpoints.weights import Shapes
-from kinema.errors import CheckpointError
+from kinema.errors import CheckpointError, listed, shown
 
 DIFFUSERS_STEM = "diffusion_pytorch_model"
 TRANSFORMERS_STEM = "model"
@@ -23,7 +25,7 @@ PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 class ComponentFiles(Mapping[str, torch.Tensor]):
     """Every tensor of a component folder, by name, whatever file it lies in.
 
-    `files[name]` reads a fresh copy, `files.mapped(name)` is a read-only view of the memory-mapped file.
+    `files[name]` reads a fresh copy, `files.table(name)` reads the rows of a matrix as they are asked for.
     `variant` picks files such as diffusion_pytorch_model.fp16.safetensors. Where a folder has both a single
     file and an index we load what the library that owns the name loads: diffusers the index, transformers
     the single file.
@@ -57,8 +59,8 @@ class ComponentFiles(Mapping[str, torch.Tensor]):
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._home[name][name]
 
-    def mapped(self, name: str) -> torch.Tensor:
-        return self._home[name].mapped(name)
+    def table(self, name: str) -> Table:
+        return self._home[name].table(name)
 
     def __contains__(self, name: object) -> bool:
         return name in self._home
@@ -88,14 +90,27 @@ def weight_names(stem: str, variant: str | None = None) -> tuple[str, str]:
     return f"{stem}{part}.safetensors", f"{stem}.safetensors.index{part}.json"
 
 
+def variants(folder: Path) -> set[str]:
+    """The variants of which a component's folder has weights; "" are the plain ones."""
+    stems = "|".join((DIFFUSERS_STEM, TRANSFORMERS_STEM))
+    named = re.compile(
+        rf"(?:{stems})(?:\.([^.]+?))?\.safetensors|(?:{stems})\.safetensors\.index(?:\.([^.]+))?\.json", re.DOTALL
+    )
+    matches = [match for name in names_in(folder) if (match := named.fullmatch(name)) is not None]
+    return {match[1] or match[2] or "" for match in matches}
+
+
+def check_variant_name(variant: object) -> None:
+    """CheckpointError unless it is the middle of a file name."""
+    if not isinstance(variant, str) or not is_plain_name(variant):
+        raise CheckpointError(f"variant {shown(variant)} is not part of a file name: wanted one such as 'fp16'")
+
+
 def _find(folder: Path, variant: str | None) -> Path:
     """The one safetensors file or index to load."""
-    if variant is not None and not is_plain_name(variant):
-        raise CheckpointError(f"variant {variant!r} is not part of a file name: wanted one such as 'fp16'")
-    try:
-        present = sorted(entry.name for entry in folder.iterdir())
-    except OSError as error:
-        raise CheckpointError(f"{folder} cannot be listed: {error.strerror or error}") from error
+    if variant is not None:
+        check_variant_name(variant)
+    present = names_in(folder)
     wanted = {stem: weight_names(stem, variant) for stem in (DIFFUSERS_STEM, TRANSFORMERS_STEM)}
     stems = [stem for stem, names in wanted.items() if any(name in present for name in names)]
     if len(stems) > 1:
@@ -116,13 +131,22 @@ def _nothing_found(folder: Path, variant: str | None, present: list[str], wanted
     pickles = [name for name in present if name.endswith(PICKLE_SUFFIXES)]
     if pickles and not safetensors:
         return (
-            f"{folder} holds its weights only as pickle files ({', '.join(pickles)}), which can run code when they "
+            f"{folder} holds its weights only as pickle files ({listed(pickles)}), which can run code when they "
             "are read: kinema loads safetensors only. Convert them in an environment that you trust: in that "
             f"folder run `{conversion_command(pickles)}`"
         )
-    there = f"it holds {', '.join(present)}" if present else "it is empty"
-    advice = "pass the variant that these files name" if safetensors and not variant else "download the folder again"
-    return f"{folder} has no weights: looked for {looked_for}; {there}; {advice}"
+    there = f"it holds {listed(present, most=20)}" if present else "it is empty"
+    return f"{folder} has no weights: looked for {looked_for}; {there}; {variant_advice(variants(folder))}"
+
+
+def variant_advice(found: set[str]) -> str:
+    """What to do where the weights of a variant, or the plain ones, are not there."""
+    named = [repr(variant) for variant in sorted(found) if variant]
+    if not found:
+        return "download the folder again"
+    if not named:
+        return "leave the variant out: these are plain weights"
+    return f"pass the variant {' or '.join(named)}{', or none' if '' in found else ''}"
 
 
 def conversion_command(pickles: list[str]) -> str:
@@ -147,30 +171,31 @@ def _open_shards(index: Path) -> dict[str, SafetensorsFile]:
     for tensor, name in weight_map.items():
         if not isinstance(name, str) or not is_plain_name(name) or not name.endswith(".safetensors"):
             raise CheckpointError(
-                f"{index} places tensor {tensor!r} in {name!r}: wanted the name of a .safetensors file in the same "
-                "folder, without a path; do not use this checkpoint unless you know why it says so"
+                f"{index} places tensor {shown(tensor)} in {shown(name)}: wanted the name of a .safetensors file in "
+                "the same folder, without a path; do not use this checkpoint unless you know why it says so"
             )
     names = dict.fromkeys(weight_map.values())
-    missing = [name for name in names if not (index.parent / name).is_file()]
+    missing = [name for name in names if not is_file(index.parent / name)]
     if missing:
-        raise CheckpointError(f"{index} names files that are missing: {', '.join(missing)}; download them again")
+        raise CheckpointError(f"{index} names files that are missing: {listed(missing)}; download them again")
 
     shards = {name: SafetensorsFile(index.parent / name) for name in names}
-    problems = []
-    for tensor, name in weight_map.items():
-        if tensor not in shards[name]:
-            elsewhere = [other for other, shard in shards.items() if tensor in shard]
-            place = f"is in {', '.join(elsewhere)}" if elsewhere else "is nowhere"
-            problems.append(f"{tensor} should be in {name} and {place}")
+    holders: dict[str, list[str]] = {}
     for name, shard in shards.items():
         for tensor in shard:
-            if tensor not in weight_map:
-                problems.append(f"{tensor} in {name} is not in the index")
-            elif weight_map[tensor] != name and tensor in shards[weight_map[tensor]]:
-                problems.append(f"{tensor} is in both {weight_map[tensor]} and {name}")
+            holders.setdefault(tensor, []).append(name)
+    problems = []
+    for tensor, name in weight_map.items():
+        found = holders.get(tensor, [])
+        if name not in found:
+            place = f"is in {listed(found, most=5)}" if found else "is nowhere"
+            problems.append(f"{tensor} should be in {name} and {place}")
+        elif len(found) > 1:
+            problems.append(f"{tensor} is in both {' and '.join(found[:2])}")
+    problems += [f"{t} in {found[0]} is not in the index" for t, found in holders.items() if t not in weight_map]
     if problems:
         raise CheckpointError(
-            f"{index} does not match its files ({len(problems)} tensors): {'; '.join(problems)}; "
+            f"{index} does not match its files ({len(problems)} tensors): {listed(problems, '; ')}; "
             "download the folder again"
         )
     return {tensor: shard for shard in shards.values() for tensor in shard}

@@ -7,21 +7,29 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from kinema.errors import CheckpointError
+from kinema.checkpoints.opening import is_file, read_file
+from kinema.config import JsonObject
+from kinema.errors import CheckpointError, shown
 
-MAX_BYTES = 100_000_000
+MAX_BYTES = 20_000_000
+MAX_VALUES = 1_000_000
 
 
-def parse_object(data: bytes, where: str) -> dict[str, Any]:
-    """Parse UTF-8 JSON whose root is an object. A repeated key is an error: one of its values would be lost."""
+def parse_object(data: bytes, where: str, *, max_values: int = MAX_VALUES) -> JsonObject:
+    """Parse UTF-8 JSON whose root is an object. A repeated key is an error: one of its values would be lost.
+
+    max_values: about how many values there may be: Python's take up to a hundred times their bytes in the file.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
         if len(result) != len(pairs):
             key, times = Counter(key for key, _ in pairs).most_common(1)[0]
-            raise CheckpointError(f"{where} has the key {key!r} {times} times, wanted it once; download it again")
+            raise CheckpointError(f"{where} has the key {shown(key)} {times} times, wanted it once; download it again")
         return result
 
+    if sum(data.count(mark) for mark in (b",", b"[", b"{")) > max_values:
+        raise CheckpointError(f"{where} has more than {max_values} values: this is none of the files that kinema reads")
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=unique)
     except CheckpointError:
@@ -30,16 +38,11 @@ def parse_object(data: bytes, where: str) -> dict[str, Any]:
         raise CheckpointError(f"{where} is not valid JSON ({error}); download it again") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{where} is a JSON {type(value).__name__}, wanted an object; download it again")
-    return value
+    return JsonObject(value, where)
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path, *, max_bytes: int = MAX_BYTES, max_values: int = MAX_VALUES) -> JsonObject:
     """The JSON object in a file, such as config.json."""
-    try:
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing or not a file; download the folder again")
-        if path.stat().st_size > MAX_BYTES:
-            raise CheckpointError(f"{path} has {path.stat().st_size} bytes: wanted JSON of at most {MAX_BYTES}")
-        return parse_object(path.read_bytes(), str(path))
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    if not is_file(path):
+        raise CheckpointError(f"{path} is missing or not a file; download the folder again")
+    return parse_object(read_file(path, max_bytes), str(path), max_values=max_values)

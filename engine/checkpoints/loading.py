@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from kinema.checkpoints.component_files import ComponentFiles
 from kinema.checkpoints.model_folder import Component
 from kinema.checkpoints.weights import Shapes, Weights, check_shapes
-from kinema.errors import CheckpointError
+from kinema.errors import CheckpointError, listed
 
 _NO_SHAPES: Shapes = {}
 
@@ -41,7 +41,7 @@ def load_weights(
     wrong = [f"{name} is {dtypes[name]}" for name in wanted if not dtypes[name].is_floating_point]
     if wrong:
         raise CheckpointError(
-            f"{files.folder} holds integers where weights should be ({len(wrong)} tensors): {'; '.join(wrong)}; "
+            f"{files.folder} holds integers where weights should be ({len(wrong)} tensors): {listed(wrong, '; ')}; "
             "quantised checkpoints cannot be loaded: give the original, kinema quantises as it loads"
         )
     return Weights(files)

@@ -6,15 +6,18 @@ What a folder may name is decided here, by our own table: nothing is ever import
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from kinema.checkpoints.component_files import ComponentFiles
+from kinema.checkpoints.component_files import ComponentFiles, check_variant_name, variant_advice, variants
 from kinema.checkpoints.json_object import read_object
-from kinema.config import from_config
-from kinema.errors import CheckpointError
+from kinema.checkpoints.layouts import fetch, other_layout
+from kinema.checkpoints.opening import is_file, is_folder, names_in
+from kinema.config import JsonObject, Range, from_config
+from kinema.errors import CheckpointError, cut, listed, shown
 
 MODEL_INDEX = "model_index.json"
 # `VideoPipeline.from_pretrained("sample")`: the model that ships in the package (./sample is a local folder)
@@ -78,7 +81,7 @@ class PipelineOptions:
     transformer_2 the rest (Wan 2.2 A14B). expand_timesteps: timesteps are per token (Wan 2.2 TI2V-5B).
     """
 
-    boundary_ratio: float | None = None
+    boundary_ratio: Annotated[float, Range(0, 1)] | None = None
     expand_timesteps: bool = False
 
 
@@ -102,20 +105,23 @@ class ModelFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = SAMPLE_FOLDER if path == SAMPLE else _local_folder(path)
-        if path == SAMPLE and not (self.path / MODEL_INDEX).is_file():
+        packaged = isinstance(path, str) and path == SAMPLE
+        self.path = SAMPLE_FOLDER if packaged else _local_folder(path)
+        if packaged and not is_file(self.path / MODEL_INDEX):
             raise CheckpointError(
                 f"the sample model is not in this installation ({self.path}): reinstall kinema, or train it with "
                 "`kinema train-sample`"
             )
-        if not (self.path / MODEL_INDEX).is_file():
+        if not is_file(self.path / MODEL_INDEX):
             raise CheckpointError(_not_a_pipeline(self.path))
         index = self.index = read_object(self.path / MODEL_INDEX)
         where = self.path / MODEL_INDEX
         self.pipeline_class = _pipeline_class(index, where)
         public = {key: value for key, value in index.items() if not key.startswith("_")}
         self._classes = _component_classes({k: v for k, v in public.items() if isinstance(v, list)}, where)
-        self.options = _options({k: v for k, v in public.items() if not isinstance(v, list)}, where)
+        options = {k: v for k, v in public.items() if not isinstance(v, list) and v is not None}
+        self.options = from_config(PipelineOptions, JsonObject(options, str(where)))
+        self._components: dict[str, Component] = {}
         _check_complete(self._classes, self.path)
 
     @property
@@ -127,9 +133,30 @@ class ModelFolder:
         return name in self._classes
 
     def component(self, name: str) -> Component:
+        """A part with its config, which is read once: what is loaded later is what was opened."""
         if name not in self._classes:
             raise CheckpointError(f"{self.path} has no {name}: it has {', '.join(self._classes)}")
-        return _read_component(name, self._classes[name], self.path / name)
+        if name not in self._components:
+            self._components[name] = _read_component(name, self._classes[name], self.path / name)
+        return self._components[name]
+
+    def variant(self, name: str, wanted: str | None) -> str | None:
+        """The variant to load of a part: None, the plain files, where it has none of those that are wanted.
+
+        diffusers does the same: what is published as fp16 may be so in some parts only.
+        """
+        return wanted if wanted is not None and wanted in variants(self.path / name) else None
+
+    def check_variant(self, wanted: str | None) -> None:
+        """CheckpointError if no part has weights of this variant."""
+        if wanted is None:
+            return
+        check_variant_name(wanted)
+        found = {variant for name in self._classes for variant in variants(self.path / name)}
+        if wanted not in found:
+            raise CheckpointError(
+                f"no part of {self.path} has weights of the variant {wanted!r}: {variant_advice(found)}"
+            )
 
     def __repr__(self) -> str:
         return f"ModelFolder({str(self.path)!r}, {self.pipeline_class})"
@@ -139,10 +166,12 @@ def open_component(path: str | os.PathLike[str], name: str) -> Component:
     """A component folder on its own, `name` being what it is in a pipeline ("vae", "transformer", ...)."""
     slot = SLOTS[name]
     folder = _local_folder(path)
-    if (folder / MODEL_INDEX).is_file():
+    if is_file(folder / MODEL_INDEX):
         raise CheckpointError(f"{folder} is a whole pipeline: wanted its {name} folder, such as {folder / name}")
-    if not (folder / slot.config_file).is_file():
-        raise CheckpointError(f"{folder} is not a {name} folder: it has no {slot.config_file}; {_listing(folder)}")
+    if not is_file(folder / slot.config_file):
+        raise CheckpointError(
+            f"{folder} is not a {name} folder: it has no {slot.config_file}; {other_layout(folder) or _listing(folder)}"
+        )
     config = read_object(folder / slot.config_file)
     declared = _declared_class(config)
     if declared is None:
@@ -157,11 +186,11 @@ def _read_component(name: str, class_name: str, folder: Path) -> Component:
     slot = SLOTS[name]
     where = folder / slot.config_file
     # a tokenizer may be no more than its vocabulary
-    config = {} if name == "tokenizer" and not where.is_file() else read_object(where)
+    config = {} if name == "tokenizer" and not is_file(where) else read_object(where)
     declared = _declared_class(config)
     if declared is not None and declared not in (*slot.classes, *slot.supersets):
         raise CheckpointError(
-            f"{where} is of class {declared!r}, which kinema does not implement as {name}: wanted "
+            f"{where} is of class {shown(declared)}, which kinema does not implement as {name}: wanted "
             f"{' or '.join(slot.classes)}"
         )
     if slot.library == "diffusers" and declared is not None and declared != class_name:
@@ -171,50 +200,62 @@ def _read_component(name: str, class_name: str, folder: Path) -> Component:
 
 def _declared_class(config: Mapping[str, Any]) -> str | None:
     """The class that a component's own config names, in diffusers' or transformers' way."""
-    if "_class_name" in config:
-        return str(config["_class_name"])
+    declared = config.get("_class_name")
     architectures = config.get("architectures")
-    if isinstance(architectures, list) and architectures:
-        return str(architectures[0])
-    return None
+    if "_class_name" not in config and isinstance(architectures, list) and architectures:
+        declared = architectures[0]
+    return declared if declared is None or isinstance(declared, str) else shown(declared)
 
 
 def _local_folder(path: str | os.PathLike[str]) -> Path:
+    if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
+        raise CheckpointError(f"the model is given as {shown(path)}: wanted the path of a folder, or {SAMPLE!r}")
     folder = Path(path)
-    if folder.is_dir():
+    if is_folder(folder):
         if not os.access(folder, os.R_OK | os.X_OK):
             raise CheckpointError(f"{folder} cannot be read: permission denied")
         return folder
-    if folder.exists():
+    if is_file(folder):
+        known = other_layout(folder)
         raise CheckpointError(
             f"{folder} is a file: wanted a folder in the diffusers format, the one with {MODEL_INDEX}"
+            + (f"; {known}" if known else "")
         )
     raise CheckpointError(
-        f"there is no folder {str(folder)!r}: kinema reads local folders in the diffusers format and downloads "
-        f'nothing; download the model first and give its folder, or "{SAMPLE}"'
+        f"there is no folder {cut(str(folder), 1000)!r}: kinema reads local folders in the diffusers format and "
+        f'downloads nothing; download the model first{_how_to_fetch(str(path))} and give its folder, or "{SAMPLE}"'
     )
 
 
+def _how_to_fetch(path: str) -> str:
+    """Where a path looks like the name of a repository. It may be pasted into a shell."""
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path, re.ASCII):
+        return ""
+    original = path.startswith("Wan-AI/") and not path.lower().endswith("-diffusers")
+    return f" ({fetch(f'{path}-Diffusers' if original else path)})"
+
+
 def _not_a_pipeline(folder: Path) -> str:
-    for slot in SLOTS.values():
-        if (folder / slot.config_file).is_file():
-            return (
-                f"{folder} holds one component ({slot.config_file}), wanted a whole pipeline: give the folder above "
-                f"it, the one with {MODEL_INDEX}, or load the component alone (kinema.load_transformer, load_vae, "
-                "load_text_encoder)"
-            )
-    return f"{folder} is not a pipeline in the diffusers format: it has no {MODEL_INDEX}; {_listing(folder)}"
+    known = other_layout(folder)
+    config = next((slot.config_file for slot in SLOTS.values() if is_file(folder / slot.config_file)), None)
+    if known is None and config is not None:
+        return (
+            f"{folder} holds one component ({config}), wanted a whole pipeline: give the folder above "
+            f"it, the one with {MODEL_INDEX}, or load the component alone (kinema.load_transformer, load_vae, "
+            "load_text_encoder)"
+        )
+    return f"{folder} is not a pipeline in the diffusers format: it has no {MODEL_INDEX}; {known or _listing(folder)}"
 
 
 def _listing(folder: Path) -> str:
-    names = sorted(entry.name for entry in folder.iterdir())
-    return f"it holds {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}" if names else "it is empty"
+    names = names_in(folder)
+    return f"it holds {listed(names, most=20)}" if names else "it is empty"
 
 
 def _pipeline_class(index: Mapping[str, Any], where: Path) -> str:
     name = index.get("_class_name")
     if name not in PIPELINES:
-        raise CheckpointError(f"{where} is of pipeline class {name!r}: kinema knows {', '.join(PIPELINES)}")
+        raise CheckpointError(f"{where} is of pipeline class {shown(name)}: kinema knows {', '.join(PIPELINES)}")
     return str(name)
 
 
@@ -225,34 +266,23 @@ def _component_classes(entries: Mapping[str, Any], where: Path) -> dict[str, str
         if value == [None, None]:
             continue
         if len(value) != 2 or not all(isinstance(part, str) for part in value):
-            raise CheckpointError(f"{where}: {name} is {value!r}, wanted [library, class] or [null, null]")
+            raise CheckpointError(
+                f"{where}: {cut(name, 100)} is {shown(value)}, wanted [library, class] or [null, null]"
+            )
         library, class_name = value
         if name not in SLOTS:
             raise CheckpointError(
-                f"{where} has a component {name!r} ({class_name}), which kinema does not know: it knows "
+                f"{where} has a component {shown(name)} ({cut(class_name, 100)}), which kinema does not know: it knows "
                 f"{', '.join(SLOTS)}"
             )
         slot = SLOTS[name]
         if library != slot.library or class_name not in slot.classes:
             raise CheckpointError(
-                f"{where}: {name} is {library}.{class_name}, which kinema does not implement: wanted "
-                f"{slot.library}.{' or '.join(slot.classes)}"
+                f"{where}: {name} is {cut(library, 100)}.{cut(class_name, 100)}, which kinema does not implement: "
+                f"wanted {slot.library}.{' or '.join(slot.classes)}"
             )
         classes[name] = class_name
     return {name: classes[name] for name in SLOTS if name in classes}
-
-
-def _options(entries: Mapping[str, Any], where: Path) -> PipelineOptions:
-    try:
-        options = from_config(PipelineOptions, {key: value for key, value in entries.items() if value is not None})
-    except CheckpointError as error:
-        raise CheckpointError(f"{where}: {error}") from error
-    ratio = options.boundary_ratio
-    if ratio is not None and (type(ratio) not in (int, float) or not 0 <= ratio <= 1):
-        raise CheckpointError(f"{where}: boundary_ratio is {ratio!r}, wanted a number of 0 to 1")
-    if type(options.expand_timesteps) is not bool:
-        raise CheckpointError(f"{where}: expand_timesteps is {options.expand_timesteps!r}, wanted true or false")
-    return options
 
 
 def _check_complete(classes: Mapping[str, str], path: Path) -> None:
@@ -261,7 +291,7 @@ def _check_complete(classes: Mapping[str, str], path: Path) -> None:
         missing.insert(0, "transformer")
     if missing:
         raise CheckpointError(f"{path / MODEL_INDEX} lacks {', '.join(missing)}: a video cannot be made without")
-    absent = [name for name in classes if not (path / name).is_dir()]
+    absent = [name for name in classes if not is_folder(path / name)]
     if absent:
         raise CheckpointError(
             f"{path} lacks the folders {', '.join(absent)} that its {MODEL_INDEX} names; download the folder again"

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import mmap
 import os
-import stat
-import sys
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -22,8 +19,10 @@ from typing import Any, TypeGuard
 import torch
 
 from kinema.checkpoints.json_object import parse_object
+from kinema.checkpoints.opening import open_file, reason
+from kinema.checkpoints.table import Table
 from kinema.checkpoints.weights import Shapes
-from kinema.errors import CheckpointError
+from kinema.errors import CheckpointError, shown
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -39,13 +38,11 @@ DTYPES: dict[str, torch.dtype] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-MAX_HEADER_BYTES = 100_000_000
+MAX_HEADER_BYTES = 25_000_000  # a hundred thousand tensors; the format allows four times as much
 LENGTH_BYTES = 8
 OWN_PAGES_BYTES = 1 << 17
 MAX_DIMENSIONS = 64  # torch's own limit
 _MAX_SIZE = 2**63 - 1
-# Python names the flag from 3.13 on; a private map of a file larger than memory and swap needs it
-_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
 
 @dataclass(frozen=True)
@@ -62,15 +59,17 @@ class SafetensorsFile(Mapping[str, torch.Tensor]):
     """The tensors of one file, by name, in the order of their bytes.
 
     The whole header is checked when the object is made. `file[name]` reads a fresh copy and leaves nothing
-    else resident; `file.mapped(name)` is a view of the memory-mapped file, to be read only: pages that are
-    touched stay resident, and writes would never reach the file.
+    else resident; `file.table(name)` reads the rows of a matrix as they are asked for. Nothing is memory-mapped: of
+    a map, a file that shrinks is a signal that ends the process. A read gives the bytes that the header was checked
+    against, or an error.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._file = _open(self.path)
+        self._file = open_file(self.path)
         # the descriptor stays open: a file that is replaced while a model loads cannot mix into it
         weakref.finalize(self, os.close, self._file)
+        self._state = self._current_state()
         header, self._data_start, data_bytes = _read_header(self._file, self.path)
         self.metadata = _read_metadata(header.pop("__metadata__", {}), self.path)
         entries = {name: _read_entry(name, value, self.path) for name, value in header.items()}
@@ -93,16 +92,23 @@ class SafetensorsFile(Mapping[str, torch.Tensor]):
         entry = self._entries[name]
         flat = _fresh(entry.end - entry.begin)
         self._read_into(flat.numpy().data, self._data_start + entry.begin)
+        self._check_unchanged()
         return flat.view(entry.dtype).reshape(entry.shape)
 
-    def mapped(self, name: str) -> torch.Tensor:
-        """The tensor where it lies in the file; a copy if it lies at an address its dtype cannot have."""
+    def table(self, name: str) -> Table:
+        """A matrix [R, C] whose rows are read as they are asked for."""
+        return _FileTable(self, name)
+
+    def read_rows(self, name: str, rows: list[int]) -> torch.Tensor:
+        """Rows of a matrix [R, C], [len(rows), C]."""
         entry = self._entries[name]
-        offset = self._data_start + entry.begin
-        if entry.begin == entry.end or offset % entry.dtype.itemsize:
-            return self[name]
-        count = prod(entry.shape)
-        return torch.frombuffer(self._map, dtype=entry.dtype, count=count, offset=offset).reshape(entry.shape)
+        width = (entry.end - entry.begin) // entry.shape[0]
+        flat = _fresh(len(rows) * width)
+        buffer, start = flat.numpy().data, self._data_start + entry.begin
+        for place, row in enumerate(rows):
+            self._read_into(buffer[place * width : (place + 1) * width], start + row * width)
+        self._check_unchanged()
+        return flat.view(entry.dtype).reshape(len(rows), *entry.shape[1:])
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
@@ -116,16 +122,6 @@ class SafetensorsFile(Mapping[str, torch.Tensor]):
     def __repr__(self) -> str:
         return f"SafetensorsFile({str(self.path)!r}, {len(self)} tensors, {self.nbytes} bytes)"
 
-    @cached_property
-    def _map(self) -> mmap.mmap:
-        # private and writable: torch takes no read-only buffer without a warning, and copy-on-write keeps
-        # a stray write away from the file
-        try:
-            flags = mmap.MAP_PRIVATE | _NORESERVE
-            return mmap.mmap(self._file, 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{self.path} cannot be memory-mapped: {error}") from error
-
     def _read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` from the file: a read, so that the file's pages never count as this process's memory."""
         done = 0
@@ -133,10 +129,34 @@ class SafetensorsFile(Mapping[str, torch.Tensor]):
             try:
                 got = os.preadv(self._file, [buffer[done:]], offset + done)
             except OSError as error:
-                raise CheckpointError(f"{self.path} cannot be read: {error.strerror or error}") from error
+                raise CheckpointError(f"{self.path} cannot be read: {reason(error)}") from error
             if got == 0:
-                raise CheckpointError(f"{self.path} became shorter while it was read; download it again")
+                raise CheckpointError(f"{self.path} became shorter after it was opened; download it again")
             done += got
+
+    def _check_unchanged(self) -> None:
+        if self._current_state() != self._state:
+            raise CheckpointError(f"{self.path} was written to after it was opened: load the model again")
+
+    def _current_state(self) -> tuple[int, int]:
+        """Bytes, and when they were last written, in ns."""
+        found = os.fstat(self._file)
+        return found.st_size, found.st_mtime_ns
+
+
+class _FileTable:
+    """A `Table` that stays in its file."""
+
+    def __init__(self, file: SafetensorsFile, name: str) -> None:
+        self._file = file
+        self._name = name
+        self.shape = file.shapes()[name]
+
+    def rows(self, ids: torch.Tensor) -> torch.Tensor:
+        distinct, places = torch.unique(ids.cpu(), return_inverse=True)
+        if len(distinct) and not 0 <= int(distinct[0]) <= int(distinct[-1]) < self.shape[0]:
+            raise IndexError(f"rows {int(distinct[0])} to {int(distinct[-1])} of {self.shape[0]}")
+        return self._file.read_rows(self._name, distinct.tolist())[places]
 
 
 def _fresh(nbytes: int) -> torch.Tensor:
@@ -146,17 +166,8 @@ def _fresh(nbytes: int) -> torch.Tensor:
     would leave between those that stay grew a loaded model by a tenth.
     """
     if nbytes < OWN_PAGES_BYTES:
-        return torch.empty(nbytes, dtype=torch.uint8)
+        return torch.empty(nbytes, dtype=torch.uint8, device="cpu")
     return torch.frombuffer(mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=torch.uint8)
-
-
-def _open(path: Path) -> int:
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise CheckpointError(f"{path} is not a file: wanted a safetensors file")
-        return os.open(path, os.O_RDONLY)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be opened: {error.strerror or error}") from error
 
 
 def _read_header(file: int, path: Path) -> tuple[dict[str, Any], int, int]:
@@ -183,7 +194,7 @@ def _read_header(file: int, path: Path) -> tuple[dict[str, Any], int, int]:
             )
         header = os.pread(file, length, LENGTH_BYTES)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise CheckpointError(f"{path} cannot be read: {reason(error)}") from error
     return parse_object(header, f"the header of {path}"), LENGTH_BYTES + length, size - LENGTH_BYTES - length
 
 
@@ -194,31 +205,31 @@ def _read_metadata(value: Any, path: Path) -> dict[str, str]:
 
 
 def _read_entry(name: str, value: Any, path: Path) -> TensorEntry:
-    where = f"{path}, tensor {name!r}"
+    where = f"{path}, tensor {shown(name)}"
     if not isinstance(value, dict):
-        raise CheckpointError(f"{where}: got {_short(value)}, wanted an object; download it again")
+        raise CheckpointError(f"{where}: got {shown(value)}, wanted an object; download it again")
     dtype, shape, offsets = value.get("dtype"), value.get("shape"), value.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise CheckpointError(
-            f"{where}: unknown dtype {_short(dtype)}, wanted one of {', '.join(DTYPES)}; "
+            f"{where}: unknown dtype {shown(dtype)}, wanted one of {', '.join(DTYPES)}; "
             "use a checkpoint that is stored in one of these"
         )
     if not _are_sizes(shape) or len(shape) > MAX_DIMENSIONS:
         raise CheckpointError(
-            f"{where}: got shape {_short(shape)}, wanted at most {MAX_DIMENSIONS} non-negative integers; "
+            f"{where}: got shape {shown(shape)}, wanted at most {MAX_DIMENSIONS} non-negative integers; "
             "download it again"
         )
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise CheckpointError(
-            f"{where}: got data_offsets {_short(offsets)}, wanted [begin, end] with begin <= end; download it again"
+            f"{where}: got data_offsets {shown(offsets)}, wanted [begin, end] with begin <= end; download it again"
         )
     itemsize = DTYPES[dtype].itemsize
     if prod(max(size, 1) for size in shape) * itemsize > _MAX_SIZE:
-        raise CheckpointError(f"{where}: shape {_short(shape)} is too large to be addressed; download it again")
+        raise CheckpointError(f"{where}: shape {shown(shape)} is too large to be addressed; download it again")
     begin, end = offsets
     if end - begin != prod(shape) * itemsize:
         raise CheckpointError(
-            f"{where}: {end - begin} bytes do not hold {dtype} of shape {_short(shape)}, which takes "
+            f"{where}: {end - begin} bytes do not hold {dtype} of shape {shown(shape)}, which takes "
             f"{prod(shape) * itemsize}; download it again"
         )
     return TensorEntry(DTYPES[dtype], tuple(shape), begin, end)
@@ -237,10 +248,10 @@ def _check_layout(entries: Mapping[str, TensorEntry], data_bytes: int, path: Pat
         if entry.begin != position:
             fault = "overlaps" if entry.begin < position else "leaves a gap after"
             raise CheckpointError(
-                f"{path} is damaged: tensor {name!r} begins at byte {entry.begin} of the data and {fault} "
+                f"{path} is damaged: tensor {shown(name)} begins at byte {entry.begin} of the data and {fault} "
                 f"{previous}, which ends at {position}; download it again"
             )
-        position, previous = entry.end, f"tensor {name!r}"
+        position, previous = entry.end, f"tensor {shown(name)}"
     if position > data_bytes:
         raise CheckpointError(
             f"{path} is truncated: its tensors take {position} bytes, {data_bytes} are there; download it again"
@@ -249,9 +260,3 @@ def _check_layout(entries: Mapping[str, TensorEntry], data_bytes: int, path: Pat
         raise CheckpointError(
             f"{path} is damaged: {data_bytes - position} bytes follow its last tensor; download it again"
         )
-
-
-def _short(value: Any) -> str:
-    """A value of unknown size, for a message of one line."""
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:97]}..."

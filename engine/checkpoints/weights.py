@@ -7,23 +7,25 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from kinema.errors import CheckpointError
+from kinema.checkpoints.table import Table, TensorTable
+from kinema.errors import CheckpointError, listed
 
 Shapes = dict[str, tuple[int, ...]]
 
 
 @runtime_checkable
-class MappedTensors(Protocol):
-    """A mapping that can also give a tensor without copying it out of its file."""
+class StoredTensors(Protocol):
+    """A mapping over files, which can also give a matrix that stays where it is."""
 
-    def mapped(self, name: str) -> torch.Tensor: ...
+    def table(self, name: str) -> Table: ...
 
 
 class Weights:
     """Tensors by name, below a prefix.
 
-    Over files, `weights[name]` copies one tensor out of its memory map, so a model that packs one by one
-    holds one spare tensor at a time. Over a dict (training, tests) it is the tensor itself.
+    Over files, `weights[name]` reads a fresh copy, so a model that packs one by one holds one spare tensor at a time,
+    and fp64 comes as fp32, which is the widest that a model computes in. Over a dict (training, tests) it is the tensor
+    itself.
     """
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], prefix: str = "") -> None:
@@ -31,7 +33,9 @@ class Weights:
         self._prefix = prefix
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        return self._tensors[self._prefix + name]
+        tensor = self._tensors[self._prefix + name]
+        stored_wide = tensor.dtype == torch.float64 and isinstance(self._tensors, StoredTensors)
+        return tensor.float() if stored_wide else tensor
 
     def __contains__(self, name: str) -> bool:
         return self._prefix + name in self._tensors
@@ -43,11 +47,11 @@ class Weights:
         """The tensors whose names begin with `prefix` and a dot."""
         return Weights(self._tensors, f"{self._prefix}{prefix}.")
 
-    def mapped(self, name: str) -> torch.Tensor:
-        """The tensor where it lies, read-only: for tables of which a run touches a few rows."""
-        if isinstance(self._tensors, MappedTensors):
-            return self._tensors.mapped(self._prefix + name)
-        return self[name]
+    def table(self, name: str) -> Table:
+        """A matrix of which a run reads a few rows; over files it stays where it is."""
+        if isinstance(self._tensors, StoredTensors):
+            return self._tensors.table(self._prefix + name)
+        return TensorTable(self[name])
 
 
 def check_shapes(expected: Shapes, found: Shapes, where: str) -> None:
@@ -62,5 +66,5 @@ def check_shapes(expected: Shapes, found: Shapes, where: str) -> None:
     problems = [*missing, *wrong, *surplus]
     if problems:
         raise CheckpointError(
-            f"{where} does not match its config.json ({len(problems)} tensors): " + "; ".join(problems)
+            f"{where} does not match its config.json ({len(problems)} tensors): {listed(problems, '; ')}"
         )

@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     request = request_from(arguments)
     pipe = VideoPipeline.from_pretrained(arguments.model, **load_options(arguments))
     choose_scheduler(pipe, arguments)
-    request = pipe.complete(request)
+    request = pipe.complete(request, streamed=True)
     num_frames, height, width = request.clip
     fps = pipe.defaults.fps if arguments.fps is None else arguments.fps
     pipe.geometry.latent_size(*request.clip)

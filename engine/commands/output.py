@@ -10,13 +10,15 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from kinema.errors import OutputError
+from kinema.errors import OutputError, one_line, printable
 
 
 def emit(text: str) -> None:
-    """Print `text` and see it off: a full disk behind a redirection is an error, not a shorter report."""
+    """Print the lines of `text`, with escapes for what a terminal would obey (names come from files), and see them off:
+    a full disk behind a redirection is an error, not a shorter report.
+    """
     try:
-        print(text)
+        print("\n".join(map(printable, text.split("\n"))))
         flush_output()
     except BrokenPipeError:
         raise
@@ -32,11 +34,11 @@ def emit_json(report: Mapping[str, Any]) -> None:
     emit(json.dumps(report))
 
 
-def complain(line: str) -> None:
-    """Say what went wrong on standard error, if there is one that takes it."""
+def complain(message: str) -> None:
+    """Say what went wrong on standard error, on one line, if there is one that takes it."""
     if sys.stderr is not None:  # print would go to standard output
         with suppress(OSError, ValueError, AttributeError):
-            print(line, file=sys.stderr, flush=True)
+            print(one_line(message), file=sys.stderr, flush=True)
 
 
 def flush_output() -> None:

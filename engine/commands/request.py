@@ -39,7 +39,9 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
     clip.add_argument("--image", metavar="FILE", help="the first frame (image-to-video models)")
     clip.add_argument("--last-image", metavar="FILE", help="the last frame (models that were trained for it)")
     clip.add_argument(
-        "--video", metavar="FILE", help="start from this video instead of from noise; it gives the length"
+        "--video",
+        metavar="FILE",
+        help="start from this video instead of from noise; --num-frames takes its first frames",
     )
     clip.add_argument("--strength", type=float, metavar="S", help="how far --video is changed, above 0 to 1 (0.8)")
 

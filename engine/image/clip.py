@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 
 from kinema.checkpoints.weights import Shapes, Weights
-from kinema.config import from_config
-from kinema.errors import CheckpointError, RequestError
+from kinema.config import Epsilon, Layers, Range, Size, from_config, origin
+from kinema.errors import CheckpointError, RequestError, shown
 from kinema.models.blocks import Mlp, pack_linear
 from kinema.ops import Ops
 from kinema.ops.attention import KV
@@ -34,37 +34,36 @@ PREFIX = "vision_model"
 
 @dataclass(frozen=True)
 class CLIPVisionConfig:
-    """CLIPVisionModel's config.json."""
+    """CLIPVisionModel's config.json. CheckpointError where its numbers do not fit each other."""
 
-    hidden_size: int = 768
-    intermediate_size: int = 3072
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    num_channels: int = 3
-    image_size: int = 224
-    patch_size: int = 32
-    hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
+    hidden_size: Size = 768
+    intermediate_size: Size = 3072
+    num_hidden_layers: Layers = 12
+    num_attention_heads: Annotated[int, Range(1, 1000)] = 12
+    num_channels: Literal[3] = 3
+    image_size: Annotated[int, Range(1, 4096)] = 224
+    patch_size: Annotated[int, Range(1, 4096)] = 32
+    hidden_act: Literal["gelu", "quick_gelu"] = "quick_gelu"
+    layer_norm_eps: Epsilon = 1e-5
 
     @staticmethod
     def from_dict(config: Mapping[str, Any]) -> CLIPVisionConfig:
         """Read a transformers config; CheckpointError for what this encoder would compute differently."""
-        if config.get("model_type", "clip_vision_model") != "clip_vision_model":
+        kind = config.get("model_type", "clip_vision_model")
+        if kind != "clip_vision_model":
             raise CheckpointError(
-                f"an image encoder with model_type={config['model_type']!r} is not known: wanted 'clip_vision_model'"
+                f"{origin(config, 'CLIPVisionConfig')}: an image encoder with model_type={shown(kind)} is not known: "
+                "wanted 'clip_vision_model'"
             )
-        clip = from_config(CLIPVisionConfig, config, ignore=IGNORED_KEYS | {"model_type"})
-        if clip.hidden_act not in ACTIVATIONS:
-            raise CheckpointError(f"hidden_act={clip.hidden_act!r} is not known: wanted one of {list(ACTIVATIONS)}")
-        if clip.hidden_size % clip.num_attention_heads:
+        return from_config(CLIPVisionConfig, config, ignore=IGNORED_KEYS | {"model_type"})
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_attention_heads:
             raise CheckpointError(
-                f"hidden_size {clip.hidden_size} does not split into {clip.num_attention_heads} attention heads"
+                f"hidden_size {self.hidden_size} does not split into {self.num_attention_heads} attention heads"
             )
-        if not isinstance(clip.image_size, int) or not isinstance(clip.patch_size, int):
-            raise CheckpointError(
-                f"image_size {clip.image_size!r} and patch_size {clip.patch_size!r}: wanted one number each"
-            )
-        return clip
+        if self.patch_size > self.image_size:
+            raise CheckpointError(f"patch_size {self.patch_size} is more than image_size {self.image_size}")
 
     @property
     def patches(self) -> int:

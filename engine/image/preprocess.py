@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 
 from kinema.checkpoints.json_object import read_object
-from kinema.config import from_config
-from kinema.errors import CheckpointError, RequestError
+from kinema.config import JsonObject, Range, from_config, origin
+from kinema.errors import CheckpointError, RequestError, shown
+from kinema.media.libraries import needed
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 # What the file is called by, and what `from_dict` reads itself.
 IGNORED_KEYS = frozenset(
@@ -29,6 +32,11 @@ IGNORED_KEYS = frozenset(
 )
 
 
+Pixels = Annotated[int, Range(1, 4096)]
+# Of an image that is resized before it is cropped: one of extreme proportions would become one of gigabytes.
+MAX_RESIZED_PIXELS = 2**24
+
+
 @dataclass(frozen=True)
 class ClipPreprocessor:
     """preprocessor_config.json of a CLIPImageProcessor.
@@ -38,22 +46,23 @@ class ClipPreprocessor:
     resample: a pillow filter number, 3 is bicubic.
     """
 
-    shortest_edge: int | None = 224
-    resize_to: tuple[int, int] | None = None
-    crop: tuple[int, int] = (224, 224)
+    shortest_edge: Pixels | None = 224
+    resize_to: Annotated[tuple[int, int], Range(1, 4096)] | None = None
+    crop: Annotated[tuple[int, int], Range(1, 4096)] = (224, 224)
     do_resize: bool = True
     do_center_crop: bool = True
     do_rescale: bool = True
     do_normalize: bool = True
     do_convert_rgb: bool = True
-    resample: int = 3
-    rescale_factor: float = 1 / 255
-    image_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
-    image_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+    resample: Literal[0, 1, 2, 3, 4, 5] = 3
+    rescale_factor: Annotated[float, Range(0, 1000, open=True)] = 1 / 255
+    image_mean: Annotated[tuple[float, float, float], Range(-1000, 1000)] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: Annotated[tuple[float, float, float], Range(1e-6, 1000)] = (0.26862954, 0.26130258, 0.27577711)
 
     @staticmethod
     def from_dict(config: Mapping[str, Any]) -> ClipPreprocessor:
         """Read a transformers config; CheckpointError for options this processor does not know."""
+        where = origin(config, "preprocessor_config.json")
         size = config.get("size", 224)
         if isinstance(size, int):  # configs of 2022 and before
             size = {"shortest_edge": size}
@@ -61,23 +70,22 @@ class ClipPreprocessor:
         if isinstance(crop, int):
             crop = {"height": crop, "width": crop}
         if not isinstance(size, dict) or set(size) not in ({"shortest_edge"}, {"height", "width"}):
-            raise CheckpointError(f"size={size!r} of an image processor: wanted shortest_edge, or height and width")
+            raise CheckpointError(f"{where}: size is {shown(size)}, wanted shortest_edge, or height and width")
         if not isinstance(crop, dict) or set(crop) != {"height", "width"}:
-            raise CheckpointError(f"crop_size={crop!r} of an image processor: wanted height and width")
+            raise CheckpointError(f"{where}: crop_size is {shown(crop)}, wanted height and width")
         if config.get("data_format", "channels_first") != "channels_first":
-            raise CheckpointError(f"data_format={config['data_format']!r} of an image processor: wanted channels_first")
-        processor = from_config(
-            ClipPreprocessor,
-            {
-                **{key: value for key, value in config.items() if key not in IGNORED_KEYS and value is not None},
-                "shortest_edge": size.get("shortest_edge"),
-                "resize_to": (size["height"], size["width"]) if "height" in size else None,
-                "crop": (crop["height"], crop["width"]),
-            },
-        )
-        if processor.resample not in set(Image.Resampling):
-            raise CheckpointError(f"resample={processor.resample!r} of an image processor is not a pillow filter")
-        return processor
+            raise CheckpointError(f"{where}: data_format is {shown(config['data_format'])}, wanted channels_first")
+        read_here = {
+            "shortest_edge": size.get("shortest_edge"),
+            "resize_to": (size["height"], size["width"]) if "height" in size else None,
+            "crop": (crop["height"], crop["width"]),
+        }
+        given = {key: value for key, value in config.items() if key not in IGNORED_KEYS and value is not None}
+        return from_config(ClipPreprocessor, JsonObject({**given, **read_here}, where))
+
+    def __post_init__(self) -> None:
+        if (self.shortest_edge is None) == (self.resize_to is None):
+            raise CheckpointError("an image processor resizes to a shortest_edge, or to a height and a width")
 
     @staticmethod
     def from_folder(folder: str | Path) -> ClipPreprocessor:
@@ -86,7 +94,7 @@ class ClipPreprocessor:
 
     def __call__(self, images: Image.Image | Sequence[Image.Image]) -> torch.Tensor:
         """One picture or several → pixel_values [B, 3, H, W] fp32."""
-        batch = [images] if isinstance(images, Image.Image) else list(images)
+        batch = list(images) if isinstance(images, Sequence) else [images]
         pixels = [self._pixels(image) for image in batch]
         if len({p.shape for p in pixels}) != 1:
             raise RequestError(
@@ -103,7 +111,9 @@ class ClipPreprocessor:
             raise RequestError(f"the image is of mode {image.mode}, this image processor takes RGB only; convert it")
         if self.do_resize:
             height, width = self._target(image.height, image.width)
-            image = image.resize((width, height), resample=Image.Resampling(self.resample))
+            if height * width > MAX_RESIZED_PIXELS:
+                raise RequestError(f"the image is {image.width}x{image.height}, too long a strip: crop it first")
+            image = image.resize((width, height), resample=self.resample)
         pixels = np.asarray(image).transpose(2, 0, 1)
         if self.do_center_crop:
             pixels = _center(pixels, self.crop)
@@ -126,6 +136,8 @@ class ClipPreprocessor:
 
 def _on_white(image: Image.Image) -> Image.Image:
     """RGB; what is transparent shows white."""
+    with needed("PIL", "an image processor"):
+        from PIL import Image
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)

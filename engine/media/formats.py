@@ -13,10 +13,11 @@ from kinema.errors import OutputError, RequestError
 
 @dataclass(frozen=True)
 class Format:
-    """`max_side` is the format's own limit on height and width, in pixels."""
+    """`library`: the module that writes it, None for numpy. `max_side`: its limit on height and width, in pixels."""
 
     name: str
     suffixes: tuple[str, ...]
+    library: str | None = "PIL"
     max_side: int | None = None
     one_frame: bool = False
     even_sizes: bool = False
@@ -26,13 +27,13 @@ class Format:
 FOLDER = Format("png folder", ("",))
 FORMATS = (
     # H.264 in yuv420p stores one colour sample per 2x2 pixels, and libx264 stops at 16384.
-    Format("mp4", (".mp4",), max_side=16384, even_sizes=True),
+    Format("mp4", (".mp4",), "av", max_side=16384, even_sizes=True),
     # GIF delays are whole centiseconds, and players slow down a delay of less than two.
     Format("gif", (".gif",), max_side=65535, max_fps=50),
     Format("webp", (".webp",), max_side=16383, max_fps=1000),
     Format("png", (".png",), one_frame=True),
     Format("jpeg", (".jpg", ".jpeg"), max_side=65500, one_frame=True),
-    Format("npy", (".npy",)),
+    Format("npy", (".npy",), None),
     FOLDER,
 )
 KNOWN = "known are .mp4, .gif, .webp, .npy, .png and .jpg (one frame), and a folder of PNG files ('name/')"

@@ -31,7 +31,7 @@ def to_host(
 
 
 def _copy_to_pinned(chunk: torch.Tensor) -> Wait:
-    pinned = torch.empty(chunk.shape, dtype=chunk.dtype, pin_memory=True)
+    pinned = torch.empty(chunk.shape, dtype=chunk.dtype, device="cpu", pin_memory=True)
     side = torch.cuda.Stream(chunk.device)  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream(chunk.device))
     with torch.cuda.stream(side):

@@ -1,40 +1,45 @@
-"""Reading pictures and videos: from files, from PIL, from arrays."""
+"""Pictures and videos in every form that they may come in: files, PIL, arrays, tensors."""
 
 from __future__ import annotations
 
 import os
 import re
-import struct
-from collections.abc import Sequence
+import sys
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeGuard
 
-import av
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps, ImageSequence
 
 from kinema.errors import RequestError
+from kinema.media.files import MAX_FRAME_PIXELS, MAX_VIDEO_BYTES, StrPath, damage_is_refused, existing
+from kinema.media.formats import MAX_FPS, MIN_FPS
+from kinema.media.libraries import needed
+from kinema.media.npy import NpyReader
 from kinema.video import DEFAULT_FPS, Video
 
-ImageInput: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[np.generic] | torch.Tensor
-Frames: TypeAlias = Sequence[Image.Image] | Sequence[npt.NDArray[np.generic]] | Sequence[torch.Tensor]
-VideoInput: TypeAlias = (
-    str | os.PathLike[str] | Video | npt.NDArray[np.generic] | torch.Tensor | Frames | Sequence["Frames"]
-)
+if TYPE_CHECKING:
+    from PIL import Image
 
-# Only what pillow decodes itself: some of its other formats start programs.
-PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+ImageInput: TypeAlias = "StrPath | Image.Image | npt.NDArray[np.generic] | torch.Tensor"
+Frames: TypeAlias = "Sequence[Image.Image] | Sequence[npt.NDArray[np.generic]] | Sequence[torch.Tensor]"
+VideoInput: TypeAlias = "StrPath | Video | npt.NDArray[np.generic] | torch.Tensor | Frames | Sequence[Frames]"
+
 PICTURE_SUFFIXES = frozenset({".png", ".apng", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"})
-# Containers that hold the video themselves, and only from files: playlists could name other files and addresses.
-CONTAINER_OPTIONS = {
-    "protocol_whitelist": "file",
-    "format_whitelist": "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,ivf,h264,hevc",
-}
-# What pillow raises on damaged files.
-_PICTURE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class Reader(Protocol):
+    """A video file: iterating gives its frames, uint8 [H, W, 3]; `rate` is known from the first of them on."""
+
+    rate: Fraction | None
+
+    def __iter__(self) -> Iterator[npt.NDArray[np.uint8]]: ...
 
 
 def load_image(image: ImageInput) -> Image.Image | torch.Tensor:
@@ -42,19 +47,17 @@ def load_image(image: ImageInput) -> Image.Image | torch.Tensor:
 
     Float arrays [H, W, 3] and float tensors [3, H, W] come back as a tensor [1, 3, H, W] in their dtype. A
     leading batch axis of one is accepted for all of them (floats may have any). Upright means turned by the
-    EXIF orientation tag, as diffusers' `load_image` does.
+    EXIF orientation tag, as diffusers' `load_image` does. Pictures of 16 bits come in 8.
     """
     if isinstance(image, (str, os.PathLike)):
-        path = _existing(image, "image")
-        if path.is_dir():
-            raise RequestError(f"cannot read image {path}: it is a folder, wanted a picture file")
-        try:
-            with Image.open(path, formats=PICTURE_FORMATS) as opened:
-                return _upright(opened)
-        except _PICTURE_ERRORS as error:
-            raise _unreadable("image", path, error) from error
-    if isinstance(image, Image.Image):
-        return _upright(image)
+        path = existing(image, "image")
+        with needed("PIL", f"reading {path.name}"):
+            from kinema.media.picture_files import read_still
+        return read_still(path)
+    if is_picture(image):
+        from kinema.media.picture_files import upright
+
+        return upright(image)
     if not isinstance(image, (np.ndarray, torch.Tensor)):
         raise RequestError(f"an image must be a path, a PIL picture, an array or a tensor, got {type(image).__name__}")
     batch = image if image.ndim == 4 else image[None]
@@ -63,147 +66,187 @@ def load_image(image: ImageInput) -> Image.Image | torch.Tensor:
     if batch.dtype in (np.uint8, torch.uint8):
         if len(batch) != 1:
             raise RequestError(f"wanted one image, got {len(batch)}")
-        return picture_of(batch[0])
-    return values_of(batch)
+        return next(iter(_pictures(batch)))
+    return _values(batch)
 
 
-def load_video(
-    path: str | os.PathLike[str], *, fps: float | Fraction | None = None, max_frames: int | None = None
-) -> Video:
+def load_video(path: StrPath, *, fps: float | Fraction | None = None, max_frames: int | None = None) -> Video:
     """Read a video file, an animated picture, a .npy of uint8 [T, H, W, 3], or a folder of pictures.
 
-    Frames come as they are stored, upright and in RGB. The rate is that of the file (its mean, if it varies)
-    unless `fps` is given; folders, stills and .npy have none, and get 16. A folder is read in the order of
-    the numbers in its file names. At most `max_frames` frames are read.
+    Frames come as they are stored, upright and in RGB; of an animated picture they come as they are shown, at one
+    rate: a pause is as many equal frames. The rate is that of the file (its mean, if it varies) unless `fps` is given;
+    folders, stills and .npy have none, and get 16. A folder is read in the order of the numbers in its file names. At
+    most `max_frames` frames are read. RequestError if the file cannot be read, or if its frames take more than 1 GiB.
     """
-    place = _existing(path, "video")
     if max_frames is not None and max_frames < 1:
         raise RequestError(f"max_frames must be at least 1, got {max_frames}")
+    reader = open_video(path)
+    pixels, shape = bytearray(), (0, 0, 3)
+    with closing(_of_one_size(reader, path)) as frames:
+        for frame in islice(frames, max_frames):
+            if len(pixels) + frame.nbytes > MAX_VIDEO_BYTES:
+                raise RequestError(
+                    f"cannot read video {os.fsdecode(path)}: it takes more than {MAX_VIDEO_BYTES >> 20} MiB; "
+                    f"read its first {len(pixels) // frame.nbytes} frames with max_frames"
+                )
+            pixels += frame.tobytes()
+            shape = frame.shape
+    rate = reader.rate if reader.rate is not None and MIN_FPS <= reader.rate <= MAX_FPS else DEFAULT_FPS
+    return Video(np.frombuffer(pixels, np.uint8).reshape(-1, *shape), rate if fps is None else fps)
+
+
+def open_video(path: StrPath) -> Reader:
+    """What reads a video file, frame by frame; nothing is read yet."""
+    place = existing(path, "video")
     suffix = place.suffix.lower()
+    if suffix == ".npy" and not place.is_dir():
+        return NpyReader(place)
     if place.is_dir():
-        frames, rate = _read_folder(place, max_frames), None
-    elif suffix == ".npy":
-        frames, rate = _read_npy(place, max_frames), None
-    elif suffix in PICTURE_SUFFIXES:
-        frames, rate = _read_animation(place, max_frames)
-    else:
-        frames, rate = _read_container(place, max_frames)
-    return Video(frames, fps if fps is not None else rate or DEFAULT_FPS)
+        return FolderReader(place)
+    if suffix in PICTURE_SUFFIXES:
+        with needed("PIL", f"reading {place.name}"):
+            from kinema.media.picture_files import AnimationReader
+        return AnimationReader(place)
+    with needed("av", f"reading {place.name}"):
+        from kinema.media.container_files import ContainerReader
+    return ContainerReader(place)
 
 
-def picture_of(pixels: npt.NDArray[np.generic] | torch.Tensor) -> Image.Image:
-    """A uint8 array [H, W, 3] or tensor [3, H, W] as a picture."""
-    if isinstance(pixels, torch.Tensor):
-        _check_channels(pixels.shape, axis=0, wanted="a tensor [3, H, W]")
-        return Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
-    _check_channels(pixels.shape, axis=2, wanted="an array [H, W, 3]")
-    return Image.fromarray(np.ascontiguousarray(pixels))
+class FolderReader:
+    """A folder's pictures in the order of the numbers in their names. Iterating gives uint8 [H, W, 3]."""
+
+    rate: Fraction | None = None
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __iter__(self) -> Iterator[npt.NDArray[np.uint8]]:
+        with needed("PIL", "reading pictures"):
+            from kinema.media.picture_files import read_still
+        with damage_is_refused("video", self.folder):
+            files = sorted((p for p in self.folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES), key=_by_number)
+        if not files:
+            raise RequestError(f"cannot read video {self.folder}: the folder holds no pictures")
+        for file in files:
+            yield np.asarray(read_still(file, most=MAX_FRAME_PIXELS))
 
 
-def values_of(pixels: npt.NDArray[np.generic] | torch.Tensor) -> torch.Tensor:
+def frames_of(video: VideoInput) -> Iterable[Image.Image] | torch.Tensor:
+    """One video in any form: its frames as RGB pictures, made one by one, or floats as a tensor [T, 3, H, W]."""
+    if isinstance(video, (str, os.PathLike)):
+        return _pictures(_of_one_size(open_video(video), video))
+    if isinstance(video, Video):
+        return _pictures(video.frames)
+    if not isinstance(video, (list, tuple, np.ndarray, torch.Tensor)):
+        raise RequestError(f"a video must be a path, a Video, frames, an array or a tensor, got {type(video).__name__}")
+    if isinstance(video, (np.ndarray, torch.Tensor)) and video.ndim != 4:
+        raise RequestError(f"a video must be an array [T, H, W, 3] or a tensor [T, 3, H, W], got {list(video.shape)}")
+    if len(video) == 0:
+        raise RequestError("the video has no frames")
+    if isinstance(video, (list, tuple)):
+        return _of_list(video)
+    return _pictures(video) if video.dtype in (np.uint8, torch.uint8) else _values(video)
+
+
+def is_batch(video: Any) -> bool:
+    """Whether these are several videos: a 5-D array or tensor, or a list of videos."""
+    if isinstance(video, (np.ndarray, torch.Tensor)):
+        return video.ndim == 5
+    if not isinstance(video, (list, tuple)) or not video:
+        return False
+    return isinstance(video[0], (list, tuple)) or getattr(video[0], "ndim", 0) == 4
+
+
+def is_picture(value: object) -> TypeGuard[Image.Image]:
+    """Whether it is a PIL picture; where pillow has not been imported, nothing is."""
+    pillow = sys.modules.get("PIL.Image")
+    return pillow is not None and isinstance(value, pillow.Image)
+
+
+def _of_list(video: Sequence[Any]) -> Iterable[Image.Image] | torch.Tensor:
+    if not all(is_picture(frame) or isinstance(frame, (np.ndarray, torch.Tensor)) for frame in video):
+        names = ", ".join(sorted({type(frame).__name__ for frame in video}))
+        raise RequestError(f"the frames of a video must be PIL pictures, arrays or tensors, got {names}")
+    if is_picture(video[0]):
+        if not all(is_picture(frame) for frame in video):
+            raise RequestError("the frames of a video must be all pictures, all arrays or all tensors")
+        return _in_rgb(video)
+    shapes = sorted({(type(frame).__name__, str(frame.dtype), tuple(frame.shape)) for frame in video})
+    if len(shapes) > 1:
+        raise RequestError(f"the frames of a video must have one type and shape, got {shapes}")
+    if video[0].dtype in (np.uint8, torch.uint8):
+        return _pictures(video)
+    for frame in video:
+        if isinstance(frame, torch.Tensor):
+            _check_tensor(frame)
+    return _values(np.stack(video) if isinstance(video[0], np.ndarray) else torch.stack(list(video)))
+
+
+def _in_rgb(pictures: Sequence[Image.Image]) -> Iterator[Image.Image]:
+    from kinema.media.picture_files import as_rgb
+
+    for picture in pictures:
+        with damage_is_refused("a frame of the video"):
+            yield as_rgb(picture)
+
+
+def _pictures(frames: Iterable[npt.NDArray[np.generic]] | Iterable[torch.Tensor]) -> Iterator[Image.Image]:
+    """uint8 frames, arrays [H, W, 3] or tensors [3, H, W], as pictures."""
+    with needed("PIL", "resizing pictures"):
+        from kinema.media.picture_files import picture_of
+    for frame in frames:
+        if isinstance(frame, torch.Tensor):
+            _check_tensor(frame)
+            _check_channels(frame.shape, axis=0, wanted="a tensor [3, H, W]")
+            yield picture_of(frame.permute(1, 2, 0).cpu().numpy())
+        else:
+            _check_channels(frame.shape, axis=2, wanted="an array [H, W, 3]")
+            yield picture_of(frame)
+
+
+def _values(pixels: npt.NDArray[np.generic] | torch.Tensor) -> torch.Tensor:
     """A float array [T, H, W, 3] or tensor [T, 3, H, W] as a tensor [T, 3, H, W]."""
     if isinstance(pixels, torch.Tensor):
+        _check_tensor(pixels)
         _check_channels(pixels.shape, axis=1, wanted="a tensor [3, H, W]")
-        values = pixels
+        values = pixels.detach()
     else:
         _check_channels(pixels.shape, axis=3, wanted="an array [H, W, 3]")
-        values = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
-    if not values.is_floating_point():
+        if pixels.dtype.kind != "f" or pixels.dtype.itemsize > 8:
+            raise RequestError(f"pixels must be uint8 (0..255) or floats (0..1), got {pixels.dtype}")
+        native = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+        values = torch.from_numpy(np.ascontiguousarray(native.transpose(0, 3, 1, 2)))
+    if values.dtype not in _FLOATS:
         raise RequestError(f"pixels must be uint8 (0..255) or floats (0..1), got {values.dtype}")
     return values
 
 
+def _check_tensor(pixels: torch.Tensor) -> None:
+    if pixels.layout is not torch.strided or pixels.is_meta:
+        raise RequestError(f"pixels must be a dense tensor that holds values, got {pixels.layout} on {pixels.device}")
+
+
 def _check_channels(shape: Sequence[int], axis: int, wanted: str) -> None:
-    if shape[axis] != 3:
+    if len(shape) <= axis or shape[axis] != 3 or 0 in shape:
         raise RequestError(f"wanted RGB frames, each {wanted}, got {list(shape)}")
 
 
-def _existing(path: str | os.PathLike[str], kind: str) -> Path:
-    text = os.fspath(path)
-    if re.match(r"[a-z][a-z0-9+.-]+://", text, re.IGNORECASE):
-        raise RequestError(f"cannot read {kind} {text}: kinema does not download; save it to a file and give its path")
-    place = Path(text)
-    if "\0" in text or not place.exists():
-        raise RequestError(f"cannot read {kind} {text!r}: there is no such file")
-    return place
-
-
-def _upright(picture: Image.Image) -> Image.Image:
-    return ImageOps.exif_transpose(picture).convert("RGB")
-
-
-def _unreadable(kind: str, path: Path, error: Exception) -> RequestError:
-    reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-    return RequestError(f"cannot read {kind} {path}: {' '.join(reason.split())}")
-
-
-def _stack(frames: Sequence[npt.NDArray[np.uint8]], path: Path) -> npt.NDArray[np.uint8]:
-    if not frames:
-        raise RequestError(f"cannot read video {path}: it has no frames")
-    sizes = {frame.shape for frame in frames}
-    if len(sizes) > 1:
-        shown = ", ".join(f"{h}x{w}" for h, w, _ in sorted(sizes))
-        raise RequestError(f"cannot read video {path}: its frames have several sizes ({shown}, height x width)")
-    return np.stack(frames)
-
-
-def _read_folder(folder: Path, max_frames: int | None) -> npt.NDArray[np.uint8]:
-    files = sorted((p for p in folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES), key=_by_number)
-    if not files:
-        raise RequestError(f"cannot read video {folder}: the folder holds no pictures")
-    pictures = [cast("Image.Image", load_image(file)) for file in files[:max_frames]]
-    return _stack([np.asarray(picture) for picture in pictures], folder)
+def _of_one_size(reader: Reader, path: StrPath) -> Generator[npt.NDArray[np.uint8], None, None]:
+    """The frames of a file; RequestError if there are none, or if their sizes differ."""
+    first: tuple[int, ...] | None = None
+    for frame in reader:
+        first = first or frame.shape
+        if frame.shape != first:
+            sizes = ", ".join(f"{height}x{width}" for height, width, _ in sorted((first, frame.shape)))
+            raise RequestError(
+                f"cannot read video {os.fsdecode(path)}: its frames have several sizes ({sizes}, height x width)"
+            )
+        yield frame
+    if first is None:
+        raise RequestError(f"cannot read video {os.fsdecode(path)}: it has no frames")
 
 
 def _by_number(path: Path) -> list[tuple[int, int, str]]:
     """frame_2 before frame_10."""
     parts = re.split(r"(\d+)", path.name)
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
-
-
-def _read_npy(path: Path, max_frames: int | None) -> npt.NDArray[np.uint8]:
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise _unreadable("video", path, error) from error
-    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3:
-        raise RequestError(
-            f"cannot read video {path}: wanted uint8 [T, H, W, 3], got {array.dtype} {list(array.shape)}"
-        )
-    return np.array(array[:max_frames])
-
-
-def _read_animation(path: Path, max_frames: int | None) -> tuple[npt.NDArray[np.uint8], Fraction | None]:
-    frames: list[npt.NDArray[np.uint8]] = []
-    milliseconds = 0.0
-    try:
-        with Image.open(path, formats=PICTURE_FORMATS) as opened:
-            for picture in ImageSequence.Iterator(opened):
-                if len(frames) == max_frames:
-                    break
-                frames.append(np.asarray(_upright(picture)))
-                milliseconds += picture.info.get("duration", 0)
-    except _PICTURE_ERRORS as error:
-        raise _unreadable("video", path, error) from error
-    rate = Fraction(1000 * len(frames)) / Fraction(milliseconds) if milliseconds else None
-    return _stack(frames, path), rate
-
-
-def _read_container(path: Path, max_frames: int | None) -> tuple[npt.NDArray[np.uint8], Fraction | None]:
-    frames: list[npt.NDArray[np.uint8]] = []
-    try:
-        with av.open(str(path.resolve()), "r", container_options=CONTAINER_OPTIONS) as container:
-            if not container.streams.video:
-                raise RequestError(f"cannot read video {path}: the file has no video stream")
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            rate = stream.average_rate
-            for frame in container.decode(stream):
-                pixels = frame.to_ndarray(format="rgb24")
-                # Phones store the sensor's frame and the turn (degrees, counterclockwise) that makes it upright.
-                frames.append(np.rot90(pixels, round(frame.rotation / 90)))
-                if len(frames) == max_frames:
-                    break
-    except av.FFmpegError as error:
-        raise RequestError(f"cannot read video {path}: {error.strerror or error}") from error
-    return _stack(frames, path), rate
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]

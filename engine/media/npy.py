@@ -1,12 +1,20 @@
-"""Frames as a .npy file that grows."""
+"""Frames as a .npy file: written as it grows, read frame by frame."""
 
 from __future__ import annotations
 
 import contextlib
+import math
+import os
+from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+
+from kinema.errors import RequestError
+from kinema.media.files import MAX_FRAME_PIXELS, MAX_VIDEO_BYTES, check_size, damage_is_refused, open_file
 
 
 class NpyEncoder:
@@ -39,3 +47,36 @@ class NpyEncoder:
     def _write_header(self) -> None:
         header = {"descr": "|u1", "fortran_order": False, "shape": self._shape}
         np.lib.format.write_array_header_1_0(self._file, header)
+
+
+class NpyReader:
+    """The frames of a uint8 array [T, H, W, 3]. Iterating gives uint8 [H, W, 3]; there is no `rate` in such a file."""
+
+    rate: Fraction | None = None
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __iter__(self) -> Iterator[npt.NDArray[np.uint8]]:
+        with open_file(self.path, "video") as file, damage_is_refused("video", self.path):
+            shape, by_columns = self._header(file)
+            check_size(shape[2], shape[1], MAX_FRAME_PIXELS, "video", self.path)
+            size = math.prod(shape)
+            if os.fstat(file.fileno()).st_size - file.tell() < size:
+                raise RequestError(f"cannot read video {self.path}: the file is shorter than its {list(shape)} values")
+            if not by_columns:
+                for _ in range(shape[0]):
+                    yield np.frombuffer(file.read(math.prod(shape[1:])), np.uint8).reshape(shape[1:])
+                return
+            if size > MAX_VIDEO_BYTES:
+                raise RequestError(f"cannot read video {self.path}: its order is Fortran's, save it in C order")
+            yield from np.frombuffer(file.read(size), np.uint8).reshape(shape, order="F")
+
+    def _header(self, file: BinaryIO) -> tuple[tuple[int, ...], bool]:
+        """The array's shape, and whether it lies in Fortran's order."""
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, by_columns, dtype = read(file)
+        if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or min(shape) < 0:
+            raise RequestError(f"cannot read video {self.path}: wanted uint8 [T, H, W, 3], got {dtype} {list(shape)}")
+        return shape, by_columns

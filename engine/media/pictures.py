@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import ExifTags, Image
 
 from kinema.media.staging import FRAME_NAME
+from kinema.media.timing import note
 
 JPEG_QUALITY = 95
 
@@ -60,7 +61,8 @@ class FolderEncoder:
 class AnimationEncoder:
     """Animated GIF (256 colours per frame) or lossless WebP. Collects all frames: pillow wants them at once.
 
-    Both encoders merge a frame that equals the one before it into one longer frame.
+    Both encoders merge a frame that equals the one before it into one longer frame, and round its time; a comment in
+    the file says how many frames it was at which rate.
     """
 
     def __init__(self, place: Path, format_name: str, fps: Fraction) -> None:
@@ -77,8 +79,11 @@ class AnimationEncoder:
             self._frames.append(picture)
 
     def finish(self) -> None:
+        comment = note(len(self._frames), self._fps)
+        exif = Image.Exif()
+        exif[ExifTags.Base.ImageDescription] = comment
         unit = 10 if self._format == "gif" else 1
-        options = {"loop": 0} if self._format == "gif" else {"loop": 0, "lossless": True}
+        options = {"comment": comment} if self._format == "gif" else {"exif": exif, "lossless": True}
         self._place.write_bytes(
             _encode(
                 self._frames[0],
@@ -86,6 +91,7 @@ class AnimationEncoder:
                 save_all=True,
                 append_images=self._frames[1:],
                 duration=durations(len(self._frames), self._fps, unit),
+                loop=0,
                 **options,
             )
         )

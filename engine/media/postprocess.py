@@ -7,9 +7,9 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 
 from kinema.errors import KinemaError, RequestError
+from kinema.media.libraries import needed
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 
@@ -27,8 +27,18 @@ def postprocess(video: torch.Tensor, output_type: str) -> Any:
     if output_type == "np":
         return _unit_range(video).permute(0, 1, 3, 4, 2).float().cpu().contiguous().numpy()
     if output_type == "pil":
+        check_library(output_type)
+        from PIL import Image
+
         return [[Image.fromarray(frame) for frame in frames] for frames in to_uint8(video)]
     raise RequestError(f"output_type {output_type!r} is not known: wanted one of {', '.join(OUTPUT_TYPES)}")
+
+
+def check_library(output_type: str) -> None:
+    """UnsupportedError if what makes such an output is not installed."""
+    if output_type == "pil":
+        with needed("PIL", "output_type='pil'"):
+            import PIL.Image  # noqa: F401
 
 
 def to_uint8(video: torch.Tensor) -> npt.NDArray[np.uint8]:

@@ -6,14 +6,16 @@ import contextlib
 import errno
 import os
 import re
-import secrets
 import shutil
 import stat
 from fractions import Fraction
 from pathlib import Path
 
 from kinema.errors import OutputError
+from kinema.media.exchange import replace_folder, restore_earlier
 from kinema.media.formats import FOLDER, Destination, check_fits, parse_destination
+from kinema.media.libraries import needed
+from kinema.media.temporary import lock, remove_abandoned, temporary_name
 
 FRAME_NAME = "frame_{:05d}.png"
 _FRAME = re.compile(r"frame_\d{5,}\.png")
@@ -52,11 +54,20 @@ def check_writable(
         raise
     except OSError as error:
         raise cannot_write(destination, error) from error
-    if destination.format.name == "mp4":
-        from kinema.media.mp4 import check_encoder
-
-        check_encoder()
+    check_library(destination)
     return destination
+
+
+def check_library(destination: Destination) -> None:
+    """UnsupportedError if the library that writes this format is not installed."""
+    use, module = f"writing {destination.shown}", destination.format.library
+    if module == "av":
+        with needed(module, use):
+            from kinema.media.mp4 import check_encoder
+        check_encoder()
+    elif module == "PIL":
+        with needed(module, use):
+            import kinema.media.pictures  # noqa: F401
 
 
 def cannot_write(destination: Destination, error: Exception) -> OutputError:
@@ -107,7 +118,7 @@ def _check_present(destination: Destination) -> None:
 
 
 def _probe(destination: Destination) -> None:
-    probe = _temporary_name(destination)
+    probe = temporary_name(destination.path.parent)
     try:
         with open(probe, "xb") as file:
             file.write(bytes(4096))
@@ -115,42 +126,43 @@ def _probe(destination: Destination) -> None:
         probe.unlink(missing_ok=True)
 
 
-def _temporary_name(destination: Destination) -> Path:
-    return destination.path.parent / f".kinema-{secrets.token_hex(6)}.part"
-
-
 class Staging:
     """A temporary file (or folder, for PNG frames) beside the destination. Errors are plain OSError."""
 
     def __init__(self, destination: Destination) -> None:
         self.destination = destination
-        self.place = _temporary_name(destination)
+        self.place = temporary_name(destination.path.parent)
+        self._lock: int | None = None
+        self._mode = 0
 
     def create(self) -> None:
+        """Make it, empty, and remove what killed runs have left here. It is private if what it will replace may be."""
+        target = self.destination.path
+        remove_abandoned(target.parent)
         if self.destination.format is FOLDER:
+            restore_earlier(target)
             self.place.mkdir()
         else:
             self.place.open("xb").close()
+        self._lock = lock(self.place)
+        self._mode = stat.S_IMODE(os.stat(self.place).st_mode)  # as the umask wants it
+        if os.path.lexists(target):
+            _set_mode(self.place, 0o700 if self.destination.format is FOLDER else 0o600)
 
     def publish(self) -> None:
-        """Rename it to the destination, and replace what is there."""
+        """Rename it to the destination, and replace what is there, whose mode it takes over."""
         target = self.destination.path
         _check_present(self.destination)
+        replaces = os.path.lexists(target)
+        _set_mode(self.place, stat.S_IMODE(os.stat(target).st_mode) if replaces else self._mode)
         if self.destination.format is not FOLDER:
             _sync(self.place)
             os.replace(self.place, target)
-        elif not target.exists():
-            os.rename(self.place, target)
+        elif replaces:
+            replace_folder(self.place, target)
         else:
-            earlier = _temporary_name(self.destination)
-            try:
-                os.rename(target, earlier)
-                os.rename(self.place, target)
-            except BaseException:
-                if earlier.exists() and not target.exists():
-                    os.rename(earlier, target)
-                raise
-            shutil.rmtree(earlier, ignore_errors=True)
+            os.rename(self.place, target)
+        self._unlock()
 
     def discard(self) -> None:
         """Remove it, if it is there. Never raises: this runs while another error is on its way."""
@@ -159,6 +171,17 @@ class Staging:
         else:
             with contextlib.suppress(OSError):
                 self.place.unlink(missing_ok=True)
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def _set_mode(place: Path, mode: int) -> None:
+    with contextlib.suppress(OSError):  # not every file system has modes
+        os.chmod(place, mode)
 
 
 def _sync(file: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -17,7 +18,7 @@ from kinema.media.formats import FOLDER, check_fits, frame_rate
 from kinema.media.staging import Staging, cannot_write, check_writable
 
 # What an encoder or the file system raises when it cannot go on; all of it reaches the user as one OutputError.
-_WRITE_ERRORS = (OSError, RuntimeError, ValueError, MemoryError)
+_WRITE_ERRORS = (OSError, RuntimeError, ValueError, MemoryError, OverflowError, struct.error)
 
 
 class Encoder(Protocol):

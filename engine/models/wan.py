@@ -10,12 +10,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 
 from kinema.checkpoints.weights import Shapes, Weights
-from kinema.config import from_config
+from kinema.config import Epsilon, Layers, Range, Size, from_config
 from kinema.errors import CheckpointError
 from kinema.maps import MapPool, Maps
 from kinema.models.blocks import Mlp, pack_linear, sinusoid
@@ -28,33 +28,46 @@ from kinema.ops.qk_norm_rope import HeadNorm
 
 @dataclass(frozen=True)
 class WanConfig:
-    """WanTransformer3DModel's config.json."""
+    """WanTransformer3DModel's config.json. CheckpointError where the layers would not fit together."""
 
-    patch_size: tuple[int, int, int] = (1, 2, 2)
-    num_attention_heads: int = 40
-    attention_head_dim: int = 128
-    in_channels: int = 16
-    out_channels: int | None = 16
-    text_dim: int = 4096
-    freq_dim: int = 256
-    ffn_dim: int = 13824
-    num_layers: int = 40
+    patch_size: Annotated[tuple[int, int, int], Range(1, 64)] = (1, 2, 2)
+    num_attention_heads: Annotated[int, Range(1, 1000)] = 40
+    attention_head_dim: Annotated[int, Range(2, 1024)] = 128
+    in_channels: Size = 16
+    out_channels: Size | None = 16
+    text_dim: Size = 4096
+    freq_dim: Size = 256
+    ffn_dim: Size = 13824
+    num_layers: Layers = 40
     cross_attn_norm: bool = True
-    qk_norm: str = "rms_norm_across_heads"
-    eps: float = 1e-6
-    image_dim: int | None = None
-    added_kv_proj_dim: int | None = None
-    rope_max_seq_len: int = 1024
-    pos_embed_seq_len: int | None = None
+    qk_norm: Literal["rms_norm_across_heads"] = "rms_norm_across_heads"
+    eps: Epsilon = 1e-6
+    image_dim: Size | None = None
+    added_kv_proj_dim: Size | None = None
+    rope_max_seq_len: Size = 1024
+    pos_embed_seq_len: Size | None = None
 
     @staticmethod
     def from_dict(config: Mapping[str, Any]) -> WanConfig:
-        wan = from_config(WanConfig, config)
-        if wan.qk_norm != "rms_norm_across_heads":
-            raise CheckpointError(f"Wan with qk_norm={wan.qk_norm!r} is not known: wanted 'rms_norm_across_heads'")
-        if (wan.image_dim is None) != (wan.added_kv_proj_dim is None):
+        return from_config(WanConfig, config)
+
+    def __post_init__(self) -> None:
+        if self.attention_head_dim % 2 or self.freq_dim % 2:
+            raise CheckpointError(
+                f"attention_head_dim is {self.attention_head_dim}, freq_dim {self.freq_dim}: wanted even numbers, "
+                "of pairs that turn together"
+            )
+        if self.in_channels < self.latent_channels:
+            raise CheckpointError(
+                f"in_channels is {self.in_channels}, out_channels {self.out_channels}: wanted at least as many, the "
+                "latents and what conditions them"
+            )
+        if (self.image_dim is None) != (self.added_kv_proj_dim is None):
             raise CheckpointError("image_dim and added_kv_proj_dim come together: one of them is null")
-        return wan
+        if self.added_kv_proj_dim not in (None, self.dim):
+            raise CheckpointError(
+                f"added_kv_proj_dim is {self.added_kv_proj_dim}: wanted {self.dim}, the width of the embedded image"
+            )
 
     @property
     def dim(self) -> int:
@@ -124,7 +137,7 @@ def wan_rope(grid: tuple[int, int, int], head_dim: int, device: torch.device) ->
     """The rotation of a (T', H', W') grid of tokens: a third of the head for H and W each, the rest for T."""
     spatial = 2 * (head_dim // 6)
     with torch.inference_mode(False):  # the table outlives this call, and a training run may read it next
-        axes = torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij")
+        axes = torch.meshgrid(*(torch.arange(n, dtype=torch.int64, device="cpu") for n in grid), indexing="ij")
         positions = torch.stack([axis.flatten() for axis in axes], dim=-1)
         return Rope.from_positions(positions, (head_dim - 2 * spatial, spatial, spatial)).to(device)
 
@@ -154,7 +167,8 @@ class Context:
         """What the logits of the text keys gain, [1, 1, 1, L]."""
         if not self.folded:
             return None
-        bias = torch.zeros(1, 1, 1, self.text[0].k.shape[2], device=self.text[0].k.device)
+        k = self.text[0].k
+        bias = torch.zeros(1, 1, 1, k.shape[2], dtype=torch.float32, device=k.device)
         bias[..., -1] = math.log(self.folded)
         return bias
 
@@ -342,14 +356,27 @@ class WanTransformer:
         context: Context,
         *,
         causal: BlockCausal | None = None,
+        rope: Rope | None = None,
     ) -> torch.Tensor:
         """One forward.
 
         latents: [R, in_channels, T, H, W]. timesteps: [R], or [R, G] by group of tokens (per frame or per
-        token). causal: block-causal self-attention, in tokens. Returns [R, out_channels, T, H, W] in fp32.
+        token). causal: block-causal self-attention, in tokens. rope: what `rope(latents)` gave, of a caller who
+        keeps it. Returns [R, out_channels, T, H, W] in fp32.
         """
         with self.maps.lease() as maps:
-            return self._forward(latents, timesteps, context, causal, maps)
+            return self._forward(
+                latents, timesteps, context, causal, self.rope(latents) if rope is None else rope, maps
+            )
+
+    def rope(self, latents: torch.Tensor) -> Rope:
+        """The rotation of the tokens of latents [R, in_channels, T, H, W]; shared, and kept by a small cache."""
+        return wan_rope(self._grid(latents), self.config.attention_head_dim, self.ops.device)
+
+    def _grid(self, latents: torch.Tensor) -> tuple[int, int, int]:
+        """T', H', W' of the tokens."""
+        pt, ph, pw = self.config.patch_size
+        return latents.shape[2] // pt, latents.shape[3] // ph, latents.shape[4] // pw
 
     def _forward(
         self,
@@ -357,12 +384,10 @@ class WanTransformer:
         timesteps: torch.Tensor,
         context: Context,
         causal: BlockCausal | None,
+        rope: Rope,
         maps: Maps,
     ) -> torch.Tensor:
-        ops, config = self.ops, self.config
-        pt, ph, pw = config.patch_size
-        grid = (latents.shape[2] // pt, latents.shape[3] // ph, latents.shape[4] // pw)
-        rope = wan_rope(grid, config.attention_head_dim, ops.device)
+        ops, config, grid = self.ops, self.config, self._grid(latents)
         latents = latents.to(ops.device, ops.dtype)
         tokens = maps.get("tokens", (latents.shape[0], math.prod(grid), config.dim), latents)
         x = ops.patch_embed(latents, self.patch, out=tokens)

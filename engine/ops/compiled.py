@@ -81,13 +81,22 @@ class _Calls:
         packed = self.ops._pack["pack_linear"](*args, **kwargs)
         number, entry = _register(packed)
         return NumberedLinear(
-            packed.in_features, packed.out_features, packed.gated, packed.nbytes, number=number, entry=entry
+            packed.in_features,
+            packed.out_features,
+            packed.gated,
+            packed.nbytes,
+            packed.device,
+            packed.activations,
+            number=number,
+            entry=entry,
         )
 
     def pack_patch_embed(self, *args: Any, **kwargs: Any) -> NumberedPatchEmbed:
         packed = self.ops._pack["pack_patch_embed"](*args, **kwargs)
         number, entry = _register(packed)
-        return NumberedPatchEmbed(packed.patch, packed.in_channels, packed.out_features, number=number, entry=entry)
+        return NumberedPatchEmbed(
+            packed.patch, packed.in_channels, packed.out_features, packed.device, number=number, entry=entry
+        )
 
     def norm_modulate(self, x: Tensor, **options: Any) -> Tensor | Quantized:
         if not torch.compiler.is_compiling():

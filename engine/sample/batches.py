@@ -17,7 +17,7 @@ from kinema.sample.pool import ClipPool
 from kinema.sample.recipe import Recipe
 from kinema.sample.source import ClipSource
 from kinema.sample.tokenizer import make_tokenizer
-from kinema.sample.training import generator_for
+from kinema.sample.training import generator_for, normal, uniform, whole_numbers
 from kinema.vae.wan import WanVAE
 
 PHASE = 3
@@ -37,10 +37,10 @@ def tokenize(tokenizer: Tokenizer, captions: Sequence[str]) -> Tokens:
     longest = max(map(len, rows))
     if longest > PROMPT_TOKENS - 8:
         raise RequestError(f"a caption has {longest} words: wanted at most {PROMPT_TOKENS - 8}")
-    ids = torch.zeros(len(rows), -(-longest // 8) * 8, dtype=torch.int64)
+    ids = torch.zeros(len(rows), -(-longest // 8) * 8, dtype=torch.int64, device="cpu")
     for row, tokens in enumerate(rows):
-        ids[row, : len(tokens)] = torch.tensor(tokens)
-    return Tokens(ids, torch.tensor([len(tokens) for tokens in rows]))
+        ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.int64, device="cpu")
+    return Tokens(ids, torch.tensor([len(tokens) for tokens in rows], dtype=torch.int64, device="cpu"))
 
 
 @dataclass(frozen=True)
@@ -93,29 +93,29 @@ def training_batch(recipe: Recipe, pools: Pools, step: int) -> Batch:
     """The batch of a step that the pools have advanced to: images, whole clips or block-causal windows."""
     train = recipe.train_dit
     generator = generator_for(recipe.seed, PHASE, step)
-    kind = float(torch.rand((), generator=generator))
+    kind = float(uniform((), generator))
     images = step < train.images_until or kind < train.image_share
     causal = not images and kind < train.image_share + train.causal_share
     count = train.image_batch if images else train.batch
     pool = pools.images if images else pools.clips
     numbers, latents = pool.draw(step if images else step - train.images_until, count, generator)
     captions = [pool.source.caption(number, generator, mention_motion=not images) for number in numbers]
-    dropped = torch.rand(count, generator=generator) < train.drop_caption
+    dropped = uniform((count,), generator) < train.drop_caption
     captions = ["" if drop else text for drop, text in zip(dropped.tolist(), captions, strict=True)]
     tokens = tokenize(pools.tokenizer, captions)
 
     frames = 1 if images else 1 + (recipe.num_frames - 1) // recipe.vae.scale_factor_temporal
     if causal:
         # half of the windows start the clip, half lie within it, as when a video is continued
-        offset = torch.randint(1, max(2, latents.shape[2] - frames + 1), (count,), generator=generator)
+        offset = whole_numbers(1, max(2, latents.shape[2] - frames + 1), (count,), generator)
         offset = offset.clamp(max=latents.shape[2] - frames)
-        offset[torch.rand(count, generator=generator) < 0.5] = 0
-        window = offset[:, None] + torch.arange(frames)
+        offset[uniform((count,), generator) < 0.5] = 0
+        window = offset[:, None] + torch.arange(frames, dtype=torch.int64, device="cpu")
         latents = torch.stack([clip[:, places] for clip, places in zip(latents, window, strict=True)])
     else:
         latents = latents[:, :, :frames]
     sigmas, counts = _noise_levels(recipe, count, frames, causal, generator)
-    noise = torch.randn(latents.shape, generator=generator)
+    noise = normal(latents.shape, generator)
     return Batch(latents, noise, tokens.ids, tokens.lengths, sigmas, counts, causal)
 
 
@@ -128,13 +128,14 @@ def _noise_levels(
     (nearly) clean and do not count, as they will be when a video is continued.
     """
     train = recipe.train_dit
-    levels = torch.sigmoid(train.noise_mean + train.noise_spread * torch.randn(count, frames, generator=generator))
-    counts = torch.ones(count, frames)
+    levels = torch.sigmoid(train.noise_mean + train.noise_spread * normal((count, frames), generator))
+    counts = torch.ones_like(levels)
     if not causal:
         return levels[:, :1].repeat(1, frames), counts
-    current = torch.randint(0, frames, (count, 1), generator=generator)
-    clean = (torch.arange(frames) < current) & (torch.rand(count, 1, generator=generator) < train.clean_context)
-    nearly = 0.05 * torch.rand(count, frames, generator=generator)
+    current = whole_numbers(0, frames, (count, 1), generator)
+    before = torch.arange(frames, dtype=torch.int64, device="cpu") < current
+    clean = before & (uniform((count, 1), generator) < train.clean_context)
+    nearly = 0.05 * uniform((count, frames), generator)
     return torch.where(clean, nearly, levels), torch.where(clean, 0.0, counts)
 
 

@@ -206,7 +206,9 @@ class _Draws:
     """Random choices from one draw of the generator, so that every caption uses up the same number."""
 
     def __init__(self, generator: torch.Generator) -> None:
-        self._left: Iterator[float] = iter(torch.rand(16, generator=generator, dtype=torch.float64).tolist())
+        self._left: Iterator[float] = iter(
+            torch.rand(16, generator=generator, dtype=torch.float64, device="cpu").tolist()
+        )
 
     def chance(self, odds: float) -> bool:
         return next(self._left) < odds

@@ -15,7 +15,7 @@ from kinema.errors import RequestError
 from kinema.media.inputs import load_video
 from kinema.sample.captions import words
 from kinema.sample.source import PHASE
-from kinema.sample.training import generator_for
+from kinema.sample.training import generator_for, whole_numbers
 
 CLIP_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".npy")
 DECODED_AT_ONCE = 256
@@ -25,10 +25,12 @@ class ClipFolder:
     """`name.mp4` (or another video, or a .npy of uint8 [T, H, W, 3]) with its captions, one a line, in `name.txt`.
 
     Frames are scaled so that the shorter side fits and cut to a square in the middle. Clip n is file n mod the
-    number of files, from a start that n decides.
+    number of files, from a start that n decides. known: the words that a model to go on from has; new ones come behind.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], size: int, least_frames: int, seed: int = 0) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], size: int, least_frames: int, seed: int = 0, known: Sequence[str] = ()
+    ) -> None:
         """Raises RequestError if a clip has no caption or fewer than `least_frames` frames."""
         self.folder = Path(folder)
         self.size = size
@@ -41,7 +43,8 @@ class ClipFolder:
         if not self.files:
             raise RequestError(f"{self.folder} holds no clips: wanted files ending in {', '.join(CLIP_SUFFIXES)}")
         self.captions = [_captions_of(path) for path in self.files]
-        self.words = tuple(sorted({word for lines in self.captions for line in lines for word in words(line)}))
+        captioned = sorted({word for lines in self.captions for line in lines for word in words(line)})
+        self.words = tuple(dict.fromkeys((*known, *captioned)))
         # as many decoded clips as a batch draws from stay in memory
         self._frames = lru_cache(maxsize=DECODED_AT_ONCE)(self._decode)
         self.lengths = [len(self._frames(i)) for i in range(len(self.files))]
@@ -55,19 +58,19 @@ class ClipFolder:
     def crops(self, numbers: Sequence[int], num_frames: int, side: int, generator: torch.Generator) -> torch.Tensor:
         cut = []
         for number in numbers:
-            top, left = torch.randint(0, self.size - side + 1, (2,), generator=generator).tolist()
+            top, left = whole_numbers(0, self.size - side + 1, (2,), generator).tolist()
             cut.append(self._clip(number, num_frames)[:, :, top : top + side, left : left + side])
         return torch.stack(cut)
 
     def caption(self, number: int, generator: torch.Generator, *, mention_motion: bool) -> str:
         lines = self.captions[number % len(self.files)]
-        return lines[int(torch.randint(0, len(lines), (), generator=generator))]
+        return lines[int(whole_numbers(0, len(lines), (), generator))]
 
     def _clip(self, number: int, num_frames: int) -> torch.Tensor:
         """[3, num_frames, size, size] in [−1, 1]."""
         file = number % len(self.files)
         spare = max(0, self.lengths[file] - num_frames)
-        start = int(torch.randint(0, spare + 1, (), generator=generator_for(self.seed, PHASE, number)))
+        start = int(whole_numbers(0, spare + 1, (), generator_for(self.seed, PHASE, number)))
         frames = torch.from_numpy(self._frames(file)[start : start + num_frames])
         return frames.permute(3, 0, 1, 2).float() / 127.5 - 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import subprocess
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,7 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", metavar="FOLDER", help="your own clips with captions: name.mp4 (or .npy) and name.txt"
     )
-    parser.add_argument("--start", metavar="MODEL", help="a trained model of these sizes to begin with; keeps its VAE")
+    parser.add_argument(
+        "--start",
+        metavar="MODEL",
+        help="a trained model of these sizes to go on from: its VAE and words are kept, words of new captions added",
+    )
     parser.add_argument("--vae", metavar="MODEL", help="a trained model whose VAE is taken; the rest is trained anew")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="(cuda where torch sees a GPU)")
     parser.add_argument("--size", type=int, help="side of the square frames (64)")
@@ -46,12 +51,15 @@ def run(arguments: argparse.Namespace) -> int:
     from kinema.ops import build_ops, plan_ops, target_for
     from kinema.sample.evaluate import Quiz, adherence
     from kinema.sample.export import export_model
+    from kinema.sample.plan import plan
     from kinema.sample.start import read_dit, read_vae
     from kinema.sample.train_dit import train_dit
     from kinema.sample.train_vae import latent_statistics, train_vae
     from kinema.sample.training import Progress, Tensors
     from kinema.vae.wan import WanVAE
 
+    if arguments.start is not None and arguments.vae is not None:
+        raise RequestError("--start keeps the VAE of its model: wanted it or --vae, not both")
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -62,9 +70,8 @@ def run(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.runs)
     stop_after = None if arguments.minutes is None else 60 * arguments.minutes
 
-    if arguments.start is not None and arguments.vae is not None:
-        raise RequestError("--start keeps the VAE of its model: wanted it or --vae, not both")
     kept = arguments.start or arguments.vae
+    print(plan(recipe, folder, device, trains_vae=kept is None), flush=True)
     if kept is not None:
         trained, vae_progress = read_vae(kept, recipe), Progress()
     else:
@@ -119,8 +126,14 @@ def _recipe_and_source(arguments: argparse.Namespace, device: str) -> Any:
     from kinema.sample.clip_folder import ClipFolder
     from kinema.sample.recipe import Recipe, changed
     from kinema.sample.source import World
-    from kinema.sample.tokenizer import SPECIAL_TOKENS
+    from kinema.sample.start import read_words
 
+    for option in ("steps", "vae_steps", "threads"):
+        count = getattr(arguments, option)
+        if count is not None and count < 1:
+            raise RequestError(f"--{option.replace('_', '-')} is {count}: wanted at least 1")
+    if arguments.minutes is not None and not 0 <= arguments.minutes < math.inf:
+        raise RequestError(f"--minutes is {arguments.minutes}: wanted 0 or more")
     asked = {name: getattr(arguments, name) for name in ("size", "num_frames", "fps")}
     recipe = replace(Recipe(seed=arguments.seed), **{k: v for k, v in asked.items() if v is not None})
     if arguments.vae_steps is not None:
@@ -132,13 +145,20 @@ def _recipe_and_source(arguments: argparse.Namespace, device: str) -> Any:
     for change in arguments.set:
         recipe = changed(recipe, change)
     _check_sizes(recipe)
+    known = () if arguments.start is None else read_words(arguments.start)
     if arguments.data is None:
-        return recipe, World(recipe.seed, recipe.size, device)
-    source = ClipFolder(arguments.data, recipe.size, recipe.num_frames, recipe.seed)
-    text = replace(recipe.text, vocab_size=len(SPECIAL_TOKENS) + len(source.words))
+        world = World(recipe.seed, recipe.size, device, known)
+        return _with_words(recipe, len(world.words)), world
+    source = ClipFolder(arguments.data, recipe.size, recipe.num_frames, recipe.seed, known)
     longest = 1 + (min(source.lengths) - 1) // recipe.vae.scale_factor_temporal
     clips = replace(recipe.train_dit.clips, latents=min(recipe.train_dit.clips.latents, longest))
-    return replace(recipe, text=text, train_dit=replace(recipe.train_dit, clips=clips)), source
+    return _with_words(replace(recipe, train_dit=replace(recipe.train_dit, clips=clips)), len(source.words)), source
+
+
+def _with_words(recipe: Any, words: int) -> Any:
+    from kinema.sample.tokenizer import SPECIAL_TOKENS
+
+    return replace(recipe, text=replace(recipe.text, vocab_size=len(SPECIAL_TOKENS) + words))
 
 
 def _check_sizes(recipe: Any) -> None:

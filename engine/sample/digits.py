@@ -80,7 +80,7 @@ def _enlarged(image: np.ndarray) -> torch.Tensor:
     large = F.interpolate(padded[None, None], size=(GRID, GRID), mode="bicubic")
     sigma = GRID / _CELLS / 3
     reach = round(3 * sigma)
-    bell = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
+    bell = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float32, device="cpu") / sigma) ** 2)
     bell = (bell / bell.sum()).view(1, 1, 1, -1)
     large = F.conv2d(F.conv2d(large, bell, padding=(0, reach)), bell.mT, padding=(reach, 0))
     return large[0, 0]
@@ -104,7 +104,7 @@ def _data_set() -> tuple[np.ndarray, np.ndarray]:
     except ImportError as error:
         raise UnsupportedError(
             "the sample world's handwritten digits need scikit-learn, which is not installed: "
-            "run `pip install kinema[train]`, or choose shapes only"
+            "run `pip install scikit-learn` (in a checkout: `make tools`), or choose shapes only"
         ) from error
     data = load_digits()
     return data.images / 16.0, data.target

@@ -32,7 +32,7 @@ def features(video: torch.Tensor) -> torch.Tensor:
     generator = torch.Generator().manual_seed(_SEED)
     h, pooled = video, []
     for into, out in pairwise(WIDTHS):
-        weight = torch.randn(out, into, 3, 3, 3, generator=generator)
+        weight = torch.randn(out, into, 3, 3, 3, generator=generator, dtype=torch.float32, device="cpu")
         weight = weight - weight.mean(dim=(2, 3, 4), keepdim=True)
         weight = weight / weight.flatten(1).norm(dim=1).view(-1, 1, 1, 1, 1)
         h = F.conv3d(h, weight, stride=(1, 2, 2), padding=1).abs()

@@ -16,7 +16,7 @@ from kinema.sample.recipe import Recipe
 from kinema.sample.render import to_frames
 from kinema.sample.tokenizer import make_tokenizer
 from kinema.sample.train_dit import Models
-from kinema.sample.training import Tensors, generator_for
+from kinema.sample.training import Tensors, generator_for, normal
 from kinema.sample.world import Description, Split, sample_scene
 from kinema.vae.wan import WanVAE
 
@@ -48,7 +48,7 @@ def generate_latents(models: Models, ops: Ops, recipe: Recipe, quiz: Quiz) -> to
     side = recipe.size // recipe.vae.scale_factor_spatial
     count = len(quiz.captions)
     generator = generator_for(recipe.seed, PHASE, 1)
-    latents = torch.randn(count, recipe.vae.z_dim, frames, side, side, generator=generator)
+    latents = normal((count, recipe.vae.z_dim, frames, side, side), generator)
     core = schedulers.core_from_config(SCHEDULER)
     state = schedulers.start(core, core.grid(quiz.steps), generator=generator)
     latents = latents.to(ops.device)

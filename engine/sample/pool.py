@@ -11,6 +11,7 @@ import torch
 
 from kinema.sample.recipe import PoolRecipe, Recipe
 from kinema.sample.source import ClipSource
+from kinema.sample.training import whole_numbers
 from kinema.vae.wan import WanVAE
 
 ENCODE_TOGETHER = {"cpu": 64, "cuda": 1024}  # latent frames
@@ -68,7 +69,7 @@ class ClipPool:
 
         The pool has advanced to that step or a later one.
         """
-        numbers = torch.randint(0, self.clips_at(step), (count,), generator=generator).tolist()
+        numbers = whole_numbers(0, self.clips_at(step), (count,), generator).tolist()
         return numbers, torch.from_numpy(self._latents[numbers]).float()
 
     @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
 
@@ -155,6 +156,9 @@ def changed(recipe: Any, change: str) -> Any:
     if nested:
         return replace(recipe, **{name: changed(numbers[name], f"{rest}={value}")})
     try:
-        return replace(recipe, **{name: type(numbers[name])(value)})
+        number = type(numbers[name])(value)
     except ValueError:
-        raise RequestError(f"got {change!r}, wanted a number like {numbers[name]}") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise RequestError(f"got {change!r}, wanted a number like {numbers[name]}")
+    return replace(recipe, **{name: number})

@@ -64,14 +64,14 @@ def _patches(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Flat pixel indices int64 [B, T·P·P] into T·H·W, and opacities float32 there; P×P pixels a subject."""
     side = min(height, width)
-    radius = torch.tensor([it.radius * side for it in subjects], dtype=torch.float64)
+    radius = torch.tensor([it.radius * side for it in subjects], dtype=torch.float64, device="cpu")
     half = math.ceil(float(radius.max()) * EXTENT) + 1
     if 2 * half + 1 > side:
         raise RequestError(f"a subject of radius {float(radius.max()):.1f} pixels does not fit a side of {side}")
     radius = radius.to(device)
     places = [[it.position(t) for t in frames] for it in subjects]
     centre = torch.tensor(places, dtype=torch.float64, device=device)
-    offsets = torch.arange(-half, half + 1, device=device)
+    offsets = torch.arange(-half, half + 1, dtype=torch.int64, device=device)
     columns, at_x = _axis(centre[:, :, 0] * width, offsets, radius)
     rows, at_y = _axis(centre[:, :, 1] * height, offsets, radius)
 
@@ -79,7 +79,7 @@ def _patches(
     distance = _between(fields, at_y, at_x) * radius[:, None, None, None].float()
     opacity = (0.5 - distance).clamp(0, 1)
 
-    frame = torch.arange(len(frames), device=device)[:, None, None] * (height * width)
+    frame = torch.arange(len(frames), dtype=torch.int64, device=device)[:, None, None] * (height * width)
     where = frame + rows.remainder(height)[..., :, None] * width + columns.remainder(width)[..., None, :]
     return where.flatten(1), opacity.flatten(1)
 
@@ -87,7 +87,7 @@ def _patches(
 def _axis(centre: torch.Tensor, offsets: torch.Tensor, radius: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Along one axis: pixel numbers [B, T, P] around the centre [B, T], and their places on the field's grid."""
     pixels = centre.floor().long()[..., None] + offsets
-    local = (pixels + 0.5 - centre[..., None]) / radius[:, None, None]
+    local = (pixels.to(centre.dtype) + 0.5 - centre[..., None]) / radius[:, None, None]
     return pixels, ((local / EXTENT + 1) * (GRID / 2) - 0.5).clamp(0, GRID - 1.001).float()
 
 
@@ -95,7 +95,7 @@ def _between(fields: torch.Tensor, at_y: torch.Tensor, at_x: torch.Tensor) -> to
     """Fields [B, GRID, GRID] sampled bilinearly at rows [B, T, P] and columns [B, T, P] → [B, T, P, P]."""
     row, column = at_y.long(), at_x.long()
     down, right = (at_y - row)[..., :, None], (at_x - column)[..., None, :]
-    start = torch.arange(len(fields), device=fields.device)[:, None, None, None] * GRID * GRID
+    start = torch.arange(len(fields), dtype=torch.int64, device=fields.device)[:, None, None, None] * GRID * GRID
     corner = start + row[..., :, None] * GRID + column[..., None, :]
     flat = fields.flatten()
     top = flat[corner] * (1 - right) + flat[corner + 1] * right

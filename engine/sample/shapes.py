@@ -24,7 +24,7 @@ Outline = list[tuple[float, float]]
 
 def grid_points() -> tuple[torch.Tensor, torch.Tensor]:
     """(x, y) of the grid's cell centres, each [GRID, GRID], in units of the radius."""
-    axis = ((torch.arange(GRID, dtype=torch.float64) + 0.5) / GRID * 2 - 1) * EXTENT
+    axis = ((torch.arange(GRID, dtype=torch.float64, device="cpu") + 0.5) / GRID * 2 - 1) * EXTENT
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     return x, y
 

@@ -9,7 +9,7 @@ import torch
 
 from kinema.sample.captions import VOCABULARY, caption
 from kinema.sample.render import render
-from kinema.sample.training import generator_for
+from kinema.sample.training import generator_for, whole_numbers
 from kinema.sample.world import Scene, sample_scene
 
 PHASE = 2
@@ -37,11 +37,13 @@ class ClipSource(Protocol):
 
 
 class World:
-    """The little world, rendered on the fly, on `device`: no clip is ever seen twice by the VAE."""
+    """The little world, rendered on the fly, on `device`: no clip is ever seen twice by the VAE.
 
-    words = VOCABULARY
+    known: the words that a model to go on from has; those of its own captions that are missing come behind them.
+    """
 
-    def __init__(self, seed: int, size: int, device: str = "cpu") -> None:
+    def __init__(self, seed: int, size: int, device: str = "cpu", known: Sequence[str] = ()) -> None:
+        self.words = tuple(dict.fromkeys((*known, *VOCABULARY)))
         self.seed = seed
         self.size = size
         self.device = device
@@ -56,12 +58,12 @@ class World:
     def crops(self, numbers: Sequence[int], num_frames: int, side: int, generator: torch.Generator) -> torch.Tensor:
         """Windows that the subject is in for some of the frames; the world wraps, so a window may too."""
         scenes = [self.scene(number) for number in numbers]
-        first = int(torch.randint(0, 64, (), generator=generator))
+        first = int(whole_numbers(0, 64, (), generator))
         cut = []
         whole = render(scenes, num_frames, self.size, first_frame=first, device=self.device)
         for clip, scene in zip(whole, scenes, strict=True):
-            frame = first + int(torch.randint(0, num_frames, (), generator=generator))
-            jitter = torch.randint(-side // 2, side // 2 + 1, (2,), generator=generator).tolist()
+            frame = first + int(whole_numbers(0, num_frames, (), generator))
+            jitter = whole_numbers(-side // 2, side // 2 + 1, (2,), generator).tolist()
             x, y = scene.subjects[0].position(frame)
             left, top = int(x * self.size) - side // 2 + jitter[0], int(y * self.size) - side // 2 + jitter[1]
             cut.append(clip.roll((-top, -left), dims=(2, 3))[:, :, :side, :side])

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
 from kinema.checkpoints import ModelFolder, load_weights
+from kinema.checkpoints.json_object import read_object
 from kinema.checkpoints.weights import Shapes
+from kinema.errors import CheckpointError
 from kinema.models import wan
 from kinema.sample.recipe import Recipe
+from kinema.sample.tokenizer import SPECIAL_TOKENS
 from kinema.sample.train_vae import training_shapes
-from kinema.sample.training import Tensors
+from kinema.sample.training import Tensors, generator_for
 from kinema.text import umt5
 from kinema.vae import wan as wan_vae
+
+PHASE = 4
 
 
 def read_vae(path: str, recipe: Recipe) -> Tensors:
@@ -22,10 +32,36 @@ def read_vae(path: str, recipe: Recipe) -> Tensors:
     }
 
 
+def read_words(path: str) -> tuple[str, ...]:
+    """The words of a model's tokenizer, in the order of their ids, special tokens apart."""
+    file = Path(ModelFolder(path).component("tokenizer").folder) / "tokenizer.json"
+    model = read_object(file).get("model")
+    ids = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(ids, dict) or sorted(ids.values()) != list(range(len(ids))):
+        raise CheckpointError(
+            f"{file} is no list of words: --start goes on from models that `kinema train-sample` wrote; for others' "
+            "take --vae, which trains the text encoder anew"
+        )
+    return tuple(sorted(ids, key=ids.__getitem__))[len(SPECIAL_TOKENS) :]
+
+
 def read_dit(path: str, recipe: Recipe) -> Tensors:
-    """The transformer and text encoder, as phase two names them; otherwise as `read_vae`."""
+    """The transformer and text encoder, as phase two names them; otherwise as `read_vae`.
+
+    A recipe with more words than the model has gets random rows for them, as large as those that it knows.
+    """
     transformer = _read(path, "transformer", wan.tensor_shapes(recipe.transformer))
-    text = _read(path, "text_encoder", umt5.tensor_shapes(recipe.text))
+    known = min(recipe.text.vocab_size, len(SPECIAL_TOKENS) + len(read_words(path)))
+    text = _read(path, "text_encoder", umt5.tensor_shapes(replace(recipe.text, vocab_size=known)))
+    table = text[umt5.SHARED_EMBEDDING]
+    drawn = torch.randn(
+        recipe.text.vocab_size - known,
+        table.shape[1],
+        generator=generator_for(recipe.seed, PHASE, known),
+        dtype=torch.float32,
+        device="cpu",
+    )
+    text[umt5.SHARED_EMBEDDING] = torch.cat((table, table.std() * drawn))
     dit = {f"transformer.{name}": tensor for name, tensor in transformer.items()}
     return dit | {f"text.{name}": tensor for name, tensor in text.items()}
 

@@ -22,7 +22,15 @@ from kinema.sample.batches import PHASE, PROMPT_TOKENS, Batch, Pools, batches
 from kinema.sample.captured import CapturedLoss
 from kinema.sample.recipe import Recipe
 from kinema.sample.source import ClipSource
-from kinema.sample.training import Progress, Run, Tensors, bf16_products_are_faster, generator_for, mixed_precision
+from kinema.sample.training import (
+    Progress,
+    Run,
+    Tensors,
+    bf16_products_are_faster,
+    generator_for,
+    mixed_precision,
+    normal,
+)
 from kinema.text import umt5
 from kinema.text.umt5 import UMT5Encoder
 from kinema.vae.wan import WanVAE
@@ -34,27 +42,27 @@ def initial_dit(recipe: Recipe) -> Tensors:
     tensors: Tensors = {}
     for name, shape in wan.tensor_shapes(recipe.transformer).items():
         if "scale_shift_table" in name or name.endswith("bias") or name.startswith("proj_out"):
-            tensor = torch.zeros(shape)
+            tensor = torch.zeros(shape, dtype=torch.float32, device="cpu")
         elif "norm" in name:
-            tensor = torch.ones(shape)
+            tensor = torch.ones(shape, dtype=torch.float32, device="cpu")
         elif "time_proj" in name or "attn2.to_out" in name:
-            tensor = torch.zeros(shape)
+            tensor = torch.zeros(shape, dtype=torch.float32, device="cpu")
         else:
-            tensor = torch.randn(shape, generator=generator) / math.sqrt(math.prod(shape[1:]))
+            tensor = normal(shape, generator) / math.sqrt(math.prod(shape[1:]))
         tensors[f"transformer.{name}"] = tensor
     _hide_padding(recipe, tensors, generator)
     for name, shape in umt5.tensor_shapes(recipe.text).items():
         if "layer_norm" in name:
-            tensor = torch.ones(shape)
+            tensor = torch.ones(shape, dtype=torch.float32, device="cpu")
         elif "relative_attention_bias" in name:
-            tensor = torch.zeros(shape)
+            tensor = torch.zeros(shape, dtype=torch.float32, device="cpu")
         elif name == "shared.weight":
-            tensor = torch.randn(shape, generator=generator)
+            tensor = normal(shape, generator)
         else:
             branch = 0.3 if name.endswith(("o.weight", "wo.weight")) else 1.0
             # T5 attends without a scale, so its queries start smaller
             scale = recipe.text.d_kv**-0.5 if name.endswith(".q.weight") else 1.0
-            tensor = torch.randn(shape, generator=generator) * branch * scale / math.sqrt(shape[1])
+            tensor = normal(shape, generator) * branch * scale / math.sqrt(shape[1])
         tensors[f"text.{name}"] = tensor
     return tensors
 
@@ -67,7 +75,7 @@ def _hide_padding(recipe: Recipe, tensors: Tensors, generator: torch.Generator) 
     than its bias, but the norm makes the bias alone as long as a word.
     """
     for i in range(recipe.transformer.num_layers):
-        away = torch.randn(recipe.transformer.dim, generator=generator).sign()
+        away = normal((recipe.transformer.dim,), generator).sign()
         tensors[f"transformer.blocks.{i}.attn2.to_q.bias"] = 1.5 * away
         tensors[f"transformer.blocks.{i}.attn2.to_k.bias"] = -0.2 * away
 
@@ -82,7 +90,7 @@ class Models:
 
     def context(self, ids: torch.Tensor, lengths: torch.Tensor) -> Context:
         """Of captions, see `Tokens`, on the device. They attend to PROMPT_TOKENS tokens, nearly all of them padding."""
-        real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+        real = torch.arange(ids.shape[1], dtype=torch.int64, device=ids.device) < lengths[:, None]
         hidden = self.text.right_padded(ids, lengths) * real.unsqueeze(-1)
         return self.transformer.encode_context(
             torch.nn.functional.pad(hidden, (0, 0, 0, 1)), folded=PROMPT_TOKENS - ids.shape[1]

@@ -13,7 +13,7 @@ from kinema.checkpoints.weights import Shapes, Weights
 from kinema.ops import Ops
 from kinema.sample.recipe import Recipe
 from kinema.sample.source import ClipSource
-from kinema.sample.training import Progress, Run, Tensors, generator_for
+from kinema.sample.training import Progress, Run, Tensors, generator_for, normal, whole_numbers
 from kinema.vae.posterior import Posterior
 from kinema.vae.wan import WanVAE, WanVAEConfig, tensor_shapes
 
@@ -52,13 +52,13 @@ def initial_vae(config: WanVAEConfig, seed: int) -> Tensors:
     tensors: Tensors = {}
     for name, shape in training_shapes(config).items():
         if name.endswith("gamma"):
-            tensors[name] = torch.ones(shape)
+            tensors[name] = torch.ones(shape, dtype=torch.float32, device="cpu")
         elif name.endswith("bias"):
-            tensors[name] = torch.zeros(shape)
+            tensors[name] = torch.zeros(shape, dtype=torch.float32, device="cpu")
         else:
             gain = 0.1 if ".conv2." in name or ".proj." in name else 1.0
             fan_in = math.prod(shape[1:])
-            tensors[name] = torch.randn(shape, generator=generator) * gain * math.sqrt(1.6 / fan_in)
+            tensors[name] = normal(shape, generator) * gain * math.sqrt(1.6 / fan_in)
     tensors["quant_conv.bias"][config.z_dim :] = -6.0
     tensors["quant_conv.weight"][config.z_dim :] *= 0.1
     return tensors
@@ -77,7 +77,7 @@ def training_clips(recipe: Recipe, source: ClipSource, step: int) -> torch.Tenso
     frames = train.frames[step % len(train.frames)]
     pixels = train.batch * train.crop**2 * max(train.frames)
     count = max(1, pixels // (frames * (recipe.size if whole else train.crop) ** 2))
-    numbers = torch.randint(0, 2**40, (count,), generator=generator).tolist()
+    numbers = whole_numbers(0, 2**40, (count,), generator).tolist()
     return source.video(numbers, frames) if whole else source.crops(numbers, frames, train.crop, generator)
 
 

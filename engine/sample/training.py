@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from kinema.errors import RequestError
 from kinema.ops import Ops
 from kinema.sample.muon import Muon
 from kinema.sample.recipe import Schedule
+from kinema.sample.uninterrupted import uninterrupted
 
 Tensors = dict[str, torch.Tensor]
 CPU = torch.device("cpu")
@@ -33,12 +35,27 @@ def generator_for(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(mixed)
 
 
+def normal(shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    """Standard normal numbers in fp32, drawn on the CPU."""
+    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+
+
+def uniform(shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    """Numbers of [0, 1) in fp32, drawn on the CPU."""
+    return torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
+
+
+def whole_numbers(low: int, high: int, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    """Whole numbers from `low` to below `high`, int64, drawn on the CPU."""
+    return torch.randint(low, high, shape, generator=generator, dtype=torch.int64, device="cpu")
+
+
 @lru_cache(maxsize=1)
 def bf16_products_are_faster() -> bool:
     """Whether this processor multiplies bf16 matrices at least half again as fast as fp32 ones (best of several)."""
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
-        a, b = torch.randn(1024, 512).to(dtype), torch.randn(512, 512).to(dtype)
+        a, b = (torch.randn(rows, 512, dtype=torch.float32, device="cpu").to(dtype) for rows in (1024, 512))
         times = []
         for _ in range(12):
             start = time.perf_counter()
@@ -127,7 +144,7 @@ class Run:
         save_every: float = 120.0,
         stop_after: float | None = None,
     ) -> None:
-        """Run to the end of the schedule, or for `stop_after` seconds.
+        """Run to the end of the schedule, or for `stop_after` seconds; what stops it otherwise finds the state saved.
 
         learn(step) leaves the gradients of a step's loss in the parameters and returns the loss and the number of
         samples in it; evaluate(step) gives figures for the curve.
@@ -136,11 +153,17 @@ class Run:
         before, recent = self.progress.seconds, []
         while not self.done:
             step = self.progress.step
-            loss, samples = learn(step)
-            self._update(step)
-            self.progress.step += 1
-            self.progress.samples += samples
-            self.progress.seconds = before + time.monotonic() - started
+            try:
+                loss, samples = learn(step)
+                with uninterrupted():
+                    self._update(step)
+                    self.progress.step += 1
+                    self.progress.samples += samples
+                    self.progress.seconds = before + time.monotonic() - started
+            except BaseException:
+                if self.progress.step:  # ctrl-C, a signal, a full disk elsewhere: the steps so far are whole
+                    self.save()
+                raise
             recent.append(loss)
             if self.progress.step % report_every == 0 or self.done:
                 figures = {"loss": float(torch.stack(recent).mean())}
@@ -186,8 +209,21 @@ class Run:
         partial.replace(self.path)
 
     def _load(self) -> None:
+        """Raises RequestError if the file is not the state of a run of these tensors."""
+        try:
+            self._read()
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise RequestError(
+                f"{self.path} is not the state of this run ({' '.join(str(error).split())[:200]}): give another folder "
+                "(--runs), or remove it to start anew"
+            ) from error
+
+    def _read(self) -> None:
         with safe_open(self.path, framework="pt") as file:
             saved = set(file.keys())
+            for name, parameter in self.parameters.items():
+                if (shape := file.get_slice(f"parameter/{name}").get_shape()) != list(parameter.shape):
+                    raise ValueError(f"{name} is {shape}, wanted {list(parameter.shape)}")
             self.progress = Progress(**json.loads(file.metadata()["progress"]))
             for name, parameter in self.parameters.items():
                 with torch.no_grad():
@@ -200,5 +236,7 @@ class Run:
                     if id(parameter) in trained and kept:
                         state = {key: file.get_tensor(f"{key}/{name}").to(self.device) for key in kept}
                         if isinstance(optimizer, torch.optim.AdamW):
-                            state["step"] = torch.tensor(float(self.progress.step), device=self.device)
+                            state["step"] = torch.tensor(
+                                float(self.progress.step), dtype=torch.float32, device=self.device
+                            )
                         optimizer.state[parameter] = state

@@ -209,7 +209,7 @@ def sample_scene(generator: torch.Generator, split: Split = "train", subjects: S
     the frame across it, so nothing is cut in two for good; everywhere on the grid of starts, that is. `subjects`
     narrows the choice, for a curriculum.
     """
-    drawn = torch.rand(6, generator=generator, dtype=torch.float64).tolist()
+    drawn = torch.rand(6, generator=generator, dtype=torch.float64, device="cpu").tolist()
     name, colour, motion = _pick(combinations(split, tuple(subjects)), drawn[0])
     coloured = tuple(b for b in BACKGROUNDS if b != PLAIN and contrasts(colour, b))
     background = PLAIN if drawn[1] < 0.5 else _pick(coloured, 2 * drawn[1] - 1)

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 
+from kinema.config import Length, Range
 from kinema.errors import CheckpointError
-from kinema.schedulers.core import one_of
+
+TrainTimesteps = Annotated[int, Range(2, 100_000)]
+Beta = Annotated[float, Range(1e-8, 0.999)]
+Spacing = Literal["linspace", "leading", "trailing"]
+StepsOffset = Annotated[int, Range(-100_000, 100_000)]
 
 
 @dataclass(frozen=True)
 class BetaConfig:
     """The options that diffusers' beta-based schedulers share."""
 
-    num_train_timesteps: int = 1000
-    beta_start: float = 0.0001
-    beta_end: float = 0.02
-    beta_schedule: str = "linear"
-    trained_betas: tuple[float, ...] | None = None
+    num_train_timesteps: TrainTimesteps = 1000
+    beta_start: Beta = 0.0001
+    beta_end: Beta = 0.02
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
+    trained_betas: Annotated[tuple[float, ...], Range(0, 1), Length(2, 100_000)] | None = None
     rescale_betas_zero_snr: bool = False
 
 
@@ -29,18 +35,18 @@ def betas(config: BetaConfig, *, scaled_linear_dtype: torch.dtype = torch.float3
     if config.trained_betas is not None:
         if len(config.trained_betas) != steps:
             raise CheckpointError(f"trained_betas has {len(config.trained_betas)} entries, wanted {steps}")
-        return torch.tensor(config.trained_betas, dtype=torch.float32)
-    one_of(config, "beta_schedule", ("linear", "scaled_linear", "squaredcos_cap_v2"))
+        return torch.tensor(config.trained_betas, dtype=torch.float32, device="cpu")
     if config.beta_schedule == "linear":
-        return torch.linspace(config.beta_start, config.beta_end, steps, dtype=torch.float32)
+        return torch.linspace(config.beta_start, config.beta_end, steps, dtype=torch.float32, device="cpu")
     if config.beta_schedule == "scaled_linear":
-        return torch.linspace(config.beta_start**0.5, config.beta_end**0.5, steps, dtype=scaled_linear_dtype) ** 2
+        start, end = config.beta_start**0.5, config.beta_end**0.5
+        return torch.linspace(start, end, steps, dtype=scaled_linear_dtype, device="cpu") ** 2
 
     def cosine(t: float) -> float:
         return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
 
     steps_of = [min(1 - cosine((i + 1) / steps) / cosine(i / steps), 0.999) for i in range(steps)]
-    return torch.tensor(steps_of, dtype=torch.float32)
+    return torch.tensor(steps_of, dtype=torch.float32, device="cpu")
 
 
 def cumulative_alphas(beta: torch.Tensor) -> torch.Tensor:

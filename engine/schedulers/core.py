@@ -10,7 +10,7 @@ because 1 - sigma near sigma = 1 differs by a per cent between float32 and float
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -72,7 +72,6 @@ class SchedulerCore(ABC):
         """K: sample, model output, history, noise."""
         return 2 + sum(self.delays) + int(self.has_noise)
 
-    @abstractmethod
     def grid(
         self,
         num_inference_steps: int | None = None,
@@ -84,8 +83,27 @@ class SchedulerCore(ABC):
         """The grid of `set_timesteps` with these arguments.
 
         mu: the shift of classes with use_dynamic_shifting (a logarithm where time_shift_type is exponential).
-        Raises RequestError for arguments that this class or configuration does not take.
+        Raises RequestError for arguments that this class or configuration does not take, or that give no finite levels.
         """
+        with np.errstate(all="ignore"):  # what is not finite is refused below
+            try:
+                grid = self._grid(num_inference_steps, sigmas, timesteps, mu)
+            except ArithmeticError as error:
+                raise self._no_levels() from error
+        if not bool(torch.isfinite(grid.timesteps.to(torch.float64)).all() and not grid.sigmas.isnan().any()):
+            raise self._no_levels()
+        return grid
+
+    @abstractmethod
+    def _grid(
+        self, num_inference_steps: int | None, sigmas: Numbers | None, timesteps: Numbers | None, mu: float | None
+    ) -> Grid:
+        """`grid`, before it is known to be finite."""
+
+    def _no_levels(self) -> RequestError:
+        return RequestError(
+            f"{self.class_name} with this configuration has no finite noise levels: its betas or its shift are extreme"
+        )
 
     @abstractmethod
     def _rows(self, grid: Grid, index: int, begin: int, eta: float, terms: Terms) -> Sequence[torch.Tensor]:
@@ -119,14 +137,14 @@ class SchedulerCore(ABC):
         if eta < 0.0 or (eta > 0.0 and not self._knows_eta):
             wanted = "wanted a number from 0 to 1" if self._knows_eta else f"but {self.class_name} knows no eta"
             raise RequestError(f"eta={eta} was given, {wanted}")
-        unit = torch.eye(self.num_terms, dtype=torch.float64)
+        unit = torch.eye(self.num_terms, dtype=torch.float64, device="cpu")
         lines, at = [], 2
         for depth in self.delays:
             lines.append(tuple(unit[at : at + depth]))
             at += depth
         terms = Terms(unit[0], unit[1], tuple(lines), unit[-1])
         table = torch.stack([row.to(torch.float64) for row in self._rows(grid, index, begin, eta, terms)])
-        if not bool(torch.isfinite(table).all()):
+        if not bool(torch.isfinite(table.to(torch.float32)).all()):  # which they are applied in
             raise RequestError(
                 f"{self.class_name} with this configuration has no finite update at step {index + 1} of {len(grid)} "
                 f"(sigma {float(grid.sigmas[index]):.6g} to {float(grid.sigmas[index + 1]):.6g}); diffusers returns "
@@ -139,15 +157,6 @@ class SchedulerCore(ABC):
         for name, value in given.items():
             if value is not None:
                 raise RequestError(f"{name} was given, but {self.class_name} does not take {name} here; leave it out")
-
-
-def one_of(config: Any, option: str, known: Collection[object]) -> None:
-    """CheckpointError unless config.<option> is in `known`."""
-    value = getattr(config, option)
-    if value not in known:
-        raise CheckpointError(
-            f"{type(config).__name__}: {option}={value!r} is not supported; wanted one of {sorted(map(str, known))}"
-        )
 
 
 def must_be_off(config: Any, *options: str) -> None:

@@ -4,43 +4,55 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 
+from kinema.config import Range
 from kinema.errors import RequestError
 from kinema.schedulers import spacing
-from kinema.schedulers.betas import BetaConfig, betas, cumulative_alphas, rescaled_betas, zero_terminal_snr
-from kinema.schedulers.core import Grid, Numbers, SchedulerCore, Terms, count_steps, must_be_off, one_of
+from kinema.schedulers.betas import (
+    Beta,
+    BetaConfig,
+    Spacing,
+    StepsOffset,
+    betas,
+    cumulative_alphas,
+    rescaled_betas,
+    zero_terminal_snr,
+)
+from kinema.schedulers.core import Grid, Numbers, SchedulerCore, Terms, count_steps, must_be_off
+
+Prediction = Literal["epsilon", "sample", "v_prediction"]
 
 
 @dataclass(frozen=True)
 class DDIMConfig(BetaConfig):
     clip_sample: bool = True
     set_alpha_to_one: bool = True
-    steps_offset: int = 0
-    prediction_type: str = "epsilon"
+    steps_offset: StepsOffset = 0
+    prediction_type: Prediction = "epsilon"
     thresholding: bool = False
     dynamic_thresholding_ratio: float = 0.995
     clip_sample_range: float = 1.0
     sample_max_value: float = 1.0
-    timestep_spacing: str = "leading"
+    timestep_spacing: Spacing = "leading"
 
 
 @dataclass(frozen=True)
 class CogVideoXDDIMConfig(BetaConfig):
-    beta_start: float = 0.00085
-    beta_end: float = 0.0120
-    beta_schedule: str = "scaled_linear"
+    beta_start: Beta = 0.00085
+    beta_end: Beta = 0.0120
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "scaled_linear"
     clip_sample: bool = True
     set_alpha_to_one: bool = True
-    steps_offset: int = 0
-    prediction_type: str = "epsilon"
+    steps_offset: StepsOffset = 0
+    prediction_type: Prediction = "epsilon"
     clip_sample_range: float = 1.0
     sample_max_value: float = 1.0
-    timestep_spacing: str = "leading"
-    snr_shift_scale: float = 3.0
+    timestep_spacing: Spacing = "leading"
+    snr_shift_scale: Annotated[float, Range(1e-3, 1000)] = 3.0
 
 
 class DDIM(SchedulerCore):
@@ -61,22 +73,15 @@ class DDIM(SchedulerCore):
         self._prepare(config, cumulative_alphas(rescaled_betas(beta) if config.rescale_betas_zero_snr else beta))
 
     def _prepare(self, config: DDIMConfig | CogVideoXDDIMConfig, alphas_bar: torch.Tensor) -> None:
-        one_of(config, "timestep_spacing", spacing.TIMESTEP_SPACINGS)
-        one_of(config, "prediction_type", ("epsilon", "sample", "v_prediction"))
         self.config = config
         self._alphas_bar = alphas_bar
-        self._final_alpha_bar = torch.tensor(1.0) if config.set_alpha_to_one else alphas_bar[0]
+        self._final_alpha_bar = alphas_bar.new_tensor(1.0) if config.set_alpha_to_one else alphas_bar[0]
 
     def draws_noise(self, eta: float = 0.0) -> bool:
         return eta > 0
 
-    def grid(
-        self,
-        num_inference_steps: int | None = None,
-        *,
-        sigmas: Numbers | None = None,
-        timesteps: Numbers | None = None,
-        mu: float | None = None,
+    def _grid(
+        self, num_inference_steps: int | None, sigmas: Numbers | None, timesteps: Numbers | None, mu: float | None
     ) -> Grid:
         """sigmas are √((1-ᾱ)/ᾱ), which the diffusers class does not keep (infinite at zero terminal SNR)."""
         self._refuse(sigmas=sigmas, timesteps=timesteps, mu=mu)

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 
+from kinema.config import Range
 from kinema.errors import CheckpointError, RequestError
 from kinema.schedulers import spacing
-from kinema.schedulers.core import Grid, Numbers, Terms, count_steps, must_be_off, one_of
+from kinema.schedulers.core import Grid, Numbers, Terms, count_steps, must_be_off
 from kinema.schedulers.multistep import MultistepConfig, MultistepCore
 
 
 @dataclass(frozen=True)
 class DPMSolverMultistepConfig(MultistepConfig):
-    algorithm_type: str = "dpmsolver++"
-    solver_type: str = "midpoint"
+    # "deis", and solver types of other classes, mean the defaults, as in diffusers
+    algorithm_type: Literal["dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++", "deis"] = "dpmsolver++"
+    solver_type: Literal["midpoint", "heun", "logrho", "bh1", "bh2"] = "midpoint"
+    time_shift_type: Literal["exponential"] = "exponential"
     euler_at_final: bool = False
     use_lu_lambdas: bool = False
-    lambda_min_clipped: float = -float("inf")
-    variance_type: str | None = None
+    lambda_min_clipped: Annotated[float, Range(-float("inf"), 1000)] = -float("inf")
+    variance_type: Literal["learned", "learned_range"] | None = None
 
 
 class DPMSolverMultistep(MultistepCore):
@@ -31,10 +35,6 @@ class DPMSolverMultistep(MultistepCore):
     config_class = DPMSolverMultistepConfig
 
     def __init__(self, config: DPMSolverMultistepConfig) -> None:
-        # "deis", and solver types of other classes, mean the defaults, as in diffusers
-        one_of(config, "algorithm_type", ("dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++", "deis"))
-        one_of(config, "solver_type", ("midpoint", "heun", "logrho", "bh1", "bh2"))
-        one_of(config, "time_shift_type", ("exponential",))
         algorithm = "dpmsolver++" if config.algorithm_type == "deis" else config.algorithm_type
         super().__init__(config, predicts_data=algorithm.endswith("++"))
         must_be_off(config, "variance_type")
@@ -53,13 +53,8 @@ class DPMSolverMultistep(MultistepCore):
         algorithm = self.config.algorithm_type.removeprefix("sde-")
         return DPMSolverMultistep(replace(self.config, algorithm_type=algorithm))
 
-    def grid(
-        self,
-        num_inference_steps: int | None = None,
-        *,
-        sigmas: Numbers | None = None,
-        timesteps: Numbers | None = None,
-        mu: float | None = None,
+    def _grid(
+        self, num_inference_steps: int | None, sigmas: Numbers | None, timesteps: Numbers | None, mu: float | None
     ) -> Grid:
         """`timesteps`: integers of the training range, for configurations without a spacing of their own."""
         c = self.config
@@ -132,7 +127,7 @@ class DPMSolverMultistep(MultistepCore):
         the output; the SDE form doubles the exponent and puts back the variance that this removes.
         """
         here, there = self._level(grid, index), self._level(grid, index + 1)
-        none = torch.zeros(())
+        none = torch.zeros_like(h)
         if self.predicts_data and not self._sde:
             decay, alpha = torch.exp(-h) - 1.0, there.alpha
             linear, quadratic = alpha * (decay / h + 1.0), -(alpha * ((decay + h) / h**2 - 0.5))

@@ -4,30 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 
-from kinema.errors import RequestError
+from kinema.config import Range
+from kinema.errors import CheckpointError, RequestError
 from kinema.schedulers import spacing
-from kinema.schedulers.core import Grid, Numbers, SchedulerCore, Terms, count_steps, must_be_off, one_of
+from kinema.schedulers.betas import TrainTimesteps
+from kinema.schedulers.core import Grid, Numbers, SchedulerCore, Terms, count_steps, must_be_off
 
 
 @dataclass(frozen=True)
 class FlowMatchEulerDiscreteConfig:
-    num_train_timesteps: int = 1000
-    shift: float = 1.0
+    num_train_timesteps: TrainTimesteps = 1000
+    shift: spacing.Shift = 1.0
     use_dynamic_shifting: bool = False
-    base_shift: float | None = 0.5
-    max_shift: float | None = 1.15
-    base_image_seq_len: int = 256
-    max_image_seq_len: int = 4096
+    base_shift: Annotated[float, Range(-100, 100)] | None = 0.5
+    max_shift: Annotated[float, Range(-100, 100)] | None = 1.15
+    base_image_seq_len: Annotated[int, Range(1, 10**9)] = 256
+    max_image_seq_len: Annotated[int, Range(1, 10**9)] = 4096
     invert_sigmas: bool = False
-    shift_terminal: float | None = None
+    shift_terminal: spacing.ShiftTerminal | None = None
     use_karras_sigmas: bool = False
     use_exponential_sigmas: bool = False
     use_beta_sigmas: bool = False
-    time_shift_type: str = "exponential"
+    time_shift_type: Literal["exponential", "linear"] = "exponential"
     stochastic_sampling: bool = False
 
 
@@ -43,7 +46,8 @@ class FlowMatchEulerDiscrete(SchedulerCore):
 
     def __init__(self, config: FlowMatchEulerDiscreteConfig) -> None:
         must_be_off(config, "invert_sigmas")
-        one_of(config, "time_shift_type", ("exponential", "linear"))
+        if config.base_image_seq_len == config.max_image_seq_len:
+            raise CheckpointError("base_image_seq_len and max_image_seq_len are the same: no line goes through them")
         self.config = config
         self.has_noise = config.stochastic_sampling
         self._conversion = spacing.conversion_of(config)
@@ -59,13 +63,8 @@ class FlowMatchEulerDiscrete(SchedulerCore):
         slope = (c.max_shift - c.base_shift) / (c.max_image_seq_len - c.base_image_seq_len)
         return float(tokens * slope + (c.base_shift - slope * c.base_image_seq_len))
 
-    def grid(
-        self,
-        num_inference_steps: int | None = None,
-        *,
-        sigmas: Numbers | None = None,
-        timesteps: Numbers | None = None,
-        mu: float | None = None,
+    def _grid(
+        self, num_inference_steps: int | None, sigmas: Numbers | None, timesteps: Numbers | None, mu: float | None
     ) -> Grid:
         """timesteps fp32 = 1000·σ, unless `timesteps` are given: those are fed as they are, while the sigmas
         that come from them are shifted."""
@@ -91,14 +90,14 @@ class FlowMatchEulerDiscrete(SchedulerCore):
         final = torch.from_numpy(levels).to(torch.float32)
         return Grid(
             timesteps=final * c.num_train_timesteps if fed is None else torch.from_numpy(fed),
-            sigmas=torch.cat([final, torch.zeros(1)]),
+            sigmas=torch.cat([final, final.new_zeros(1)]),
             num_inference_steps=steps,
         )
 
     def _ends(self) -> tuple[float, float]:
         """The first and the last timestep of the training grid, (once) shifted if the shift is static."""
         c = self.config
-        ends = torch.tensor([c.num_train_timesteps, 1.0], dtype=torch.float32) / c.num_train_timesteps
+        ends = torch.tensor([c.num_train_timesteps, 1.0], dtype=torch.float32, device="cpu") / c.num_train_timesteps
         if not c.use_dynamic_shifting:
             ends = c.shift * ends / (1 + (c.shift - 1) * ends)
         first, last = ends.tolist()

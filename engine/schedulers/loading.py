@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Mapping
+from dataclasses import fields
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from kinema.checkpoints.json_object import read_object
+from kinema.checkpoints.opening import is_file
 from kinema.config import from_config as config_from
-from kinema.errors import CheckpointError
+from kinema.config import origin
+from kinema.errors import CheckpointError, listed, one_line, shown
 from kinema.schedulers.core import SchedulerCore
 from kinema.schedulers.ddim import DDIM, CogVideoXDDIM
 from kinema.schedulers.dpmsolver import DPMSolverMultistep
@@ -24,16 +28,33 @@ _CORES: dict[str, type[Any]] = {
 }
 
 
+_OPTIONS = {field.name for core in _CORES.values() for field in fields(core.config_class)}
+
+
 def core_from_config(config: Mapping[str, Any]) -> SchedulerCore:
     """The core that a scheduler_config.json describes.
 
-    CheckpointError names the class or the option that kinema cannot honour.
+    CheckpointError names the class or the option that kinema cannot honour. Each class of configurations has every
+    option that diffusers' class reads; what else is there is ignored, as it is in diffusers: a configuration keeps the
+    options of the class that it came from (`Other.from_config(pipe.scheduler.config)`). What no class knows is logged.
     """
+    where = origin(config, "scheduler_config.json")
+    if not isinstance(config, Mapping):
+        raise CheckpointError(f"{where} is {shown(config)}: wanted an object of names and values")
     name = config.get("_class_name")
     if not isinstance(name, str) or name not in _CORES:
-        raise CheckpointError(f"scheduler _class_name={name!r} is not supported; wanted one of {sorted(_CORES)}")
+        raise CheckpointError(
+            f"{where}: scheduler _class_name={shown(name)} is not supported; wanted one of {sorted(_CORES)}"
+        )
+    unknown = [str(key) for key in config if key not in _OPTIONS and not str(key).startswith("_")]
+    if unknown:
+        logging.getLogger(__name__).warning(one_line(f"{where}: {name} has no {listed(unknown)}: ignored"))
     core_class = _CORES[name]
-    core: SchedulerCore = core_class(config_from(core_class.config_class, config))
+    options = config_from(core_class.config_class, config, only_known=False)
+    try:
+        core: SchedulerCore = core_class(options)
+    except CheckpointError as error:
+        raise CheckpointError(f"{where}: {error}") from error
     return core
 
 
@@ -49,13 +70,7 @@ def from_pretrained(path: str | PathLike[str]) -> Scheduler:
 
 def _read(path: Path) -> Mapping[str, Any]:
     candidates = [path] if path.suffix == ".json" else [path / "scheduler" / FILE_NAME, path / FILE_NAME]
-    file = next((candidate for candidate in candidates if candidate.is_file()), None)
+    file = next((candidate for candidate in candidates if is_file(candidate)), None)
     if file is None:
         raise CheckpointError(f"found no scheduler configuration: looked for {' and '.join(map(str, candidates))}")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{file} holds a {type(config).__name__}, wanted a JSON object")
-    return config
+    return read_object(file)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from kinema.errors import CheckpointError, RequestError
 from kinema.schedulers import spacing
-from kinema.schedulers.betas import BetaConfig, betas, cumulative_alphas, rescaled_betas
-from kinema.schedulers.core import Grid, SchedulerCore, Terms, must_be_off, one_of
+from kinema.schedulers.betas import BetaConfig, Spacing, StepsOffset, betas, cumulative_alphas, rescaled_betas
+from kinema.schedulers.core import Grid, SchedulerCore, Terms, must_be_off
 
 
 @dataclass(frozen=True)
 class MultistepConfig(BetaConfig):
-    solver_order: int = 2
-    prediction_type: str = "epsilon"
+    solver_order: Literal[1, 2, 3] = 2
+    prediction_type: Literal["epsilon", "sample", "v_prediction", "flow_prediction"] = "epsilon"
     thresholding: bool = False
     dynamic_thresholding_ratio: float = 0.995
     sample_max_value: float = 1.0
@@ -26,12 +26,12 @@ class MultistepConfig(BetaConfig):
     use_exponential_sigmas: bool = False
     use_beta_sigmas: bool = False
     use_flow_sigmas: bool = False
-    flow_shift: float = 1.0
-    timestep_spacing: str = "linspace"
-    steps_offset: int = 0
-    final_sigmas_type: str = "zero"
+    flow_shift: spacing.Shift = 1.0
+    timestep_spacing: Spacing = "linspace"
+    steps_offset: StepsOffset = 0
+    final_sigmas_type: Literal["zero", "sigma_min"] = "zero"
     use_dynamic_shifting: bool = False
-    time_shift_type: str = "exponential"
+    time_shift_type: Literal["exponential", "linear"] = "exponential"
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,6 @@ class MultistepCore(SchedulerCore):
 
     def __init__(self, config: Any, *, predicts_data: bool) -> None:
         must_be_off(config, "thresholding")
-        one_of(config, "solver_order", (1, 2, 3))
-        one_of(config, "timestep_spacing", spacing.TIMESTEP_SPACINGS)
-        one_of(config, "final_sigmas_type", ("zero", "sigma_min"))
-        one_of(config, "prediction_type", ("epsilon", "sample", "v_prediction", "flow_prediction"))
         if config.prediction_type == "flow_prediction" and not predicts_data:
             raise CheckpointError(
                 f"{self.class_name}: prediction_type='flow_prediction' needs a solver of x0 predictions "
@@ -128,6 +124,8 @@ class MultistepCore(SchedulerCore):
 
     def _assembled(self, sigmas: np.ndarray, timesteps: np.ndarray, last: float) -> Grid:
         """Truncate timesteps to int64 and append the final sigma."""
+        if not (np.isfinite(sigmas).all() and np.isfinite(timesteps).all()):
+            raise self._no_levels()
         return Grid(
             timesteps=torch.from_numpy(timesteps).to(torch.int64),
             sigmas=torch.from_numpy(np.concatenate([sigmas, [last]]).astype(np.float32)),

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import math
 from importlib import import_module
+from typing import Annotated
 
 import numpy as np
 import torch
 
+from kinema.config import Range
 from kinema.errors import CheckpointError, RequestError
 from kinema.schedulers.core import Numbers
 
-TIMESTEP_SPACINGS = ("linspace", "leading", "trailing")
+Shift = Annotated[float, Range(1e-3, 1000)]
+ShiftTerminal = Annotated[float, Range(0, 0.999)]
 
 
 def as_array(values: Numbers) -> np.ndarray:

@@ -121,7 +121,7 @@ def add_noise(
     """A clean `sample` [B, ...] brought to the level of step `index` (one, or one per sample), in fp32."""
     indices = [index] * len(sample) if isinstance(index, int) else index
     levels = [[core.noising(grid, i)] for i in indices]
-    return ops.scheduler_step((sample, noise), torch.tensor(levels, dtype=torch.float32).to(sample.device))[0]
+    return ops.scheduler_step((sample, noise), torch.tensor(levels, dtype=torch.float32, device=sample.device))[0]
 
 
 def _terms(

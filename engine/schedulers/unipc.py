@@ -4,25 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 
+from kinema.config import Length, Range
 from kinema.errors import CheckpointError, RequestError
 from kinema.schedulers import spacing
-from kinema.schedulers.core import Grid, Numbers, Terms, count_steps, must_be_off, one_of
+from kinema.schedulers.core import Grid, Numbers, Terms, count_steps
 from kinema.schedulers.multistep import Level, MultistepConfig, MultistepCore
 
 
 @dataclass(frozen=True)
 class UniPCMultistepConfig(MultistepConfig):
     predict_x0: bool = True
-    solver_type: str = "bh2"
-    disable_corrector: tuple[int, ...] = ()
+    # the other solvers' names mean the default one, as in diffusers: configurations are passed between classes
+    solver_type: Literal["bh1", "bh2", "midpoint", "heun", "logrho"] = "bh2"
+    disable_corrector: Annotated[tuple[int, ...], Range(-100_000, 100_000), Length(0, 10_000)] = ()
     solver_p: None = None
-    sigma_min: float | None = None
-    sigma_max: float | None = None
-    shift_terminal: float | None = None
+    sigma_min: Annotated[float, Range(1e-6, 1e6)] | None = None
+    sigma_max: Annotated[float, Range(1e-6, 1e6)] | None = None
+    shift_terminal: spacing.ShiftTerminal | None = None
 
 
 class UniPCMultistep(MultistepCore):
@@ -37,22 +40,13 @@ class UniPCMultistep(MultistepCore):
 
     def __init__(self, config: UniPCMultistepConfig) -> None:
         super().__init__(config, predicts_data=config.predict_x0)
-        must_be_off(config, "solver_p")
-        one_of(config, "time_shift_type", ("exponential", "linear"))
-        # the other solvers' names mean the default one, as in diffusers: configurations are passed between classes
-        one_of(config, "solver_type", ("bh1", "bh2", "midpoint", "heun", "logrho"))
         if config.shift_terminal is not None and not config.use_flow_sigmas:
             raise CheckpointError("UniPCMultistepConfig: shift_terminal needs use_flow_sigmas=true")
         self._bh1 = config.solver_type == "bh1"
         self.delays = (1, config.solver_order)
 
-    def grid(
-        self,
-        num_inference_steps: int | None = None,
-        *,
-        sigmas: Numbers | None = None,
-        timesteps: Numbers | None = None,
-        mu: float | None = None,
+    def _grid(
+        self, num_inference_steps: int | None, sigmas: Numbers | None, timesteps: Numbers | None, mu: float | None
     ) -> Grid:
         """`sigmas` (with use_flow_sigmas only) are levels before the shift."""
         c = self.config
@@ -153,7 +147,11 @@ class UniPCMultistep(MultistepCore):
         here, there = self._level(grid, index - 1), self._level(grid, index)
         update = _Update(self, here, there, [self._level(grid, index - 1 - a).lam for a in range(1, order)])
         differences = [*update.differences(past), converted - past[0]]
-        rhos = [torch.tensor(0.5)] if order == 1 else _solved(update.powers, update.moments)
+        rhos = (
+            [torch.tensor(0.5, dtype=torch.float32, device="cpu")]
+            if order == 1
+            else _solved(update.powers, update.moments)
+        )
         residual = sum(rho * d for rho, d in zip(rhos, differences, strict=True))
         return update.transported(last_sample, past[0]) - update.weight * residual
 
@@ -172,7 +170,7 @@ class _Update:
         growth = torch.expm1(hh)
         base = hh if core._bh1 else growth
         self.distances = [(lam - here.lam) / step for lam in earlier]
-        ratios = torch.stack([*self.distances, torch.ones(())])
+        ratios = torch.stack([*self.distances, torch.ones_like(step)])
         self.powers = [torch.pow(ratios, i) for i in range(len(ratios))]
         self.moments: list[torch.Tensor] = []
         phi, factorial = growth / hh - 1, 1

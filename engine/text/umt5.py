@@ -10,15 +10,14 @@ import math
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
-from torch.nn.functional import embedding
 
 from kinema.checkpoints.weights import Shapes, Weights
-from kinema.config import from_config
+from kinema.config import Epsilon, Layers, Range, Size, from_config, origin
 from kinema.diffusers_names import DiffusersNames
-from kinema.errors import CheckpointError, RequestError
+from kinema.errors import CheckpointError, RequestError, shown
 from kinema.ops import Ops
 from kinema.ops.attention import KV
 from kinema.ops.linear import Activation
@@ -61,43 +60,46 @@ OWN_EMBEDDING = "encoder.embed_tokens.weight"
 
 @dataclass(frozen=True)
 class UMT5Config:
-    """UMT5EncoderModel's config.json."""
+    """UMT5EncoderModel's config.json. CheckpointError where its numbers do not fit each other."""
 
-    vocab_size: int = 250112
-    d_model: int = 512
-    d_kv: int = 64
-    d_ff: int = 1024
-    num_layers: int = 8
-    num_heads: int = 6
-    relative_attention_num_buckets: int = 32
-    relative_attention_max_distance: int = 128
-    layer_norm_epsilon: float = 1e-6
-    feed_forward_proj: str = "gated-gelu"
+    vocab_size: Size = 250112
+    d_model: Size = 512
+    d_kv: Annotated[int, Range(1, 1024)] = 64
+    d_ff: Size = 1024
+    num_layers: Layers = 8
+    num_heads: Annotated[int, Range(1, 1000)] = 6
+    relative_attention_num_buckets: Annotated[int, Range(4, 10_000)] = 32
+    relative_attention_max_distance: Annotated[int, Range(2, 10**6)] = 128
+    layer_norm_epsilon: Epsilon = 1e-6
+    feed_forward_proj: Literal["gated-gelu", "gated-silu", "relu"] = "gated-gelu"
 
     @staticmethod
     def from_dict(config: Mapping[str, Any]) -> UMT5Config:
         """Read a transformers config; CheckpointError for what this encoder would compute differently."""
+        where = origin(config, "UMT5Config")
         fixed = {"model_type": "umt5", "is_decoder": False}
         for key, wanted in fixed.items():
             if config.get(key, wanted) != wanted:
-                raise CheckpointError(f"a text encoder with {key}={config[key]!r} is not known: wanted {wanted!r}")
+                raise CheckpointError(
+                    f"{where}: a text encoder with {key}={shown(config[key])} is not known: wanted {wanted!r}"
+                )
         derived = {"dense_act_fn", "is_gated_act"}
         umt5 = from_config(UMT5Config, config, ignore=IGNORED_KEYS | derived | fixed.keys())
-        projection = umt5.feed_forward_proj
-        if projection not in FEED_FORWARD:
-            raise CheckpointError(f"feed_forward_proj={projection!r} is not known: wanted one of {list(FEED_FORWARD)}")
-        means = FEED_FORWARD[projection]
-        implied = {"dense_act_fn": means.dense_act_fn, "is_gated_act": means.gated}
-        for key, value in implied.items():
-            if config.get(key, value) != value:
-                raise CheckpointError(f"{key}={config[key]!r} contradicts feed_forward_proj={projection!r}")
-        exact = umt5.relative_attention_num_buckets // 4
-        if exact < 1 or umt5.relative_attention_max_distance <= exact:
-            raise CheckpointError(
-                f"{umt5.relative_attention_num_buckets} position buckets up to distance "
-                f"{umt5.relative_attention_max_distance}: wanted at least 4 buckets, a distance above a quarter of them"
-            )
+        implied = {"dense_act_fn": umt5.feed_forward.dense_act_fn, "is_gated_act": umt5.feed_forward.gated}
+        for key, wanted in implied.items():
+            if config.get(key, wanted) != wanted:
+                raise CheckpointError(
+                    f"{where}: {key}={shown(config[key])} contradicts feed_forward_proj={umt5.feed_forward_proj!r}"
+                )
         return umt5
+
+    def __post_init__(self) -> None:
+        exact = self.relative_attention_num_buckets // 4
+        if exact < 1 or self.relative_attention_max_distance <= exact:
+            raise CheckpointError(
+                f"{self.relative_attention_num_buckets} position buckets up to distance "
+                f"{self.relative_attention_max_distance}: wanted at least 4 buckets, a distance above a quarter of them"
+            )
 
     @property
     def feed_forward(self) -> FeedForward:
@@ -139,7 +141,7 @@ def offset_buckets(length: int, buckets: int, max_distance: int, device: torch.d
     decides where a bucket ends.
     """
     with torch.inference_mode(False):  # a cached inference tensor could not be used in training
-        offset = torch.arange(1 - length, length, device="cpu")
+        offset = torch.arange(1 - length, length, dtype=torch.int64, device="cpu")
         half = buckets // 2
         exact = half // 2
         distance = offset.abs()
@@ -209,7 +211,7 @@ class UMT5Encoder(DiffusersNames):
         self.config = config
         self.ops = ops
         # where both are there, the encoder reads its own (transformers does not tie them if they differ)
-        self.embedding = weights.mapped(OWN_EMBEDDING if OWN_EMBEDDING in weights else SHARED_EMBEDDING)
+        self.embedding = weights.table(OWN_EMBEDDING if OWN_EMBEDDING in weights else SHARED_EMBEDDING)
         self.blocks = [UMT5Block(config, weights.sub(f"encoder.block.{i}"), ops) for i in range(config.num_layers)]
         self.final_norm = weights["encoder.final_layer_norm.weight"].to(ops.device).float()
 
@@ -232,8 +234,7 @@ class UMT5Encoder(DiffusersNames):
 
     def _run(self, input_ids: torch.Tensor, attention: AttentionMap) -> torch.Tensor:
         ops = self.ops
-        # only the rows that are needed leave the memory map
-        rows = embedding(input_ids.to(self.embedding.device), self.embedding)
+        rows = self.embedding.rows(input_ids)
         # sums of many layers outgrow fp16, so the residual stream is fp32 there, as in transformers
         x = rows.to(ops.device, torch.float32 if ops.dtype == torch.float16 else ops.dtype)
         for block in self.blocks:
@@ -255,7 +256,7 @@ class UMT5Encoder(DiffusersNames):
         buckets = offset_buckets(
             tokens, config.relative_attention_num_buckets, config.relative_attention_max_distance, device
         )
-        place = torch.arange(tokens, device=device)
+        place = torch.arange(tokens, dtype=torch.int64, device=device)
         return buckets[place[None, :] - place[:, None] + tokens - 1]
 
     def _attention_map(self, input_ids: torch.Tensor, mask: torch.Tensor | None) -> AttentionMap:
@@ -274,7 +275,8 @@ class UMT5Encoder(DiffusersNames):
         lengths = _right_padded(mask)
         if lengths is not None:
             return AttentionMap(pairs, lengths=lengths.to(device))
-        hidden = torch.zeros(mask.shape, device=device).masked_fill((mask == 0).to(device), float("-inf"))
+        hidden = torch.zeros(mask.shape, dtype=torch.float32, device=device)
+        hidden = hidden.masked_fill((mask == 0).to(device), float("-inf"))
         return AttentionMap(pairs, hidden=hidden[:, None, None, :])
 
 
@@ -282,5 +284,5 @@ def _right_padded(mask: torch.Tensor) -> torch.Tensor | None:
     """[B, S] → the number of real tokens [B] if they all come first, else None."""
     real = mask != 0
     lengths = real.sum(dim=1)
-    slots = torch.arange(mask.shape[1], device=mask.device)
+    slots = torch.arange(mask.shape[1], dtype=torch.int64, device=mask.device)
     return lengths if torch.equal(real, slots < lengths[:, None]) else None

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from kinema.config import from_config
+from kinema.config import Length, Range, from_config
 from kinema.errors import CheckpointError
 
 # Wan 2.1's latent statistics, the default of published configs that leave them out.
@@ -32,28 +32,27 @@ class WanVAEConfig:
     Raises CheckpointError where the layers would not fit together.
     """
 
-    base_dim: int = 96
-    decoder_base_dim: int | None = None
-    z_dim: int = 16
-    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
-    num_res_blocks: int = 2
+    base_dim: Annotated[int, Range(2, 10_000)] = 96
+    decoder_base_dim: Annotated[int, Range(2, 10_000)] | None = None
+    z_dim: Annotated[int, Range(1, 1000)] = 16
+    dim_mult: Annotated[tuple[int, ...], Range(1, 64), Length(1, 8)] = (1, 2, 4, 4)
+    num_res_blocks: Annotated[int, Range(1, 64)] = 2
     attn_scales: tuple[float, ...] = ()
-    temperal_downsample: tuple[bool, ...] = (False, True, True)
-    dropout: float = 0.0
-    latents_mean: tuple[float, ...] = WAN21_MEAN
-    latents_std: tuple[float, ...] = WAN21_STD
+    temperal_downsample: Annotated[tuple[bool, ...], Length(0, 8)] = (False, True, True)
+    dropout: Annotated[float, Range(0, 1)] = 0.0
+    latents_mean: Annotated[tuple[float, ...], Range(-1e6, 1e6)] = WAN21_MEAN
+    latents_std: Annotated[tuple[float, ...], Range(1e-6, 1e6)] = WAN21_STD
     is_residual: bool = False
-    in_channels: int = 3
-    out_channels: int = 3
-    patch_size: int | None = None
-    scale_factor_temporal: int = 4
-    scale_factor_spatial: int = 8
+    in_channels: Annotated[int, Range(1, 10_000)] = 3
+    out_channels: Annotated[int, Range(1, 10_000)] = 3
+    patch_size: Annotated[int, Range(1, 64)] | None = None
+    scale_factor_temporal: Annotated[int, Range(1, 4)] = 4
+    scale_factor_spatial: Annotated[int, Range(1, 8192)] = 8
 
     @staticmethod
     def from_dict(config: Mapping[str, Any]) -> WanVAEConfig:
         # published configs say null for "the default"
-        given = {key: value for key, value in config.items() if value is not None}
-        return from_config(WanVAEConfig, given, ignore=IGNORED_KEYS)
+        return from_config(WanVAEConfig, config, ignore=IGNORED_KEYS, null_is_default=True)
 
     def __post_init__(self) -> None:
         problems = [*self._size_problems(), *self._scale_problems()]
@@ -89,12 +88,7 @@ class WanVAEConfig:
 
     def _size_problems(self) -> list[str]:
         problems = []
-        sizes = (self.base_dim, self.decoder_dims[0], self.z_dim, self.num_res_blocks, self.patch, *self.dim_mult)
-        if min(sizes) < 1:
-            problems.append(
-                "base_dim, decoder_base_dim, z_dim, num_res_blocks, patch_size and dim_mult must be positive"
-            )
-        elif self.in_channels % self.patch**2 or self.out_channels != self.in_channels:
+        if self.in_channels % self.patch**2 or self.out_channels != self.in_channels:
             problems.append(
                 f"in_channels={self.in_channels} and out_channels={self.out_channels} must be one multiple of "
                 f"patch_size² = {self.patch**2}"

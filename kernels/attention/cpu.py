@@ -7,8 +7,10 @@ import ctypes
 import torch
 
 from kinema.ops.attention import KV, BlockCausal, BlockList, reference
+from kinema.ops.attention.check import checked
 from kinema.ops.common import QuantKind, claim
-from kinema.ops.common.native import address, cpu, readable, rope_table, workspace
+from kinema.ops.common.arguments import unchecked
+from kinema.ops.common.native import address, check_readable, cpu, rope_table, workspace
 from kinema.ops.common.threads import thread_count
 
 _Two, _Three = ctypes.c_int64 * 2, ctypes.c_int64 * 3
@@ -72,77 +74,70 @@ class AttentionArguments(ctypes.Structure):
     )
 
 
+@checked
 def attention(
-    q: torch.Tensor | tuple[torch.Tensor, ...],
-    kv: KV | tuple[KV, ...],
+    queries: tuple[torch.Tensor, ...],
+    segments: tuple[KV, ...],
     *,
-    scale: float | None = None,
-    bias: torch.Tensor | None = None,
-    causal: BlockCausal | None = None,
-    blocks: BlockList | None = None,
-    residual: torch.Tensor | None = None,
-    quantize: QuantKind | None = None,
-    out: torch.Tensor | tuple[torch.Tensor, ...] | None = None,
+    scale: float | None,
+    bias: torch.Tensor | None,
+    causal: BlockCausal | None,
+    blocks: BlockList | None,
+    quantize: QuantKind | None,
+    residual: torch.Tensor | None,
+    outputs: tuple[torch.Tensor | None, ...],
 ) -> tuple[torch.Tensor, ...]:
-    queries = q if isinstance(q, tuple) else (q,)
-    segments = kv if isinstance(kv, tuple) else (kv,)
-    outputs = out if isinstance(out, tuple) else (out,) * len(queries)
-    if len(queries) > 1 and (causal is not None or blocks is not None or residual is not None):
-        raise ValueError("causal, blocks and residual are for a single query segment")
-    if quantize not in (None, "int8"):  # a CPU has no arithmetic in 8-bit floats: only the truth can compute it
-        return reference.attention(
-            q,
-            kv,
+    if quantize == "fp8":  # a CPU has no arithmetic in 8-bit floats: only the truth can compute it
+        exact: tuple[torch.Tensor, ...] = unchecked(reference.attention)(
+            queries,
+            segments,
             scale=scale,
             bias=bias,
             causal=causal,
             blocks=blocks,
-            residual=residual,
             quantize=quantize,
-            out=out,
+            residual=residual,
+            outputs=outputs,
         )
-    if len(queries) > 2 or len(segments) > 3:
-        raise ValueError(f"{len(queries)} query and {len(segments)} key segments, wanted up to 2 and 3")
+        return exact
     batch, heads, _, head_dim = queries[0].shape
-    given = [("q", t) for t in queries] + [("k", s.k) for s in segments] + [("v", s.v) for s in segments]
-    for name, t in given:
-        readable(name, t)
-        if (t.shape[0], t.shape[1], t.shape[3]) != (batch, heads, head_dim):
-            raise ValueError(f"{name} is {tuple(t.shape)}, wanted [{batch}, {heads}, tokens, {head_dim}]")
+    check_readable("q", queries[0])
     results = tuple(
         claim(buffer, (batch, t.shape[2], heads * head_dim), torch.float32, t.device)
         for t, buffer in zip(queries, outputs, strict=True)
     )
     if residual is not None:
-        readable("residual", residual)
-        if residual.shape != results[0].shape:
-            raise ValueError(f"residual is {tuple(residual.shape)}, wanted {tuple(results[0].shape)}")
+        check_readable("residual", residual)
     lengths = [s.lengths.to("cpu", torch.int64).contiguous() if s.lengths is not None else None for s in segments]
-    ropes = [rope_table(s.rope, batch, s.k.shape[2], head_dim) for s in segments]
+    ropes = [rope_table(s.rope) for s in segments]
+    q_b, q_n, q_s, _ = zip(*[t.stride() for t in queries], strict=True)
+    k_b, k_n, k_r, _ = zip(*[s.k.stride() for s in segments], strict=True)
+    v_b, v_n, v_r, _ = zip(*[s.v.stride() for s in segments], strict=True)
+    out_b, out_s, _ = zip(*[t.stride() for t in results], strict=True)
     arguments = AttentionArguments(
         batch=batch,
         heads=heads,
         head_dim=head_dim,
         query_segments=len(queries),
         key_segments=len(segments),
-        q=_TwoPointers(*(t.data_ptr() for t in queries)),
-        q_stride_b=_Two(*(t.stride(0) for t in queries)),
-        q_stride_n=_Two(*(t.stride(1) for t in queries)),
-        q_stride_s=_Two(*(t.stride(2) for t in queries)),
-        q_tokens=_Two(*(t.shape[2] for t in queries)),
-        out=_TwoPointers(*(t.data_ptr() for t in results)),
-        out_stride_b=_Two(*(t.stride(0) for t in results)),
-        out_stride_s=_Two(*(t.stride(1) for t in results)),
+        q=_TwoPointers(*[t.data_ptr() for t in queries]),
+        q_stride_b=_Two(*q_b),
+        q_stride_n=_Two(*q_n),
+        q_stride_s=_Two(*q_s),
+        q_tokens=_Two(*[t.shape[2] for t in queries]),
+        out=_TwoPointers(*[t.data_ptr() for t in results]),
+        out_stride_b=_Two(*out_b),
+        out_stride_s=_Two(*out_s),
         residual=address(residual),
-        k=_ThreePointers(*(s.k.data_ptr() for s in segments)),
-        k_stride_b=_Three(*(s.k.stride(0) for s in segments)),
-        k_stride_n=_Three(*(s.k.stride(1) for s in segments)),
-        k_stride_r=_Three(*(s.k.stride(2) for s in segments)),
-        v=_ThreePointers(*(s.v.data_ptr() for s in segments)),
-        v_stride_b=_Three(*(s.v.stride(0) for s in segments)),
-        v_stride_n=_Three(*(s.v.stride(1) for s in segments)),
-        v_stride_r=_Three(*(s.v.stride(2) for s in segments)),
-        slots=_Three(*(s.k.shape[2] for s in segments)),
+        k=_ThreePointers(*[s.k.data_ptr() for s in segments]),
+        k_stride_b=_Three(*k_b),
+        k_stride_n=_Three(*k_n),
+        k_stride_r=_Three(*k_r),
+        v=_ThreePointers(*[s.v.data_ptr() for s in segments]),
+        v_stride_b=_Three(*v_b),
+        v_stride_n=_Three(*v_n),
+        v_stride_r=_Three(*v_r),
+        slots=_Three(*[s.k.shape[2] for s in segments]),
         lengths=_ThreePointers(*(address(length) for length in lengths)),
         cosines=_ThreePointers(*(address(table[0]) for table in ropes)),
         sines=_ThreePointers(*(address(table[1]) for table in ropes)),
@@ -160,7 +155,7 @@ def attention(
         bias = _give_bias(arguments, bias, sum(t.shape[2] for t in queries), sum(s.k.shape[2] for s in segments))
     if causal is not None:
         arguments.causal_block, arguments.causal_offset = causal.block, causal.offset
-    lists = _give_blocks(arguments, blocks, queries[0].shape[2]) if blocks is not None else None
+    lists = _give_blocks(arguments, blocks) if blocks is not None else None
     native = cpu()
     arguments.workspace = workspace(native.ask("kinema_attention_workspace", arguments))
     native.call("kinema_attention", arguments)
@@ -176,12 +171,9 @@ def _give_bias(arguments: AttentionArguments, bias: torch.Tensor, queries: int, 
     return bias
 
 
-def _give_blocks(arguments: AttentionArguments, blocks: BlockList, queries: int) -> tuple[torch.Tensor, ...]:
+def _give_blocks(arguments: AttentionArguments, blocks: BlockList) -> tuple[torch.Tensor, ...]:
     """Sets the lists of tiles; returns what must live until the call."""
-    tiles = -(-queries // blocks.q_block)
-    batch, heads, listed, most = blocks.indices.shape
-    if listed != tiles:
-        raise ValueError(f"block list covers {listed} query tiles, {queries} queries make {tiles}")
+    batch, heads, tiles, most = blocks.indices.shape
     indices = blocks.indices.to("cpu", torch.int32).contiguous()
     counts = blocks.counts.to("cpu", torch.int32).contiguous()
     arguments.indices, arguments.counts = indices.data_ptr(), counts.data_ptr()

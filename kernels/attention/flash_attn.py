@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from kinema.ops.attention import KV, BlockCausal, BlockList
+from kinema.ops.attention.check import checked
 from kinema.ops.attention.libraries import Version, best_version
 from kinema.ops.attention.whole import Whole, delivered, is_whole, joined, rest
 from kinema.ops.common import QuantKind
@@ -25,31 +26,31 @@ from kinema.ops.common.launch import architecture
 from kinema.ops.common.triton_device import describable
 
 
+@checked
 def attention(
-    q: torch.Tensor | tuple[torch.Tensor, ...],
-    kv: KV | tuple[KV, ...],
+    queries: tuple[torch.Tensor, ...],
+    segments: tuple[KV, ...],
     *,
-    scale: float | None = None,
-    bias: torch.Tensor | None = None,
-    causal: BlockCausal | None = None,
-    blocks: BlockList | None = None,
-    residual: torch.Tensor | None = None,
-    quantize: QuantKind | None = None,
-    out: torch.Tensor | tuple[torch.Tensor, ...] | None = None,
+    scale: float | None,
+    bias: torch.Tensor | None,
+    causal: BlockCausal | None,
+    blocks: BlockList | None,
+    quantize: QuantKind | None,
+    residual: torch.Tensor | None,
+    outputs: tuple[torch.Tensor | None, ...],
 ) -> tuple[torch.Tensor, ...]:
-    queries = q if isinstance(q, tuple) else (q,)
-    segments = kv if isinstance(kv, tuple) else (kv,)
     options = {"bias": bias, "causal": causal, "blocks": blocks, "residual": residual, "quantize": quantize}
     arch = architecture(queries[0].device)
     version, module = _library(arch)
     if not (is_whole(queries, segments, scale, tails=True, **options) and _takes(version, arch, queries, segments)):
-        others: Any = rest(queries, quantize)
-        done: tuple[torch.Tensor, ...] = others.attention(q, kv, scale=scale, out=out, **options)
+        done: tuple[torch.Tensor, ...] = rest(queries, quantize)(
+            queries, segments, scale=scale, outputs=outputs, **options
+        )
         return done
     call = joined(queries, segments)
     with torch.cuda.device(call.q.device) if call.q.is_cuda else nullcontext():
         y = _run(version, module, call, scale)
-    return delivered(y, queries, residual, out)
+    return delivered(y, queries, residual, outputs)
 
 
 @lru_cache(maxsize=8)

@@ -6,31 +6,25 @@ import torch
 import torch.nn.functional as F
 
 from kinema.ops.attention import FP8_BLOCK, FP8_PEAK, INT8_TOP, KV, BlockCausal, BlockList
+from kinema.ops.attention.check import checked
 from kinema.ops.common import FP8_MAX, QuantKind, deliver, wide
 
 FP8_TILE = 128  # keys that are weighted together in 8 bits
 
 
+@checked
 def attention(
-    q: torch.Tensor | tuple[torch.Tensor, ...],
-    kv: KV | tuple[KV, ...],
+    queries: tuple[torch.Tensor, ...],
+    segments: tuple[KV, ...],
     *,
-    scale: float | None = None,
-    bias: torch.Tensor | None = None,
-    causal: BlockCausal | None = None,
-    blocks: BlockList | None = None,
-    residual: torch.Tensor | None = None,
-    quantize: QuantKind | None = None,
-    out: torch.Tensor | tuple[torch.Tensor, ...] | None = None,
+    scale: float | None,
+    bias: torch.Tensor | None,
+    causal: BlockCausal | None,
+    blocks: BlockList | None,
+    quantize: QuantKind | None,
+    residual: torch.Tensor | None,
+    outputs: tuple[torch.Tensor | None, ...],
 ) -> tuple[torch.Tensor, ...]:
-    queries = q if isinstance(q, tuple) else (q,)
-    segments = kv if isinstance(kv, tuple) else (kv,)
-    outputs = out if isinstance(out, tuple) else (out,) * len(queries)
-    if len(queries) > 1 and (causal is not None or blocks is not None or residual is not None):
-        raise ValueError("causal, blocks and residual are for a single query segment")
-    if quantize not in (None, "fp8", "int8"):
-        raise ValueError(f"attention does not quantize to {quantize!r}: wanted 'fp8', 'int8' or None")
-
     query = _joined(list(queries))
     keys = [s.rope.rotate(s.k) if s.rope is not None else s.k for s in segments]
     values = [s.v for s in segments]
@@ -168,7 +162,7 @@ def _mask(
 def _real_keys(segments: tuple[KV, ...], batch: int) -> torch.Tensor:
     real = []
     for s in segments:
-        slots = torch.arange(s.k.shape[2], device=s.k.device)
+        slots = torch.arange(s.k.shape[2], dtype=torch.int64, device=s.k.device)
         if s.lengths is None:
             real.append(torch.ones(batch, len(slots), dtype=torch.bool, device=s.k.device))
         else:
@@ -179,8 +173,8 @@ def _real_keys(segments: tuple[KV, ...], batch: int) -> torch.Tensor:
 def _block_causal(queries: int, segments: tuple[KV, ...], causal: BlockCausal) -> torch.Tensor:
     cached = sum(s.k.shape[2] for s in segments[:-1])
     device = segments[-1].k.device
-    i = (torch.arange(queries, device=device) + causal.offset) // causal.block
-    j = torch.arange(segments[-1].k.shape[2], device=device) // causal.block
+    i = (torch.arange(queries, dtype=torch.int64, device=device) + causal.offset) // causal.block
+    j = torch.arange(segments[-1].k.shape[2], dtype=torch.int64, device=device) // causal.block
     seen = j[None, :] <= i[:, None]
     return torch.cat((torch.ones(queries, cached, dtype=torch.bool, device=device), seen), dim=1)[None, None]
 
@@ -188,11 +182,9 @@ def _block_causal(queries: int, segments: tuple[KV, ...], causal: BlockCausal) -
 def _block_list(queries: int, keys: int, blocks: BlockList) -> torch.Tensor:
     q_tiles = -(-queries // blocks.q_block)
     k_tiles = -(-keys // blocks.k_block)
-    batch, heads, listed, _ = blocks.indices.shape
-    if listed != q_tiles:
-        raise ValueError(f"block list covers {listed} query tiles, {queries} queries make {q_tiles}")
-    tiles = torch.zeros(batch, heads, q_tiles, k_tiles, dtype=torch.bool)
-    used = torch.arange(blocks.indices.shape[-1]) < blocks.counts.cpu().unsqueeze(-1)
+    batch, heads, _, most = blocks.indices.shape
+    tiles = torch.zeros(batch, heads, q_tiles, k_tiles, dtype=torch.bool, device="cpu")
+    used = torch.arange(most, dtype=torch.int64, device="cpu") < blocks.counts.cpu().unsqueeze(-1)
     # unused slots may hold anything: point them at tile 0 and let only the used ones set it
     indices = torch.where(used, blocks.indices.cpu(), 0).long()
     tiles.scatter_reduce_(-1, indices, used, reduce="amax", include_self=True)

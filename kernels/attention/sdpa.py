@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kinema.ops.attention import KV, BlockCausal, BlockList
+from kinema.ops.attention.check import checked
 from kinema.ops.attention.libraries import sdpa_name
 from kinema.ops.attention.whole import delivered, is_whole, joined, rest
 from kinema.ops.common import QuantKind
@@ -26,30 +27,30 @@ CUDNN_FIRST = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, *LAST]
 FLASH_FIRST = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, *LAST]
 
 
+@checked
 def attention(
-    q: torch.Tensor | tuple[torch.Tensor, ...],
-    kv: KV | tuple[KV, ...],
+    queries: tuple[torch.Tensor, ...],
+    segments: tuple[KV, ...],
     *,
-    scale: float | None = None,
-    bias: torch.Tensor | None = None,
-    causal: BlockCausal | None = None,
-    blocks: BlockList | None = None,
-    residual: torch.Tensor | None = None,
-    quantize: QuantKind | None = None,
-    out: torch.Tensor | tuple[torch.Tensor, ...] | None = None,
+    scale: float | None,
+    bias: torch.Tensor | None,
+    causal: BlockCausal | None,
+    blocks: BlockList | None,
+    quantize: QuantKind | None,
+    residual: torch.Tensor | None,
+    outputs: tuple[torch.Tensor | None, ...],
 ) -> tuple[torch.Tensor, ...]:
-    queries = q if isinstance(q, tuple) else (q,)
-    segments = kv if isinstance(kv, tuple) else (kv,)
     options = {"bias": bias, "causal": causal, "blocks": blocks, "residual": residual, "quantize": quantize}
     if not is_whole(queries, segments, scale, tails=False, **options):
-        others: Any = rest(queries, quantize)
-        done: tuple[torch.Tensor, ...] = others.attention(q, kv, scale=scale, out=out, **options)
+        done: tuple[torch.Tensor, ...] = rest(queries, quantize)(
+            queries, segments, scale=scale, outputs=outputs, **options
+        )
         return done
     call = joined(queries, segments)
     query, key, value = (x.transpose(1, 2) for x in (call.q, call.k, call.v))
     with _fastest_first(call.q.device):
         y = F.scaled_dot_product_attention(query, key, value, scale=scale)
-    return delivered(y.transpose(1, 2), queries, residual, out)
+    return delivered(y.transpose(1, 2), queries, residual, outputs)
 
 
 def _fastest_first(device: torch.device) -> AbstractContextManager[Any]:

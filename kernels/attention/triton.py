@@ -9,6 +9,7 @@ import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kinema.ops.attention import FP8_BLOCK, KV, BlockCausal, BlockList
+from kinema.ops.attention.check import checked
 from kinema.ops.attention.triton_combine import combine_kernel
 from kinema.ops.attention.triton_kernel import Bias, Keys, Lists, Parts, Queries, attention_kernel
 from kinema.ops.attention.triton_prepare import Prepared, prepare
@@ -37,22 +38,20 @@ FP32_CHUNK = 32
 _KINDS = {torch.float32: "_fp32", torch.bfloat16: "", torch.float16: "", torch.float8_e4m3fn: "_fp8"}
 
 
+@checked
 def attention(
-    q: torch.Tensor | tuple[torch.Tensor, ...],
-    kv: KV | tuple[KV, ...],
+    queries: tuple[torch.Tensor, ...],
+    segments: tuple[KV, ...],
     *,
-    scale: float | None = None,
-    bias: torch.Tensor | None = None,
-    causal: BlockCausal | None = None,
-    blocks: BlockList | None = None,
-    residual: torch.Tensor | None = None,
-    quantize: QuantKind | None = None,
-    out: torch.Tensor | tuple[torch.Tensor, ...] | None = None,
+    scale: float | None,
+    bias: torch.Tensor | None,
+    causal: BlockCausal | None,
+    blocks: BlockList | None,
+    quantize: QuantKind | None,
+    residual: torch.Tensor | None,
+    outputs: tuple[torch.Tensor | None, ...],
 ) -> tuple[torch.Tensor, ...]:
-    queries = q if isinstance(q, tuple) else (q,)
-    segments = kv if isinstance(kv, tuple) else (kv,)
-    outputs = out if isinstance(out, tuple) else (out,) * len(queries)
-    _check(queries, segments, causal, blocks, residual, quantize)
+    _check(queries[0], quantize)
     batch, heads, _, head_dim = queries[0].shape
     dtype, device = queries[0].dtype, queries[0].device
     scale = head_dim**-0.5 if scale is None else scale
@@ -235,40 +234,11 @@ def _lists(blocks: BlockList, device: torch.device) -> Lists:
     return Lists(indices, counts, tuple(strides), tuple(count_strides), blocks.q_block, blocks.k_block)
 
 
-def _check(
-    queries: tuple[torch.Tensor, ...],
-    segments: tuple[KV, ...],
-    causal: BlockCausal | None,
-    blocks: BlockList | None,
-    residual: torch.Tensor | None,
-    quantize: QuantKind | None,
-) -> None:
-    """Refuse what the kernel would get wrong."""
-    batch, heads, count, head_dim = queries[0].shape
-    dtype, device = queries[0].dtype, queries[0].device
-    if len(queries) > 1 and (causal is not None or blocks is not None or residual is not None):
-        raise ValueError("causal, blocks and residual are for a single query segment")
-    if quantize not in (None, "fp8"):
-        raise ValueError(f"attention does not quantize to {quantize!r}: wanted 'fp8' or None")
-    if quantize == "fp8" and (reasons := fp8_unsupported(Target(device, PRECISIONS["cuda"]["fp8"]))):
+def _check(q: torch.Tensor, quantize: QuantKind | None) -> None:
+    """Refuse what the kernel cannot do."""
+    if quantize == "int8":
+        raise ValueError("attention does not quantize to 'int8' here: wanted 'fp8' or None")
+    if quantize == "fp8" and (reasons := fp8_unsupported(Target(q.device, PRECISIONS["cuda"]["fp8"]))):
         raise ValueError(f"quantize='fp8' cannot run here: {'; '.join(reasons)}; use quantize=None")
-    if dtype not in _KINDS or head_dim > 512:
-        raise ValueError(f"q is {dtype} of head dim {head_dim}, wanted fp32, bf16 or fp16 of at most 512")
-    for x in (*queries, *(t for s in segments for t in (s.k, s.v))):
-        if (x.shape[0], x.shape[1], x.shape[3]) != (batch, heads, head_dim) or x.dtype != dtype:
-            raise ValueError(f"got {x.dtype} {tuple(x.shape)} beside q of {dtype} {tuple(queries[0].shape)}")
-        if x.stride(3) != 1 and head_dim > 1:
-            raise ValueError(f"an operand has strides {x.stride()}, wanted its channels dense")
-    for s in segments:
-        if s.k.shape != s.v.shape:
-            raise ValueError(f"k is {tuple(s.k.shape)} and v {tuple(s.v.shape)}, wanted the same")
-    if blocks is not None and blocks.indices.shape[2] != -(-count // blocks.q_block):
-        raise ValueError(
-            f"block list covers {blocks.indices.shape[2]} query tiles, "
-            f"{count} queries make {-(-count // blocks.q_block)}"
-        )
-    if residual is not None:
-        if residual.shape != (batch, count, heads * head_dim):
-            raise ValueError(f"residual is of shape {tuple(residual.shape)}, wanted {(batch, count, heads * head_dim)}")
-        if residual.stride(2) != 1:
-            raise ValueError(f"residual has strides {residual.stride()}, wanted its channels dense")
+    if q.dtype not in _KINDS or q.shape[3] > 512:
+        raise ValueError(f"q is {q.dtype} of head dim {q.shape[3]}, wanted fp32, bf16 or fp16 of at most 512")

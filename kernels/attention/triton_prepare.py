@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from kinema.ops.attention import FP8_BLOCK
-from kinema.ops.common import FP8_MAX, Rope
+from kinema.ops.common import FP8_MAX, Rope, dense
 from kinema.ops.common.launch import Config, configure, launch
 from kinema.ops.common.triton_numerics import narrow, wide
 
@@ -43,7 +43,7 @@ def prepare(
     block: 1 or FP8_BLOCK. channels_first: the tokens of a channel lie together, as tensor cores want values in e4m3.
     """
     batch, heads, tokens, head_dim = x.shape
-    cos, sin, start, rotated = _table(rope, batch, tokens, head_dim)
+    cos, sin = (dense(rope.cos), dense(rope.sin)) if rope is not None else (None, None)
     half = max(8, triton.next_power_of_2((head_dim + 1) // 2))
     table = configure("attention/prepare", TILES, x.device)
     rows, warps = max(1, table.blocks["VALUES"] // (2 * half)), table.warps
@@ -73,8 +73,8 @@ def prepare(
         heads=heads,
         tokens=tokens,
         written=y.shape[2],
-        start=start,
-        rotated=rotated,
+        start=rope.start if rope is not None else 0,
+        rotated=cos.shape[-2] if cos is not None else 0,
         x_strides=x.stride()[:3],
         y_strides=y.stride(),
         cos_b=cos.stride(0) if cos is not None and cos.ndim == 3 and len(cos) > 1 else 0,
@@ -87,16 +87,6 @@ def prepare(
         HEAD_DIM=head_dim,
     )
     return Prepared(y, scale)
-
-
-def _table(
-    rope: Rope | None, batch: int, tokens: int, head_dim: int
-) -> tuple[torch.Tensor | None, torch.Tensor | None, int, int]:
-    """cos, sin, and the range of tokens that they rotate: its start and length."""
-    if rope is None:
-        return None, None, 0, 0
-    rope.check(batch, tokens, head_dim)
-    return rope.cos, rope.sin, rope.start, rope.cos.shape[-2]
 
 
 @triton.jit

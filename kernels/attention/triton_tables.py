@@ -42,7 +42,7 @@ TABLES: dict[str, Table] = {
             _config(128, 64, 8, 3),  # ahead: the last of the shared memory
             _config(128, 32, 8, 3),  # ahead
         ),
-        90: (  # in the order that an H200 gave them
+        90: (  # as an H200 ordered them once; make gpu-session asks again
             _config(64, 64, 4, 2, tma=1),  # shared
             _config(128, 64, 8, 3, tma=1),  # ahead
             _config(128, 128, 8, 2, tma=1),  # large

@@ -6,14 +6,16 @@ pieces of a joint call are copied into one, which pays from JOIN_FROM queries on
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from types import ModuleType
+from typing import Any
 
 import torch
 
 from kinema.ops.attention import KV, OP
 from kinema.ops.common import PRECISIONS, Target, deliver, takes_the_rest
+from kinema.ops.common.arguments import unchecked
 from kinema.ops.common.launch import architecture, is_hip
 
 # A copy moves 8 bytes for a channel of a key, attention multiplies 4 times for it and each query: at 3 TB/s and 640
@@ -64,7 +66,9 @@ def joined(queries: tuple[torch.Tensor, ...], segments: tuple[KV, ...]) -> Whole
     ordered = sorted(segments, key=lambda s: s.lengths is not None)
     last, lengths = ordered[-1], None
     if last.lengths is not None:
-        lengths = last.lengths.to(last.k.device, torch.int32) + sum(s.k.shape[2] for s in ordered[:-1])
+        # a library trusts a length on the GPU, which nobody has looked at
+        real = last.lengths.to(last.k.device, torch.int32).clamp(0, last.k.shape[2])
+        lengths = real + sum(s.k.shape[2] for s in ordered[:-1])
     values = [s.v if s.lengths is None else _cleared(s) for s in ordered]
     return Whole(_in_one(list(queries)), _in_one([s.k for s in ordered]), _in_one(values), lengths)
 
@@ -73,33 +77,32 @@ def delivered(
     y: torch.Tensor,
     queries: tuple[torch.Tensor, ...],
     residual: torch.Tensor | None,
-    out: torch.Tensor | tuple[torch.Tensor, ...] | None,
+    outputs: tuple[torch.Tensor | None, ...],
 ) -> tuple[torch.Tensor, ...]:
     """A library's result y [B, ΣS, N, D] as the contract's: one [B, S, N·D] per query segment."""
     y = y.flatten(2)
     if residual is not None:
         y = residual + y
-    outputs = out if isinstance(out, tuple) else (out,) * len(queries)
     parts = torch.split(y, [part.shape[2] for part in queries], dim=1)
     return tuple(deliver(part.contiguous(), buffer) for part, buffer in zip(parts, outputs, strict=True))
 
 
-def rest(queries: tuple[torch.Tensor, ...], quantize: str | None) -> ModuleType:
-    """Who takes the other calls: Triton where it runs, the reference elsewhere. Decided once for a device."""
+def rest(queries: tuple[torch.Tensor, ...], quantize: str | None) -> Callable[..., Any]:
+    """Who takes the other calls, which are checked already: Triton where it runs, else the reference."""
     device = queries[0].device
     precision = "fp8" if quantize is not None else _BY_DTYPE.get(queries[0].dtype, "fp32")
     return _rest(device, precision, architecture(device), is_hip())
 
 
 @lru_cache(maxsize=64)
-def _rest(device: torch.device, precision: str, arch: int, hip: bool) -> ModuleType:
-    return takes_the_rest(OP, Target(device, PRECISIONS["cuda"][precision])).load()
+def _rest(device: torch.device, precision: str, arch: int, hip: bool) -> Callable[..., Any]:
+    return unchecked(takes_the_rest(OP, Target(device, PRECISIONS["cuda"][precision])).load().attention)
 
 
 def _cleared(segment: KV) -> torch.Tensor:
     """Values whose weight is 0 behind a length: what lies there may be NaN, and libraries multiply it."""
     assert segment.lengths is not None
-    slots = torch.arange(segment.v.shape[2], device=segment.v.device)
+    slots = torch.arange(segment.v.shape[2], dtype=torch.int64, device=segment.v.device)
     real = slots < segment.lengths.to(segment.v.device)[:, None]
     return torch.where(real[:, None, :, None], segment.v, 0.0)
 

@@ -2,7 +2,7 @@
 
 from kinema.ops.common.capability import Implementation, Op, Target, takes_the_rest
 from kinema.ops.common.groups import by_group, group_strides
-from kinema.ops.common.numerics import FP8_MAX, INT8_MAX, claim, deliver, wide
+from kinema.ops.common.numerics import FP8_MAX, INT8_MAX, claim, deliver, dense, wide
 from kinema.ops.common.precision import PRECISIONS, Precision
 from kinema.ops.common.quantized import Quantized, QuantKind
 from kinema.ops.common.rope import Rope
@@ -21,6 +21,7 @@ __all__ = [
     "by_group",
     "claim",
     "deliver",
+    "dense",
     "group_strides",
     "takes_the_rest",
     "wide",

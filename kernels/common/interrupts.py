@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-POLL_MS = 30  # between the moments at which a call lets Python run the handlers of signals
+POLL_MS = 40  # between the moments at which a call lets Python run the handlers of signals
 
 
 class Control(ctypes.Structure):
@@ -58,7 +58,8 @@ class _Watched:
     def __init__(self, flags: tuple[StopFlag, ...]) -> None:
         self.flags = flags
         self._addresses = (ctypes.c_void_p * len(flags))(*(ctypes.addressof(flag._value) for flag in flags))
-        self.control = Control(ctypes.addressof(self._addresses), len(flags))
+        self.where = (ctypes.addressof(self._addresses), len(flags))
+        self.reference = ctypes.byref(Control(*self.where))
 
 
 _watched: ContextVar[_Watched | None] = ContextVar("watched_flags", default=None)
@@ -93,7 +94,13 @@ class _Listener:
         self._answers = self._listen()
         next(self._answers)
         self._callback = _Poll(self._answers.send)
-        self.control = Control(poll=ctypes.cast(self._callback, ctypes.c_void_p).value, interval_ms=POLL_MS)
+        self._control = Control(poll=ctypes.cast(self._callback, ctypes.c_void_p).value, interval_ms=POLL_MS)
+        self.reference = ctypes.byref(self._control)
+        self.watched: _Watched | None = None
+
+    def watch(self, watched: _Watched | None) -> None:
+        self.watched = watched
+        self._control.flags, self._control.flag_count = watched.where if watched is not None else (None, 0)
 
     def _listen(self) -> Generator[int, None, None]:
         """Python runs handlers where it goes on behind a `yield`, or back to one, and so inside of the `try`.
@@ -119,13 +126,16 @@ def interruptible(function: Callable[..., Any], *arguments: Any) -> int:
     """The status of a function of the library that takes a kinema_control last; raises what a handler raised in it."""
     watched = _watched.get()
     if threading.get_ident() != threading.main_thread().ident:
-        return int(function(*arguments, ctypes.byref(watched.control) if watched is not None else None))
-    listener = _idle.pop() if _idle else _Listener()
-    control = listener.control
-    control.flags = watched.control.flags if watched is not None else None
-    control.flag_count = watched.control.flag_count if watched is not None else 0
+        alone: int = function(*arguments, watched.reference if watched is not None else None)
+        return alone
     try:
-        status = int(function(*arguments, ctypes.byref(control)))
+        listener = _idle.pop()
+    except IndexError:  # the first, or within a handler
+        listener = _Listener()
+    if listener.watched is not watched:
+        listener.watch(watched)
+    try:
+        status: int = function(*arguments, listener.reference)
     finally:
         if listener.raised is not None:
             raise listener.raised

@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 
@@ -42,8 +42,8 @@ ACTIVATIONS = {"none": 0, "gelu": 1, "gelu_tanh": 2, "quick_gelu": 3, "silu": 4}
 
 INTERRUPTED = 8
 
-WITH_WORKSPACE = ("linear", "attention", "patch_embed", "conv3d")
-OPS = (*WITH_WORKSPACE, "norm_modulate", "qk_norm_rope", "scheduler_step", "unpatchify")
+WITH_WORKSPACE = ("linear", "attention", "patch_embed", "conv3d", "norm_modulate", "scheduler_step")
+OPS = (*WITH_WORKSPACE, "qk_norm_rope", "unpatchify")
 
 _POINTER, _INT32, _INT64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
@@ -91,8 +91,15 @@ class Cpu:
         self.check(interruptible(getattr(self.library, name), self.handle, *arguments))
 
     def ask(self, name: str, arguments: ctypes.Structure) -> int:
-        """What a function answers about a struct of arguments."""
-        return int(getattr(self.library, name)(self.handle, ctypes.byref(arguments)))
+        """The bytes that a function asks for, of a struct of arguments; refused as a call with them is."""
+        return self.size(name, ctypes.byref(arguments))
+
+    def size(self, name: str, *arguments: Any) -> int:
+        """The bytes that a function asks for; a status below 0 is raised as its sentence."""
+        found: int = getattr(self.library, name)(self.handle, *arguments)
+        if found < 0:
+            self.check(-found)
+        return found
 
     def check(self, status: int) -> None:
         if status == INTERRUPTED:
@@ -241,27 +248,24 @@ def address(t: torch.Tensor | None) -> int | None:
 
 def fp32(t: torch.Tensor | None) -> torch.Tensor | None:
     """t in fp32 with its last axis dense: itself, if it is so."""
-    if t is None or (t.dtype == torch.float32 and (t.stride(-1) == 1 or t.shape[-1] == 1)):
+    if t is None or (t.dtype == torch.float32 and (t.stride()[-1] == 1 or t.shape[-1] == 1)):
         return t
     return t.float().contiguous()
 
 
-def rope_table(
-    rope: Rope | None, batch: int, tokens: int, head_dim: int
-) -> tuple[torch.Tensor | None, torch.Tensor | None, int, int, int]:
+def dense_fp32(t: torch.Tensor) -> torch.Tensor:
+    """t in fp32 and contiguous: itself, if it is so."""
+    return t if t.dtype == torch.float32 and t.is_contiguous() else t.float().contiguous()
+
+
+def rope_table(rope: Rope | None) -> tuple[torch.Tensor | None, torch.Tensor | None, int, int, int]:
     """(cosines, sines, their stride over B, first token, tokens): what rotates queries or keys [B, N, S, D]."""
     if rope is None:
         return None, None, 0, 0, 0
-    length = rope.cos.shape[-2]
-    if rope.start + length > tokens or rope.cos.shape[-1] * 2 != head_dim:
-        raise ValueError(
-            f"the rotation covers tokens {rope.start} to {rope.start + length} of head dim {2 * rope.cos.shape[-1]}, "
-            f"there are {tokens} of {head_dim}"
-        )
-    cosines, sines = rope.cos.float().contiguous(), rope.sin.float().contiguous()
-    if cosines.ndim == 3 and cosines.shape[0] not in (1, batch):
-        raise ValueError(f"the rotation is of {cosines.shape[0]} samples, wanted {batch}")
-    return cosines, sines, cosines.stride(0) if cosines.ndim == 3 and cosines.shape[0] > 1 else 0, rope.start, length
+    cosines, sines = dense_fp32(rope.cos), dense_fp32(rope.sin)
+    shape = cosines.shape
+    stride_b = cosines.stride(0) if len(shape) == 3 and shape[0] > 1 else 0
+    return cosines, sines, stride_b, rope.start, shape[-2]
 
 
 def refuse_gradients(weight: torch.Tensor) -> None:
@@ -270,19 +274,30 @@ def refuse_gradients(weight: torch.Tensor) -> None:
         raise ValueError("the native kernels have no gradients, and a weight wants one: use backend='reference'")
 
 
+@overload
+def packable(weight: torch.Tensor) -> torch.Tensor: ...
+
+
+@overload
+def packable(weight: torch.Tensor | None) -> torch.Tensor | None: ...
+
+
+def packable(weight: torch.Tensor | None) -> torch.Tensor | None:
+    """A weight or bias as native code reads it: dense, in fp32, in this process's memory."""
+    return None if weight is None else weight.detach().to("cpu", torch.float32).contiguous()
+
+
 def pack_panels(native: Cpu, rows: torch.Tensor) -> torch.Tensor:
     """A weight [out, in] packed in fp32."""
     refuse_gradients(rows)
-    rows = rows.detach().float().contiguous()
+    rows = packable(rows)
     shape = (rows.shape[1], rows.shape[0], F32, 0)
-    panels = aligned_bytes(native.library.kinema_linear_packed_bytes(native.handle, *shape))
+    panels = aligned_bytes(native.size("kinema_linear_packed_bytes", *shape))
     native.pack("kinema_linear_pack", *shape, rows.data_ptr(), panels.data_ptr())
     return panels
 
 
-def readable(name: str, t: torch.Tensor, dtype: torch.dtype = torch.float32) -> None:
-    """Refuses a tensor that is not of `dtype`, or whose last axis is not dense."""
-    if t.dtype != dtype:
-        raise ValueError(f"{name} is {t.dtype}, wanted {dtype}")
-    if t.stride(-1) != 1 and t.shape[-1] != 1:
-        raise ValueError(f"{name} has strides {t.stride()}, wanted its channels dense")
+def check_readable(name: str, t: torch.Tensor, dtype: torch.dtype = torch.float32) -> None:
+    """ValueError unless t is of `dtype` and lies in this process's memory."""
+    if t.dtype != dtype or t.device.type != "cpu":
+        raise ValueError(f"{name} is {t.dtype} on {t.device}, wanted {dtype} on a CPU")

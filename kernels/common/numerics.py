@@ -15,31 +15,30 @@ def wide(x: torch.Tensor) -> torch.Tensor:
     return x if x.dtype == torch.float64 else x.to(torch.float32)
 
 
+def dense(t: torch.Tensor | None) -> torch.Tensor | None:
+    """t with the values of its last axis side by side: itself, if they are."""
+    return t if t is None or t.stride()[-1] == 1 or t.shape[-1] == 1 else t.contiguous()
+
+
 def claim(
     out: torch.Tensor | None, shape: Sequence[int], dtype: torch.dtype, device: torch.device, *, contiguous: int = 1
 ) -> torch.Tensor:
-    """The buffer a kernel writes into: the caller's `out`, or a new one.
+    """The buffer a kernel writes into: the caller's `out`, of this shape and dtype, or a new one.
 
     contiguous: how many of the last axes a kernel takes to be dense.
     """
     if out is None:
-        return torch.empty(tuple(shape), dtype=dtype, device=device)
-    if out.shape != tuple(shape) or out.dtype != dtype:
-        raise ValueError(f"out is {out.dtype} of shape {tuple(out.shape)}, the op writes {dtype} {tuple(shape)}")
-    dense = 1
+        return torch.empty(shape, dtype=dtype, device=device)
+    if out.is_contiguous():
+        return out
+    wanted = 1
     for size, stride in reversed(list(zip(out.shape, out.stride(), strict=True))[len(shape) - contiguous :]):
-        if size != 1 and stride != dense:
+        if size != 1 and stride != wanted:
             raise ValueError(f"out has strides {out.stride()}, wanted its last {contiguous} axes dense")
-        dense *= size
+        wanted *= size
     return out
 
 
 def deliver(result: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
     """`result`, written into `out` if the caller owns the output buffer."""
-    if out is None:
-        return result
-    if out.shape != result.shape or out.dtype != result.dtype:
-        raise ValueError(
-            f"out is {out.dtype} of shape {tuple(out.shape)}, the op writes {result.dtype} {tuple(result.shape)}"
-        )
-    return out.copy_(result)
+    return result if out is None else out.copy_(result)

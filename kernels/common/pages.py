@@ -21,7 +21,7 @@ def aligned_bytes(count: int) -> torch.Tensor:
         huge = _huge_pages(count)
         if huge is not None:
             return huge
-    whole = torch.empty(count + CACHE_LINE, dtype=torch.uint8)
+    whole = torch.empty(count + CACHE_LINE, dtype=torch.uint8, device="cpu")
     start = -whole.data_ptr() % CACHE_LINE
     return whole[start : start + count]
 

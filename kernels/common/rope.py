@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from kinema.ops.common.arguments import check_floats
+
 
 @dataclass(frozen=True)
 class Rope:
@@ -53,37 +55,33 @@ class Rope:
     def to(self, device: torch.device) -> Rope:
         return Rope(self.cos.to(device), self.sin.to(device), self.interleaved, self.start)
 
-    def check(self, batch: int, tokens: int, head_dim: int) -> None:
-        """ValueError unless the tables are dense and rotate [B, N, S, D] of these sizes."""
-        length, pairs = self.cos.shape[-2:]
-        if self.start + length > tokens or 2 * pairs != head_dim:
+    def check(self, batch: int, tokens: int, head_dim: int, device: torch.device) -> None:
+        """ValueError unless the tables rotate [B, N, S, D] of these sizes on this device."""
+        cos, sin = self.cos, self.sin
+        shape = cos.shape
+        if len(shape) not in (2, 3) or sin.shape != shape or (len(shape) == 3 and shape[0] not in (1, batch)):
+            raise ValueError(
+                f"the tables are {tuple(shape)} and {tuple(sin.shape)}, wanted both [R, D/2] or [{batch}, R, D/2]"
+            )
+        length, pairs = shape[-2:]
+        if self.start < 0 or self.start + length > tokens or 2 * pairs != head_dim:
             raise ValueError(
                 f"the rotation covers tokens {self.start} to {self.start + length} of head dim {2 * pairs}, "
                 f"there are {tokens} of head dim {head_dim}"
             )
-        for table in (self.cos, self.sin):
-            if table.shape[:-2] not in ((), (1,), (batch,)) or table.shape[-2:] != (length, pairs):
-                raise ValueError(
-                    f"the tables are {tuple(self.cos.shape)} and {tuple(self.sin.shape)}, "
-                    f"wanted both [R, D/2] or [{batch}, R, D/2]"
-                )
-            if pairs > 1 and table.stride(-1) != 1:
-                raise ValueError(f"a table of the rotation has strides {table.stride()}, wanted dense rows")
+        check_floats("the table of cosines", cos, shape, device)
+        check_floats("the table of sines", sin, shape, device)
 
     def rotate(self, x: torch.Tensor) -> torch.Tensor:
-        """Plain PyTorch truth. x: [B, N, S, D] → the same, in x's dtype, computed in fp32 (fp64 if x is)."""
+        """Plain PyTorch truth. x: [B, N, S, D] that the tables fit → the same, in x's dtype, computed in fp32 (fp64 if
+        x is)."""
         length = self.cos.shape[-2]
-        if self.start + length > x.shape[2] or self.cos.shape[-1] * 2 != x.shape[3]:
-            raise ValueError(
-                f"the rotation covers tokens {self.start} to {self.start + length} of head dim "
-                f"{2 * self.cos.shape[-1]}, x is {tuple(x.shape)} [B, N, S, D]"
-            )
         part = x[:, :, self.start : self.start + length]
         part = part if part.dtype == torch.float64 else part.float()
         # [R, D/2] → [1, 1, R, D/2]; [B, R, D/2] → [B, 1, R, D/2]
         cos, sin = (t.to(part.dtype).unsqueeze(-3) for t in (self.cos, self.sin))
         if self.interleaved:
-            a, b = part.reshape(*part.shape[:-1], -1, 2).unbind(-1)
+            a, b = part.reshape(*part.shape[:-1], self.cos.shape[-1], 2).unbind(-1)
             rotated = torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
         else:
             a, b = part.chunk(2, dim=-1)

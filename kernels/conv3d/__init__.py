@@ -14,13 +14,14 @@ from kinema.ops.common.triton_target import triton_implementation
 
 @dataclass(frozen=True)
 class Conv3dWeight:
-    """A kernel in the layout of the implementation that packed it; opaque to models."""
+    """A kernel in the layout of the implementation that packed it, on `device`; opaque to models."""
 
     in_channels: int
     out_channels: int
     kernel: tuple[int, int, int]
     stride: tuple[int, int, int]
     padding: tuple[int, int, int, int]
+    device: torch.device
 
     @property
     def history(self) -> int:

@@ -16,15 +16,18 @@ from kinema.ops.common.native import (
     ACTIVATIONS,
     Cpu,
     address,
+    check_readable,
     cpu,
     fp32,
     pack_panels,
+    packable,
     refuse_gradients,
     workspace,
 )
 from kinema.ops.common.pages import aligned_bytes
 from kinema.ops.common.threads import thread_count
 from kinema.ops.conv3d import Conv3dWeight
+from kinema.ops.conv3d.check import checked, kernel_and_padding
 
 
 class Conv3dArguments(ctypes.Structure):
@@ -102,7 +105,8 @@ def pack_conv3d(
     padding: tuple[int, int, int, int] | None = None,
     target: Target,
 ) -> CpuWeight:
-    return _pack(weight, bias, stride, padding, winograd=_tile(weight.shape) if stride == (1, 1, 1) else 0)
+    kernel, padding = kernel_and_padding(weight, bias, stride, padding)
+    return _pack(kernel, bias, stride, padding, winograd=_tile(kernel.shape) if stride == (1, 1, 1) else 0)
 
 
 def _tile(kernel: Sequence[int]) -> int:
@@ -130,75 +134,60 @@ def pack_direct(
     target: Target,
 ) -> CpuWeight:
     """`pack_conv3d` without Winograd's transforms."""
-    return _pack(weight, bias, stride, padding, winograd=0)
+    kernel, padding = kernel_and_padding(weight, bias, stride, padding)
+    return _pack(kernel, bias, stride, padding, winograd=0)
 
 
 def _pack(
-    weight: torch.Tensor,
+    kernel: torch.Tensor,
     bias: torch.Tensor | None,
     stride: tuple[int, int, int],
-    padding: tuple[int, int, int, int] | None,
+    padding: tuple[int, int, int, int],
     *,
     winograd: int,
 ) -> CpuWeight:
-    if weight.ndim == 4:
-        weight = weight.unsqueeze(2)
-    cout, cin, kt, kh, kw = weight.shape
-    if padding is None:
-        padding = ((kh - 1) // 2, (kh - 1) // 2, (kw - 1) // 2, (kw - 1) // 2)
-    native, rows = cpu(), weight.movedim(1, -1)  # [Cout, kt, kh, kw, Cin]
+    cout, cin, kt, kh, kw = kernel.shape
+    native, rows = cpu(), kernel.movedim(1, -1)  # [Cout, kt, kh, kw, Cin]
     panels = _pack_winograd(native, rows, winograd) if winograd else pack_panels(native, rows.flatten(1))
-    return CpuWeight(cin, cout, (kt, kh, kw), stride, padding, native, winograd, panels, fp32(bias))
+    return CpuWeight(cin, cout, (kt, kh, kw), stride, padding, panels.device, native, winograd, panels, packable(bias))
 
 
 def _pack_winograd(native: Cpu, rows: torch.Tensor, tile: int) -> torch.Tensor:
     """A kernel [Cout, kt, 3, 3, Cin], transformed for tiles of tile×tile outputs and packed in fp32."""
     refuse_gradients(rows)
-    rows = rows.detach().float().contiguous()
+    rows = packable(rows)
     shape = (rows.shape[-1], rows.shape[0], rows.shape[1], tile)
-    panels = aligned_bytes(native.library.kinema_winograd_packed_bytes(native.handle, *shape))
+    panels = aligned_bytes(native.size("kinema_winograd_packed_bytes", *shape))
     native.pack("kinema_winograd_pack", *shape, rows.data_ptr(), panels.data_ptr())
     return panels
 
 
+@checked
 def conv3d(
     x: torch.Tensor,
     weight: Conv3dWeight,
+    shape: tuple[int, int, int, int, int],
     *,
-    norm: torch.Tensor | None = None,
-    activation: Literal["none", "silu"] = "none",
-    upsample: int = 1,
-    cache: torch.Tensor | None = None,
-    residual: torch.Tensor | None = None,
-    out: torch.Tensor | None = None,
+    norm: torch.Tensor | None,
+    activation: Literal["none", "silu"],
+    upsample: int,
+    cache: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    out: torch.Tensor | None,
 ) -> torch.Tensor:
     assert isinstance(weight, CpuWeight)
+    check_readable("x", x)
     batch, channels, frames, height, width = x.shape
-    if channels != weight.in_channels:
-        raise ValueError(f"x has {channels} channels, the kernel wanted {weight.in_channels}")
-    if activation not in ("none", "silu"):
-        raise ValueError(f"unknown activation {activation!r}: wanted 'none' or 'silu'")
-    if x.dtype != torch.float32:
-        raise ValueError(f"x is {x.dtype}, wanted torch.float32")
-    past = (batch, channels, weight.history, height * upsample, width * upsample)
-    if cache is not None and weight.history and cache.shape != past:
-        raise ValueError(f"cache is {tuple(cache.shape)}, wanted {past}: {weight.history} past frames of x")
-    top, bottom, left, right = weight.padding
-    sizes = (weight.history + frames, height * upsample + top + bottom, width * upsample + left + right)
-    grid = tuple((n - k) // s + 1 for n, k, s in zip(sizes, weight.kernel, weight.stride, strict=True))
-    shape = (batch, weight.out_channels, *grid)
-    if out is not None and (out.shape != shape or out.dtype != torch.float32):
-        raise ValueError(f"out is {out.dtype} of shape {tuple(out.shape)}, the op writes torch.float32 {shape}")
     if residual is not None:
-        if residual.shape != shape:
-            raise ValueError(f"residual is {tuple(residual.shape)}, wanted {shape}")
         residual = residual.float().movedim(1, -1).contiguous()
     # channels last in memory; an `out` that lies so is written directly
     direct = out is not None and out.movedim(1, -1).is_contiguous()
-    y = out.movedim(1, -1) if out is not None and direct else torch.empty(batch, *grid, weight.out_channels)
+    if out is not None and direct:
+        y = out.movedim(1, -1)
+    else:
+        y = torch.empty((batch, *shape[2:], weight.out_channels), dtype=torch.float32, device=x.device)
     # a cache is read and written in fp32
-    held = cache if cache is not None and weight.history else None
-    held = held.float() if held is not None else None
+    held = cache.float() if cache is not None else None
     arguments = Conv3dArguments(
         batch,
         channels,

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from kinema.ops.common import Target, deliver, wide
 from kinema.ops.conv3d import Conv3dWeight
+from kinema.ops.conv3d.check import checked, kernel_and_padding
 
 # On a CPU, torch runs F.conv3d of a single clip with Cin·T·H up to this as a naive loop.
 NAIVE_LIMIT = 20480
@@ -31,27 +32,26 @@ def pack_conv3d(
     padding: tuple[int, int, int, int] | None = None,
     target: Target,
 ) -> ReferenceWeight:
-    if weight.ndim == 4:
-        weight = weight.unsqueeze(2)
+    weight, padding = kernel_and_padding(weight, bias, stride, padding)
     # fp32 always: published VAEs are decoded in fp32, and their weights are small
     weight = weight.to(target.device, torch.promote_types(weight.dtype, torch.float32))
     bias = bias.to(weight.device, weight.dtype) if bias is not None else None
     cout, cin, kt, kh, kw = weight.shape
-    if padding is None:
-        padding = ((kh - 1) // 2, (kh - 1) // 2, (kw - 1) // 2, (kw - 1) // 2)
-    return ReferenceWeight(cin, cout, (kt, kh, kw), stride, padding, weight, bias)
+    return ReferenceWeight(cin, cout, (kt, kh, kw), stride, padding, weight.device, weight, bias)
 
 
+@checked
 def conv3d(
     x: torch.Tensor,
     weight: Conv3dWeight,
+    shape: tuple[int, int, int, int, int],
     *,
-    norm: torch.Tensor | None = None,
-    activation: Literal["none", "silu"] = "none",
-    upsample: int = 1,
-    cache: torch.Tensor | None = None,
-    residual: torch.Tensor | None = None,
-    out: torch.Tensor | None = None,
+    norm: torch.Tensor | None,
+    activation: Literal["none", "silu"],
+    upsample: int,
+    cache: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    out: torch.Tensor | None,
 ) -> torch.Tensor:
     assert isinstance(weight, ReferenceWeight)
     h = _channels_last(x)
@@ -89,9 +89,6 @@ def _with_past(h: torch.Tensor, history: int, cache: torch.Tensor | None) -> tor
     """h [B, C, T, H, W] behind its `history` past frames, the last of which go back to the cache."""
     if cache is None:
         return F.pad(h, (0, 0, 0, 0, history, 0))
-    wanted = (*h.shape[:2], history, *h.shape[3:])
-    if cache.shape != wanted:
-        raise ValueError(f"cache is {tuple(cache.shape)}, wanted {wanted}: {history} past frames of x")
     h = torch.cat((cache.to(h.dtype), h), dim=2)
     cache.copy_(h[:, :, -history:])
     return h

@@ -9,10 +9,11 @@ from typing import Literal
 import torch
 import triton
 
-from kinema.ops.common import Target, claim
+from kinema.ops.common import Target, claim, dense
 from kinema.ops.common.launch import Config, Table, configure, launch
 from kinema.ops.common.triton_numerics import FEWEST_FP32
 from kinema.ops.conv3d import Conv3dWeight
+from kinema.ops.conv3d.check import checked, kernel_and_padding
 from kinema.ops.conv3d.triton_kernel import conv3d_kernel
 from kinema.ops.conv3d.triton_prepare import prepare_kernel
 
@@ -59,58 +60,37 @@ def pack_conv3d(
     padding: tuple[int, int, int, int] | None = None,
     target: Target,
 ) -> TritonWeight:
-    if weight.ndim == 4:
-        weight = weight.unsqueeze(2)
+    weight, padding = kernel_and_padding(weight, bias, stride, padding)
     cout, cin, kt, kh, kw = weight.shape
-    if padding is None:
-        padding = ((kh - 1) // 2, (kh - 1) // 2, (kw - 1) // 2, (kw - 1) // 2)
     taps = weight.to(target.device, torch.float32).flatten(2).transpose(1, 2).contiguous()
     if bias is not None:
         bias = bias.to(target.device, torch.float32).contiguous()
-    return TritonWeight(cin, cout, (kt, kh, kw), stride, padding, taps, bias)
+    return TritonWeight(cin, cout, (kt, kh, kw), stride, padding, taps.device, taps, bias)
 
 
+@checked
 def conv3d(
     x: torch.Tensor,
     weight: Conv3dWeight,
+    shape: tuple[int, int, int, int, int],
     *,
-    norm: torch.Tensor | None = None,
-    activation: Literal["none", "silu"] = "none",
-    upsample: int = 1,
-    cache: torch.Tensor | None = None,
-    residual: torch.Tensor | None = None,
-    out: torch.Tensor | None = None,
+    norm: torch.Tensor | None,
+    activation: Literal["none", "silu"],
+    upsample: int,
+    cache: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    out: torch.Tensor | None,
 ) -> torch.Tensor:
     assert isinstance(weight, TritonWeight)
-    if activation not in ("none", "silu"):
-        raise ValueError(f"unknown activation {activation!r}: wanted 'none' or 'silu'")
-    batch, channels, frames, *frame = x.shape
-    if channels != weight.in_channels:
-        raise ValueError(f"x is {tuple(x.shape)}, wanted {weight.in_channels} channels")
-    if norm is not None and norm.shape != (channels,):
-        raise ValueError(f"norm is {tuple(norm.shape)}, wanted {(channels,)}")
-    height, width = (n * upsample for n in frame)
-    past = weight.history
-    if not past:
-        cache = None
-    if cache is not None and cache.shape != (batch, channels, past, height, width):
-        wanted = (batch, channels, past, height, width)
-        raise ValueError(f"cache is {tuple(cache.shape)}, wanted {wanted}: {past} past frames of x")
-    top, bottom, left, right = weight.padding
-    padded = (frames + past, height + top + bottom, width + left + right)
-    size = [(n - k) // s + 1 for n, k, s in zip(padded, weight.kernel, weight.stride, strict=True)]
-    shape = (batch, weight.out_channels, *size)
-    if min(size) < 1:
-        raise ValueError(f"x is {tuple(x.shape)}, too small for a kernel of {weight.kernel}")
-    if residual is not None and residual.shape != shape:
-        raise ValueError(f"residual is {tuple(residual.shape)}, wanted {shape}")
+    past, frame = weight.history, (x.shape[3] * upsample, x.shape[4] * upsample)
     if out is None:
-        y = torch.empty(batch, *size, weight.out_channels, dtype=x.dtype, device=x.device).movedim(-1, 1)
+        batch, columns, *size = shape
+        y = torch.empty(batch, *size, columns, dtype=x.dtype, device=x.device).movedim(-1, 1)
     else:
         y = claim(out, shape, x.dtype, x.device, contiguous=0)
     if norm is not None or activation != "none" or cache is not None:
         x, upsample, past = _prepare(x, norm, activation, upsample, cache, past)
-    _multiply(x, weight, upsample, past, (height, width), residual, y)
+    _multiply(x, weight, upsample, past, frame, residual, y)
     return y
 
 
@@ -134,7 +114,7 @@ def _prepare(
         (triton.cdiv(height * width, positions), batch),
         Config({"POSITIONS": positions, "CHANNELS": block}, table.warps, table.stages),
         x=x,
-        gain=norm.contiguous() if norm is not None else None,
+        gain=dense(norm),
         cache=cache,
         y=y,
         positions=height * width,

@@ -19,15 +19,18 @@ Activation = Literal["none", "gelu", "gelu_tanh", "quick_gelu", "silu"]
 
 @dataclass(frozen=True)
 class LinearWeight:
-    """A weight in the layout of the implementation that packed it; opaque to models.
+    """A weight in the layout of the implementation that packed it, on `device`; opaque to models.
 
-    `gated` weights hold two projections of the same shape: y = act(x·W_gateᵀ) · (x·Wᵀ).
+    `gated` weights hold two projections of the same shape: y = act(x·W_gateᵀ) · (x·Wᵀ). activations: the dtype of
+    results where x is quantised already.
     """
 
     in_features: int
     out_features: int
     gated: bool
     nbytes: int
+    device: torch.device
+    activations: torch.dtype
 
     @property
     def code_top(self) -> int | None:

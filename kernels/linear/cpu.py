@@ -17,14 +17,16 @@ from kinema.ops.common.native import (
     I8,
     Cpu,
     address,
+    check_readable,
     cpu,
-    readable,
+    fp32,
     refuse_gradients,
     workspace,
 )
 from kinema.ops.common.pages import aligned_bytes
 from kinema.ops.common.threads import thread_count
 from kinema.ops.linear import Activation, LinearWeight, reference
+from kinema.ops.linear.check import checked
 from kinema.ops.norm_modulate import Norm
 from kinema.ops.norm_modulate.cpu import norm_arguments, readable_norm
 
@@ -114,7 +116,7 @@ def pack_linear(
     dtype = DTYPES[packed.weight.dtype]
     shape = (packed.in_features, packed.out_features, dtype, int(packed.gated))
     rows = packed.weight.detach().contiguous()
-    panels = aligned_bytes(native.library.kinema_linear_packed_bytes(native.handle, *shape))
+    panels = aligned_bytes(native.size("kinema_linear_packed_bytes", *shape))
     native.pack("kinema_linear_pack", *shape, rows.data_ptr(), panels.data_ptr())
     bias_rows = packed.bias.detach().contiguous() if packed.bias is not None else None
     return CpuWeight(
@@ -122,6 +124,8 @@ def pack_linear(
         packed.out_features,
         packed.gated,
         panels.nbytes + sum(t.nbytes for t in (bias_rows, packed.scale) if t is not None),
+        panels.device,
+        torch.float32,
         native,
         panels,
         dtype,
@@ -135,41 +139,33 @@ def _multiplies_bf16(native: Cpu) -> bool:
     return bool(native.library.kinema_linear_multiplies_bf16(native.handle))
 
 
+@checked
 def linear(
     x: torch.Tensor | Quantized | tuple[torch.Tensor, torch.Tensor],
     weight: LinearWeight,
     *,
-    norm: Norm | None = None,
-    activation: Activation = "none",
-    gate: torch.Tensor | None = None,
-    residual: torch.Tensor | None = None,
-    out: torch.Tensor | None = None,
+    norm: Norm | None,
+    activation: Activation,
+    gate: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    out: torch.Tensor | None,
 ) -> torch.Tensor:
     assert isinstance(weight, CpuWeight)
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"unknown activation {activation!r}: wanted one of {', '.join(ACTIVATIONS)}")
-    if norm is not None:
-        x, norm = reference.plain(x), readable_norm(norm)
+    norm = readable_norm(norm) if norm is not None else None
     first, second = x if isinstance(x, tuple) else (x, None)
     scale = None
     if isinstance(first, Quantized):
         scale = first.scale.reshape(-1)
         first = first.data
     batch, tokens, features = first.shape
-    more = 0 if second is None else second.shape[2]
-    if features + more != weight.in_features:
-        raise ValueError(f"x has {features + more} features, the weight wanted {weight.in_features}")
     y = claim(out, (batch, tokens, weight.out_features), torch.float32, first.device)
-    readable("x", first, first.dtype if scale is not None else torch.float32)
-    for name, given in (("x", second), ("residual", residual)):
-        if given is not None:
-            readable(name, given)
-    if residual is not None and residual.shape != y.shape:
-        raise ValueError(f"residual is {tuple(residual.shape)}, wanted {tuple(y.shape)}")
-    if gate is not None and (gate.dtype != torch.float32 or gate.stride(-1) != 1):
-        gate = gate.float().contiguous()
-    gate_b, gate_g, gate_tokens = group_strides(y, gate)
-    normed = norm_arguments(first, norm) if norm is not None else None
+    if scale is None:
+        check_readable("x", first)
+    if residual is not None:
+        check_readable("residual", residual)
+    gate = fp32(gate)
+    gate_b, gate_g, gate_tokens = group_strides(tokens, gate)
+    normed = norm_arguments(tokens, norm) if norm is not None else None
     arguments = LinearArguments(
         batch,
         tokens,

@@ -43,7 +43,7 @@ def torch_reluctant(target: Target) -> list[str]:
         return []
     fp8 = target.precision.quantize_activations == "fp8"
     if fp8 and architecture(target.device) == HOPPER:
-        return []  # measured: 0.68 of Triton's time, 0.86 with GELU as a pass of its own (docs/gpu.md)
+        return []  # faster than Triton once on an H200, with and without GELU; `make gpu-session` asks again
     epilogues = "its activation, gate and residual are passes of their own"
     speed = ", and Triton multiplies e4m3 at 1125 TFLOP/s on an H100 (pytorch/FBGEMM#2546)" if fp8 else ""
     return [f"Triton is preferred: here {epilogues}{speed}"]

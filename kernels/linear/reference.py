@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 
 from kinema.ops.common import FP8_MAX, INT8_MAX, Quantized, QuantKind, Target, by_group, deliver
+from kinema.ops.common.arguments import unchecked
 from kinema.ops.linear import Activation, LinearWeight
+from kinema.ops.linear.check import check_pack, checked
 from kinema.ops.norm_modulate import Norm
 from kinema.ops.norm_modulate.reference import norm_modulate
-from kinema.ops.quantize import Quantize
 from kinema.ops.quantize.reference import quantize
+
+Quantize = Callable[[torch.Tensor, QuantKind], Quantized]
+NormModulate = Callable[[torch.Tensor, Norm, QuantKind | None, None], torch.Tensor | Quantized]
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,6 @@ class ReferenceWeight(LinearWeight):
     bias: torch.Tensor | None
     scale: torch.Tensor | None
     quantize_activations: QuantKind | None
-    activations: torch.dtype
 
 
 def pack_linear(
@@ -36,12 +38,13 @@ def pack_linear(
     gate_bias: torch.Tensor | None = None,
     target: Target,
 ) -> ReferenceWeight:
-    w = weight if isinstance(weight, torch.Tensor) else torch.cat(list(weight))
-    b = bias if bias is None or isinstance(bias, torch.Tensor) else torch.cat(list(bias))
+    weights = [weight] if isinstance(weight, torch.Tensor) else list(weight)
+    biases = [bias] if isinstance(bias, torch.Tensor) else None if bias is None else list(bias)
+    check_pack(weights, biases, gate_weight, gate_bias)
+    w = weights[0] if len(weights) == 1 else torch.cat(weights)
+    b = None if biases is None else biases[0] if len(biases) == 1 else torch.cat(biases)
     out_features, in_features = w.shape
     if gate_weight is not None:
-        if gate_weight.shape != w.shape or (gate_bias is None) != (b is None):
-            raise ValueError(f"gate weight {tuple(gate_weight.shape)} must match {tuple(w.shape)}, biases alike")
         w = torch.cat((gate_weight, w))
         b = torch.cat((gate_bias, b)) if gate_bias is not None and b is not None else None
     w = w.to(target.device)
@@ -63,11 +66,12 @@ def pack_linear(
         out_features,
         gate_weight is not None,
         nbytes,
+        stored.device,
+        precision.activations,
         stored,
         b,
         scale,
         precision.quantize_activations,
-        precision.activations,
     )
 
 
@@ -81,23 +85,22 @@ def activate(y: torch.Tensor, activation: Activation) -> torch.Tensor:
         return F.gelu(y, approximate="tanh")
     if activation == "quick_gelu":
         return y * torch.sigmoid(1.702 * y)
-    if activation == "silu":
-        return F.silu(y)
-    raise ValueError(f"unknown activation {activation!r}: wanted none, gelu, gelu_tanh, quick_gelu or silu")
+    return F.silu(y)
 
 
+@checked
 def linear(
     x: torch.Tensor | Quantized | tuple[torch.Tensor, torch.Tensor],
     weight: LinearWeight,
     *,
-    norm: Norm | None = None,
-    activation: Activation = "none",
-    gate: torch.Tensor | None = None,
-    residual: torch.Tensor | None = None,
-    out: torch.Tensor | None = None,
+    norm: Norm | None,
+    activation: Activation,
+    gate: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    out: torch.Tensor | None,
 ) -> torch.Tensor:
     assert isinstance(weight, ReferenceWeight)
-    given, dtype = source(x, weight, norm, norm_modulate, quantize)
+    given, dtype = source(x, weight, norm, unchecked(norm_modulate), unchecked(quantize))
     return epilogue(project(given, weight, dtype), weight, activation, gate, residual, dtype, out)
 
 
@@ -105,45 +108,18 @@ def source(
     x: torch.Tensor | Quantized | tuple[torch.Tensor, torch.Tensor],
     weight: ReferenceWeight,
     norm: Norm | None,
-    norm_modulate: Callable[..., torch.Tensor | Quantized],
+    norm_modulate: NormModulate,
     quantize: Quantize,
 ) -> tuple[torch.Tensor | Quantized, torch.dtype]:
     """What the product reads, made by these two ops, and the dtype of the result."""
     kind = weight.quantize_activations
     if norm is not None:
-        given = plain(x)
-        return normed(given, norm, norm_modulate, kind), given.dtype
+        assert isinstance(x, torch.Tensor)
+        return norm_modulate(x, norm, kind, None), x.dtype
     if isinstance(x, Quantized):
         return x, weight.activations
     whole = torch.cat(x, dim=-1) if isinstance(x, tuple) else x
     return whole if kind is None else quantize(whole, kind), whole.dtype
-
-
-def plain(x: torch.Tensor | Quantized | tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """The x of a call with a norm."""
-    if not isinstance(x, torch.Tensor):
-        raise ValueError("a norm is of one x in 16 or 32 bits, wanted neither a pair nor a quantised x with it")
-    return x
-
-
-def normed(
-    x: torch.Tensor,
-    norm: Norm,
-    norm_modulate: Callable[..., torch.Tensor | Quantized],
-    quantize: QuantKind | None,
-) -> torch.Tensor | Quantized:
-    """The norm of x by an implementation of `norm_modulate`: one pass, 8 bits included."""
-    of = partial(
-        norm_modulate,
-        x,
-        norm=norm.kind,
-        eps=norm.eps,
-        weight=norm.weight,
-        bias=norm.bias,
-        scale=norm.scale,
-        shift=norm.shift,
-    )
-    return of() if quantize is None else of(quantize=quantize)
 
 
 def epilogue(

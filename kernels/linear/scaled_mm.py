@@ -17,8 +17,10 @@ from typing import Any
 import torch
 
 from kinema.ops.common import Op, Precision, Quantized, QuantKind, Target, takes_the_rest
+from kinema.ops.common.arguments import unchecked
 from kinema.ops.common.launch import architecture, is_hip
 from kinema.ops.linear import Activation, LinearWeight, reference
+from kinema.ops.linear.check import checked
 from kinema.ops.linear.reference import ReferenceWeight, epilogue, project, source
 from kinema.ops.norm_modulate import OP as NORM_MODULATE
 from kinema.ops.norm_modulate import Norm
@@ -53,15 +55,16 @@ def pack_linear(
     return NarrowWeight(**parts, narrow_bias=packed.bias.to(torch.bfloat16) if packed.bias is not None else None)
 
 
+@checked
 def linear(
     x: torch.Tensor | Quantized | tuple[torch.Tensor, torch.Tensor],
     weight: LinearWeight,
     *,
-    norm: Norm | None = None,
-    activation: Activation = "none",
-    gate: torch.Tensor | None = None,
-    residual: torch.Tensor | None = None,
-    out: torch.Tensor | None = None,
+    norm: Norm | None,
+    activation: Activation,
+    gate: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    out: torch.Tensor | None,
 ) -> torch.Tensor:
     assert isinstance(weight, ReferenceWeight)
     given, dtype = source(x, weight, norm, _norm_modulate, _quantize)
@@ -97,12 +100,12 @@ def _product(x: Quantized, weight: NarrowWeight, dtype: torch.dtype) -> torch.Te
 
 
 def _quantize(x: torch.Tensor, kind: QuantKind) -> Quantized:
-    made: Quantized = _best(QUANTIZE, x, kind).quantize(x, kind)
+    made: Quantized = unchecked(_best(QUANTIZE, x, kind).quantize)(x, kind)
     return made
 
 
-def _norm_modulate(x: torch.Tensor, *, quantize: QuantKind | None = None, **options: Any) -> Any:
-    return _best(NORM_MODULATE, x, quantize).norm_modulate(x, quantize=quantize, **options)
+def _norm_modulate(x: torch.Tensor, norm: Norm, quantize: QuantKind | None, out: None) -> Any:
+    return unchecked(_best(NORM_MODULATE, x, quantize).norm_modulate)(x, norm, quantize, out)
 
 
 def _best(op: Op, x: torch.Tensor, kind: QuantKind | None) -> Any:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from kinema.ops.common import Quantized, QuantKind, Target, claim, group_strides
+from kinema.ops.common import Quantized, QuantKind, Target, claim, dense, group_strides
+from kinema.ops.common.arguments import unchecked
 from kinema.ops.common.launch import Config, architecture, configure, launch
 from kinema.ops.common.triton_device import IMPRECISE_FP8, describable, processors
 from kinema.ops.common.triton_numerics import FEWEST_FP32
 from kinema.ops.linear import Activation, LinearWeight, reference
+from kinema.ops.linear.check import checked
 from kinema.ops.linear.triton_kernel import linear_kernel
 from kinema.ops.linear.triton_tables import TABLES
 from kinema.ops.norm_modulate import Norm
@@ -42,7 +44,6 @@ class TritonWeight(LinearWeight):
     bias: torch.Tensor | None
     scale: torch.Tensor | None
     quantize_activations: QuantKind | None
-    activations: torch.dtype
 
 
 def pack_linear(
@@ -60,39 +61,33 @@ def pack_linear(
         packed.out_features,
         packed.gated,
         packed.nbytes,
+        packed.device,
+        packed.activations,
         packed.weight.contiguous(),
         packed.bias.contiguous() if packed.bias is not None else None,
         packed.scale,
         packed.quantize_activations,
-        packed.activations,
     )
 
 
+@checked
 def linear(
     x: torch.Tensor | Quantized | tuple[torch.Tensor, torch.Tensor],
     weight: LinearWeight,
     *,
-    norm: Norm | None = None,
-    activation: Activation = "none",
-    gate: torch.Tensor | None = None,
-    residual: torch.Tensor | None = None,
-    out: torch.Tensor | None = None,
+    norm: Norm | None,
+    activation: Activation,
+    gate: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    out: torch.Tensor | None,
 ) -> torch.Tensor:
     assert isinstance(weight, TritonWeight)
-    if activation not in get_args(Activation):
-        raise ValueError(f"unknown activation {activation!r}: wanted one of {', '.join(get_args(Activation))}")
     first, second, x_scale, dtype = _sources(x, weight, norm)
     batch, tokens, features = first.shape
     more = 0 if second is None else second.shape[2]
-    if features + more != weight.in_features:
-        raise ValueError(f"x has {features + more} features, the weight wanted {weight.in_features}")
     y = claim(out, (batch, tokens, weight.out_features), dtype, first.device)
-    if residual is not None and residual.shape != y.shape:
-        raise ValueError(f"residual is {tuple(residual.shape)}, wanted {tuple(y.shape)}")
-    for name, given in (("x", first), ("x", second), ("gate", gate), ("residual", residual)):
-        if given is not None and given.stride(-1) != 1 and given.shape[-1] != 1:
-            raise ValueError(f"{name} has strides {given.stride()}, wanted its channels dense")
-    gate_b, gate_g, gate_tokens = group_strides(y, gate)
+    gate = dense(gate)
+    gate_b, gate_g, gate_tokens = group_strides(tokens, gate)
     gate_is_row = gate is None or gate.shape[1] == 1
 
     # [B, S] as one row of tokens, where every tensor allows it: no tile is then cut off at the end of a sample
@@ -170,11 +165,11 @@ def _sources(
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.dtype]:
     """What the kernel reads: first and second source, a scale per token, and the dtype of the result."""
     if norm is not None:
-        given = reference.plain(x)
-        read = reference.normed(given, norm, norm_modulate, weight.quantize_activations)
+        assert isinstance(x, torch.Tensor)
+        read = unchecked(norm_modulate)(x, norm, weight.quantize_activations, None)
         if isinstance(read, Quantized):
-            return read.data, None, read.scale.reshape(-1), given.dtype
-        return read, None, None, given.dtype
+            return read.data, None, read.scale.reshape(-1), x.dtype
+        return read, None, None, x.dtype
     first, second = x if isinstance(x, tuple) else (x, None)
     if isinstance(first, torch.Tensor):
         dtype = first.dtype

@@ -56,13 +56,13 @@ LARGE_INT8: Table = {
         _tile(128, 128, 64, 8, 3, per_sm=1, tma=0, steps=2),
         _tile(64, 128, 64, 4, 3, per_sm=2, tma=0, steps=2),  # half the rows, and shared
     ),
-    90: (_WARPGROUPS[1], _WARPGROUPS[0], _WARPGROUPS[2]),  # in the order that an H200 gave them
+    90: (_WARPGROUPS[1], _WARPGROUPS[0], _WARPGROUPS[2]),  # as an H200 ordered them once; make gpu-session asks again
     120: LARGE[120],
 }
 LARGE_FP8: Table = {
     0: _FEW,
     89: LARGE_INT8[89],
-    90: (  # in the order that an H200 gave them
+    90: (  # as an H200 ordered them once; make gpu-session asks again
         _tile(64, 128, 128, 4, 4, per_sm=2, tma=1),  # half the rows, and shared
         _tile(128, 128, 128, 8, 4, per_sm=1, tma=1),  # a second accumulator, of promoted sums, leaves no room for more
     ),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import replace
-from typing import Any
 
 import torch
 
 from kinema.ops.common import Quantized, QuantKind, claim, group_strides
-from kinema.ops.common.native import E4M3, F32, I8, address, cpu, fp32, readable, workspace
+from kinema.ops.common.native import E4M3, F32, I8, address, check_readable, cpu, fp32, workspace
 from kinema.ops.common.threads import thread_count
-from kinema.ops.norm_modulate import Norm, NormKind
+from kinema.ops.norm_modulate import Norm
+from kinema.ops.norm_modulate.check import checked
 
 NORMS = {"rms": 1, "layer": 2}
 
@@ -58,66 +58,52 @@ class NormModulateArguments(ctypes.Structure):
 
 def readable_norm(norm: Norm) -> Norm:
     """The norm with its tensors as a kernel reads them, which must outlive the call."""
-    if norm.kind not in NORMS:
-        raise ValueError(f"unknown norm {norm.kind!r}: wanted 'layer' or 'rms'")
     return replace(norm, weight=fp32(norm.weight), bias=fp32(norm.bias), scale=fp32(norm.scale), shift=fp32(norm.shift))
 
 
-def norm_arguments(x: torch.Tensor, norm: Norm) -> NormArguments:
-    """What a kernel is told of a readable norm of x [B, S, C]."""
-    for name, given in (("weight", norm.weight), ("bias", norm.bias)):
-        if given is not None and given.shape != x.shape[2:]:
-            raise ValueError(f"the norm's {name} is {tuple(given.shape)}, wanted [{x.shape[2]}]")
+def norm_arguments(tokens: int, norm: Norm) -> NormArguments:
+    """What a kernel is told of a readable norm of x [B, tokens, C]."""
     return NormArguments(
         address(norm.weight),
         address(norm.bias),
         address(norm.scale),
-        *group_strides(x, norm.scale),
+        *group_strides(tokens, norm.scale),
         address(norm.shift),
-        *group_strides(x, norm.shift),
+        *group_strides(tokens, norm.shift),
         norm.eps,
         NORMS[norm.kind],
     )
 
 
+@checked
 def norm_modulate(
-    x: torch.Tensor,
-    *,
-    norm: NormKind = "layer",
-    eps: float,
-    weight: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    scale: torch.Tensor | None = None,
-    shift: torch.Tensor | None = None,
-    quantize: QuantKind | None = None,
-    out: torch.Tensor | None = None,
-) -> Any:
-    if quantize is not None and out is not None:
-        raise ValueError("quantize returns new tensors: out must be None")
-    readable("x", x)
+    x: torch.Tensor, norm: Norm, quantize: QuantKind | None, out: torch.Tensor | None
+) -> torch.Tensor | Quantized:
+    check_readable("x", x)
     batch, tokens, channels = x.shape
-    given = readable_norm(Norm(eps, norm, weight, bias, scale, shift))
-    threads = thread_count()
-    y: torch.Tensor
-    scales = None
+    norm = readable_norm(norm)
+    quantized = None
     if quantize is None:
-        y, code = claim(out, x.shape, torch.float32, x.device), F32
+        y, scales, code = claim(out, x.shape, torch.float32, x.device), None, F32
     else:
-        y = torch.empty(x.shape, dtype=torch.int8 if quantize == "int8" else torch.float8_e4m3fn)
-        scales, code = torch.empty(batch, tokens, 1), I8 if quantize == "int8" else E4M3
+        quantized = Quantized.empty(x.shape, quantize, x.device)
+        y, scales, code = quantized.data, quantized.scale, I8 if quantize == "int8" else E4M3
     arguments = NormModulateArguments(
         batch,
         tokens,
         channels,
         x.data_ptr(),
         *x.stride()[:2],
-        norm_arguments(x, given),
+        norm_arguments(tokens, norm),
         y.data_ptr(),
         *y.stride()[:2],
         address(scales),
-        workspace(4 * threads * channels) if scales is not None else None,
+        None,
         code,
-        threads,
+        thread_count(),
     )
-    cpu().call("kinema_norm_modulate", arguments)
-    return y if scales is None else Quantized(y, scales)
+    native = cpu()
+    if scales is not None:
+        arguments.workspace = workspace(native.ask("kinema_norm_modulate_workspace", arguments))
+    native.call("kinema_norm_modulate", arguments)
+    return y if quantized is None else quantized

@@ -6,10 +6,11 @@ import torch
 import triton
 import triton.language as tl
 
-from kinema.ops.common import FP8_MAX, INT8_MAX, Quantized, QuantKind, claim, group_strides
+from kinema.ops.common import FP8_MAX, INT8_MAX, Quantized, QuantKind, claim, dense, group_strides
 from kinema.ops.common.launch import Config, configure, launch
 from kinema.ops.common.triton_numerics import narrow, wide
-from kinema.ops.norm_modulate import NormKind
+from kinema.ops.norm_modulate import Norm
+from kinema.ops.norm_modulate.check import checked
 
 # ELEMENTS: how many channels of how many tokens a program holds. 4096 in 4 warps are 32 registers a thread, and rows
 # wider than that fill a program alone, with one warp for each 1024 channels.
@@ -19,31 +20,16 @@ TOKENS = {
 }
 
 
+@checked
 def norm_modulate(
-    x: torch.Tensor,
-    *,
-    norm: NormKind = "layer",
-    eps: float,
-    weight: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    scale: torch.Tensor | None = None,
-    shift: torch.Tensor | None = None,
-    quantize: QuantKind | None = None,
-    out: torch.Tensor | None = None,
+    x: torch.Tensor, norm: Norm, quantize: QuantKind | None, out: torch.Tensor | None
 ) -> torch.Tensor | Quantized:
-    if quantize is not None and out is not None:
-        raise ValueError("quantize returns new tensors: out must be None")
-    if norm not in ("layer", "rms"):
-        raise ValueError(f"unknown norm {norm!r}: wanted 'layer' or 'rms'")
     batch, tokens, channels = x.shape
-    scale_b, scale_g, scale_tokens = group_strides(x, scale)
-    shift_b, shift_g, shift_tokens = group_strides(x, shift)
-    token_scale = None
-    if quantize is None:
-        y = claim(out, x.shape, x.dtype, x.device)
-    else:
-        y = torch.empty(x.shape, dtype=torch.float8_e4m3fn if quantize == "fp8" else torch.int8, device=x.device)
-        token_scale = torch.empty(batch, tokens, 1, dtype=torch.float32, device=x.device)
+    scale, shift = dense(norm.scale), dense(norm.shift)
+    scale_b, scale_g, scale_tokens = group_strides(tokens, scale)
+    shift_b, shift_g, shift_tokens = group_strides(tokens, shift)
+    quantized = None if quantize is None else Quantized.empty(x.shape, quantize, x.device)
+    y = claim(out, x.shape, x.dtype, x.device) if quantized is None else quantized.data
     block = triton.next_power_of_2(channels)
     table = configure("norm_modulate", TOKENS, x.device)
     rows = max(1, table.blocks["ELEMENTS"] // block)
@@ -54,15 +40,15 @@ def norm_modulate(
         config,
         x=x,
         y=y,
-        weight=weight,
-        bias=bias,
+        weight=dense(norm.weight),
+        bias=dense(norm.bias),
         scale=scale,
         shift=shift,
-        token_scale=token_scale,
+        token_scale=None if quantized is None else quantized.scale,
         total=batch * tokens,
         tokens=tokens,
         channels=channels,
-        eps=eps,
+        eps=norm.eps,
         x_b=x.stride(0),
         x_s=x.stride(1),
         y_b=y.stride(0),
@@ -73,10 +59,10 @@ def norm_modulate(
         shift_b=shift_b,
         shift_g=shift_g,
         shift_tokens=shift_tokens,
-        LAYER=norm == "layer",
+        LAYER=norm.kind == "layer",
         LIMIT=INT8_MAX if quantize == "int8" else FP8_MAX,
     )
-    return y if token_scale is None else Quantized(y, token_scale)
+    return y if quantized is None else quantized
 
 
 @triton.jit(do_not_specialize=["total", "tokens", "scale_tokens", "shift_tokens"])  # one build for every length

@@ -14,11 +14,12 @@ from kinema.ops.common.triton_target import triton_implementation
 
 @dataclass(frozen=True)
 class PatchEmbedWeight:
-    """The projection in the layout of the implementation that packed it; opaque to models."""
+    """The projection in the layout of the implementation that packed it, on `device`; opaque to models."""
 
     patch: tuple[int, int, int]
     in_channels: int
     out_features: int
+    device: torch.device
 
 
 class PackPatchEmbed(Protocol):

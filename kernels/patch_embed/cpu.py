@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from dataclasses import dataclass
 
 import torch
 
 from kinema.ops.common import Target, claim
-from kinema.ops.common.native import Cpu, address, cpu, fp32, pack_panels, workspace
+from kinema.ops.common.native import Cpu, address, check_readable, cpu, fp32, pack_panels, packable, workspace
 from kinema.ops.common.threads import thread_count
 from kinema.ops.patch_embed import PatchEmbedWeight
+from kinema.ops.patch_embed.check import check_pack, checked
 
 
 class PatchEmbedArguments(ctypes.Structure):
@@ -55,39 +57,27 @@ class CpuWeight(PatchEmbedWeight):
 
 
 def pack_patch_embed(weight: torch.Tensor, bias: torch.Tensor | None = None, *, target: Target) -> CpuWeight:
+    check_pack(weight, bias)
     features, channels, pt, ph, pw = weight.shape
     native = cpu()
     panels = pack_panels(native, weight.flatten(1))
-    return CpuWeight((pt, ph, pw), channels, features, native, panels, fp32(bias))
+    return CpuWeight((pt, ph, pw), channels, features, panels.device, native, panels, packable(bias))
 
 
+@checked
 def patch_embed(
     x: torch.Tensor,
     weight: PatchEmbedWeight,
-    *,
-    position: torch.Tensor | None = None,
-    out: torch.Tensor | None = None,
+    grid: tuple[int, int, int],
+    position: torch.Tensor | None,
+    out: torch.Tensor | None,
 ) -> torch.Tensor:
     assert isinstance(weight, CpuWeight)
-    batch, channels, *size = x.shape
-    if channels != weight.in_channels or any(n % p for n, p in zip(size, weight.patch, strict=True)):
-        raise ValueError(
-            f"cannot cut {tuple(x.shape)} [B, C, T, H, W] into patches of {weight.patch}: "
-            f"wanted {weight.in_channels} channels and sizes that divide"
-        )
-    if x.dtype != torch.float32:
-        raise ValueError(f"x is {x.dtype}, wanted torch.float32")
-    tokens = 1
-    for n, p in zip(size, weight.patch, strict=True):
-        tokens *= n // p
-    y = claim(out, (batch, tokens, weight.out_features), torch.float32, x.device)
+    check_readable("x", x)
+    y = claim(out, (x.shape[0], math.prod(grid), weight.out_features), torch.float32, x.device)
     position = fp32(position)
-    if position is not None and position.shape[-2:] != y.shape[-2:]:
-        raise ValueError(f"position is {tuple(position.shape)}, wanted [{tokens}, {weight.out_features}]")
     arguments = PatchEmbedArguments(
-        batch,
-        channels,
-        *size,
+        *x.shape,
         x.data_ptr(),
         *x.stride(),
         *weight.patch,

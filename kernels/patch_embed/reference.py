@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from kinema.ops.common import Target, deliver
 from kinema.ops.patch_embed import PatchEmbedWeight
+from kinema.ops.patch_embed.check import check_pack, checked
 
 
 @dataclass(frozen=True)
@@ -20,29 +21,25 @@ class ReferenceWeight(PatchEmbedWeight):
 
 
 def pack_patch_embed(weight: torch.Tensor, bias: torch.Tensor | None = None, *, target: Target) -> ReferenceWeight:
+    check_pack(weight, bias)
     # fp32 always: the embedding is a thousandth of the work, and published models keep it wide
     weight = weight.to(target.device, torch.promote_types(weight.dtype, torch.float32))
     bias = bias.to(weight.device, weight.dtype) if bias is not None else None
     features, channels, pt, ph, pw = weight.shape
-    return ReferenceWeight((pt, ph, pw), channels, features, weight, bias)
+    return ReferenceWeight((pt, ph, pw), channels, features, weight.device, weight, bias)
 
 
+@checked
 def patch_embed(
     x: torch.Tensor,
     weight: PatchEmbedWeight,
-    *,
-    position: torch.Tensor | None = None,
-    out: torch.Tensor | None = None,
+    grid: tuple[int, int, int],
+    position: torch.Tensor | None,
+    out: torch.Tensor | None,
 ) -> torch.Tensor:
     assert isinstance(weight, ReferenceWeight)
-    batch, channels, *size = x.shape
-    if channels != weight.in_channels or any(n % p for n, p in zip(size, weight.patch, strict=True)):
-        raise ValueError(
-            f"cannot cut {tuple(x.shape)} [B, C, T, H, W] into patches of {weight.patch}: "
-            f"wanted {weight.in_channels} channels and sizes that divide"
-        )
-    pt, ph, pw = weight.patch
-    t, h, w = (n // p for n, p in zip(size, weight.patch, strict=True))
+    batch, channels = x.shape[:2]
+    (t, h, w), (pt, ph, pw) = grid, weight.patch
     patches = x.reshape(batch, channels, t, pt, h, ph, w, pw).permute(0, 2, 4, 6, 1, 3, 5, 7)
     tokens = F.linear(patches.flatten(4).flatten(1, 3).to(weight.weight.dtype), weight.weight.flatten(1), weight.bias)
     if position is not None:

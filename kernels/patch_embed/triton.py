@@ -13,6 +13,7 @@ from kinema.ops.common import Target, claim
 from kinema.ops.common.launch import Config, configure, launch
 from kinema.ops.common.triton_numerics import dot, narrow, wide
 from kinema.ops.patch_embed import PatchEmbedWeight
+from kinema.ops.patch_embed.check import check_pack, checked
 
 TILES = {
     0: Config({"ROWS": 32, "COLUMNS": 32, "FEATURES": 16}),
@@ -35,34 +36,26 @@ class TritonWeight(PatchEmbedWeight):
 
 
 def pack_patch_embed(weight: torch.Tensor, bias: torch.Tensor | None = None, *, target: Target) -> TritonWeight:
+    check_pack(weight, bias)
     features, channels, pt, ph, pw = weight.shape
     rows = weight.to(target.device, torch.float32).flatten(1).contiguous()
     if bias is not None:
         bias = bias.to(target.device, torch.float32).contiguous()
-    return TritonWeight((pt, ph, pw), channels, features, rows, bias)
+    return TritonWeight((pt, ph, pw), channels, features, rows.device, rows, bias)
 
 
+@checked
 def patch_embed(
     x: torch.Tensor,
     weight: PatchEmbedWeight,
-    *,
-    position: torch.Tensor | None = None,
-    out: torch.Tensor | None = None,
+    grid: tuple[int, int, int],
+    position: torch.Tensor | None,
+    out: torch.Tensor | None,
 ) -> torch.Tensor:
     assert isinstance(weight, TritonWeight)
-    batch, channels, *size = x.shape
-    if channels != weight.in_channels or any(n % p for n, p in zip(size, weight.patch, strict=True)):
-        raise ValueError(
-            f"cannot cut {tuple(x.shape)} [B, C, T, H, W] into patches of {weight.patch}: "
-            f"wanted {weight.in_channels} channels and sizes that divide"
-        )
-    t, h, w = (n // p for n, p in zip(size, weight.patch, strict=True))
+    batch, (t, h, w) = x.shape[0], grid
     tokens, columns = t * h * w, weight.out_features
     y = claim(out, (batch, tokens, columns), x.dtype, x.device)
-    if position is not None and position.shape not in ((tokens, columns), y.shape):
-        raise ValueError(
-            f"position is {tuple(position.shape)}, wanted {(tokens, columns)}, or {tuple(y.shape)} for one per sample"
-        )
     if x.dtype.itemsize == 2:
         config = configure("patch_embed", TILES, x.device)
     else:

@@ -7,9 +7,10 @@ import ctypes
 import torch
 
 from kinema.ops.common import Rope, claim
-from kinema.ops.common.native import address, cpu, fp32, readable, rope_table
+from kinema.ops.common.native import address, check_readable, cpu, fp32, rope_table
 from kinema.ops.common.threads import thread_count
 from kinema.ops.qk_norm_rope import HeadNorm
+from kinema.ops.qk_norm_rope.check import checked
 
 NORMS = {"rms": 1, "layer": 2}
 
@@ -43,25 +44,15 @@ class QkNormRopeArguments(ctypes.Structure):
     )
 
 
+@checked
 def qk_norm_rope(
-    x: torch.Tensor,
-    heads: int,
-    *,
-    norm: HeadNorm | None = None,
-    rope: Rope | None = None,
-    out: torch.Tensor | None = None,
+    x: torch.Tensor, heads: int, norm: HeadNorm | None, rope: Rope | None, out: torch.Tensor | None
 ) -> torch.Tensor:
+    check_readable("x", x)
     batch, tokens, channels = x.shape
-    if channels % heads:
-        raise ValueError(f"{channels} channels do not split into {heads} heads")
-    readable("x", x)
     y = claim(out, (batch, heads, tokens, channels // heads), torch.float32, x.device, contiguous=2)
-    cosines, sines, rope_b, start, rotated = rope_table(rope, batch, tokens, channels // heads)
+    cosines, sines, rope_b, start, rotated = rope_table(rope)
     weight, bias = (fp32(norm.weight), fp32(norm.bias)) if norm is not None else (None, None)
-    wanted = channels if norm is not None and norm.across_heads else channels // heads
-    for name, given in (("weight", weight), ("bias", bias)):
-        if given is not None and given.shape != (wanted,):
-            raise ValueError(f"the norm's {name} is {tuple(given.shape)}, wanted [{wanted}]")
     arguments = QkNormRopeArguments(
         batch,
         tokens,

@@ -8,10 +8,11 @@ import torch
 import triton
 import triton.language as tl
 
-from kinema.ops.common import Rope, claim
+from kinema.ops.common import Rope, claim, dense
 from kinema.ops.common.launch import Config, configure, launch
 from kinema.ops.common.triton_numerics import narrow, wide
 from kinema.ops.qk_norm_rope import HeadNorm
+from kinema.ops.qk_norm_rope.check import checked
 
 # ELEMENTS: of one tile, a group of heads of a few tokens; a token's heads are a handful of tiles. 1024 in 4 warps are
 # one 16-byte load of bf16 a thread, and the tiles' loads are all in flight together.
@@ -24,22 +25,13 @@ MOST_TILES = 8
 MOST_VALUES = 48  # fp32 values of a token's heads that a thread holds
 
 
+@checked
 def qk_norm_rope(
-    x: torch.Tensor,
-    heads: int,
-    *,
-    norm: HeadNorm | None = None,
-    rope: Rope | None = None,
-    out: torch.Tensor | None = None,
+    x: torch.Tensor, heads: int, norm: HeadNorm | None, rope: Rope | None, out: torch.Tensor | None
 ) -> torch.Tensor:
     batch, tokens, channels = x.shape
-    if channels % heads:
-        raise ValueError(f"{channels} channels do not split into {heads} heads")
-    if channels > 1 and x.stride(2) != 1:
-        raise ValueError(f"x has strides {x.stride()}, wanted dense channels")
     head_dim = channels // heads
-    weight, bias = _affine(norm, channels, head_dim)
-    cos, sin, start, rotated = _table(rope, batch, tokens, head_dim)
+    cos, sin = (dense(rope.cos), dense(rope.sin)) if rope is not None else (None, None)
     y = claim(out, (batch, heads, tokens, head_dim), x.dtype, x.device, contiguous=2)
     half = triton.next_power_of_2((head_dim + 1) // 2)
     table = configure("qk_norm_rope", HEADS, x.device)
@@ -50,13 +42,13 @@ def qk_norm_rope(
         config,
         x=x,
         y=y,
-        weight=weight,
-        bias=bias,
+        weight=dense(norm.weight) if norm is not None else None,
+        bias=dense(norm.bias) if norm is not None else None,
         cos=cos,
         sin=sin,
         tokens=tokens,
-        start=start,
-        rotated=rotated,
+        start=rope.start if rope is not None else 0,
+        rotated=cos.shape[-2] if cos is not None else 0,
         eps=norm.eps if norm is not None else 0.0,
         x_b=x.stride(0),
         x_s=x.stride(1),
@@ -75,28 +67,6 @@ def qk_norm_rope(
         HALF=half,
     )
     return y
-
-
-def _affine(norm: HeadNorm | None, channels: int, head_dim: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    if norm is None:
-        return None, None
-    if norm.kind not in ("layer", "rms"):
-        raise ValueError(f"unknown norm {norm.kind!r}: wanted 'layer' or 'rms'")
-    features = channels if norm.across_heads else head_dim
-    for vector in (norm.weight, norm.bias):
-        if vector is not None and (vector.shape != (features,) or (features > 1 and vector.stride(0) != 1)):
-            raise ValueError(f"the norm's weight or bias is {tuple(vector.shape)}, wanted {features} dense values")
-    return norm.weight, norm.bias
-
-
-def _table(
-    rope: Rope | None, batch: int, tokens: int, head_dim: int
-) -> tuple[torch.Tensor | None, torch.Tensor | None, int, int]:
-    """cos, sin, and the range of tokens that they rotate: its start and length."""
-    if rope is None:
-        return None, None, 0, 0
-    rope.check(batch, tokens, head_dim)
-    return rope.cos, rope.sin, rope.start, rope.cos.shape[-2]
 
 
 @lru_cache(maxsize=64)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 
 from kinema.ops.common import FP8_MAX, INT8_MAX, Quantized, QuantKind
+from kinema.ops.quantize.check import checked
 
 
+@checked
 def quantize(x: torch.Tensor, kind: QuantKind) -> Quantized:
     limit = FP8_MAX if kind == "fp8" else INT8_MAX
     x = x.float()

@@ -9,6 +9,7 @@ import triton.language as tl
 from kinema.ops.common import FP8_MAX, INT8_MAX, Quantized, QuantKind
 from kinema.ops.common.launch import Config, configure, launch
 from kinema.ops.common.triton_numerics import narrow, wide
+from kinema.ops.quantize.check import checked
 
 # ELEMENTS: how many channels of how many tokens a program holds. 4096 in 4 warps are 32 registers a thread; rows
 # wider than that fill a program alone, with one warp for each 1024 channels.
@@ -18,6 +19,7 @@ TOKENS = {
 }
 
 
+@checked
 def quantize(x: torch.Tensor, kind: QuantKind) -> Quantized:
     shape = x.shape
     # [B, S, C]; more than two leading axes become two, by a copy where their strides do not allow a view
@@ -31,17 +33,10 @@ def quantize_together(x: torch.Tensor, second: torch.Tensor | None, kind: QuantK
 
     x: [B, S, C]; second: [B, S, C₂] or None; channels dense. Returns data [B, S, C + C₂].
     """
-    if kind not in ("fp8", "int8"):
-        raise ValueError(f"unknown kind {kind!r}: wanted 'fp8' or 'int8'")
     sources = (x,) if second is None else (x, second)
-    if any(source.stride(-1) != 1 and source.shape[-1] != 1 for source in sources):
-        raise ValueError(f"x has strides {[source.stride() for source in sources]}, wanted dense channels")
     batch, tokens, channels = x.shape
     more = 0 if second is None else second.shape[2]
-    data = torch.empty(
-        batch, tokens, channels + more, dtype=torch.float8_e4m3fn if kind == "fp8" else torch.int8, device=x.device
-    )
-    scale = torch.empty(batch, tokens, 1, dtype=torch.float32, device=x.device)
+    quantized = Quantized.empty((batch, tokens, channels + more), kind, x.device)
     blocks = [triton.next_power_of_2(source.shape[2]) for source in sources]
     held = triton.next_power_of_2(sum(blocks))
     table = configure("quantize", TOKENS, x.device)
@@ -56,8 +51,8 @@ def quantize_together(x: torch.Tensor, second: torch.Tensor | None, kind: QuantK
         ),
         x=x,
         second=second,
-        data=data,
-        scale=scale,
+        data=quantized.data,
+        scale=quantized.scale,
         total=batch * tokens,
         tokens=tokens,
         channels=channels,
@@ -68,7 +63,7 @@ def quantize_together(x: torch.Tensor, second: torch.Tensor | None, kind: QuantK
         second_s=0 if second is None else second.stride(1),
         LIMIT=FP8_MAX if kind == "fp8" else INT8_MAX,
     )
-    return Quantized(data, scale)
+    return quantized
 
 
 @triton.jit(do_not_specialize=["total", "tokens"])  # one build for every length

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 
 from kinema.ops.common import claim
-from kinema.ops.common.native import cpu, workspace
+from kinema.ops.common.arguments import unchecked
+from kinema.ops.common.native import check_readable, cpu, dense_fp32, workspace
 from kinema.ops.common.threads import thread_count
 from kinema.ops.scheduler_step import reference
-
-BLOCK = 256  # KINEMA_STEP_BLOCK of csrc/include/kinema.h
+from kinema.ops.scheduler_step.check import checked
 
 
 class SchedulerStepArguments(ctypes.Structure):
@@ -33,32 +33,26 @@ class SchedulerStepArguments(ctypes.Structure):
     )
 
 
+@checked
 def scheduler_step(
-    terms: Sequence[torch.Tensor],
+    terms: tuple[torch.Tensor, ...],
     coefficients: torch.Tensor,
-    *,
-    out: Sequence[torch.Tensor] | None = None,
+    dtype: torch.dtype,
+    out: Sequence[torch.Tensor] | None,
 ) -> tuple[torch.Tensor, ...]:
-    if any(term.dtype == torch.float64 for term in terms):
-        return reference.scheduler_step(terms, coefficients, out=out)  # sums in fp64 are a test's
+    if dtype == torch.float64:  # sums in fp64 are a test's
+        made: tuple[torch.Tensor, ...] = unchecked(reference.scheduler_step)(terms, coefficients, dtype, out)
+        return made
+    check_readable("a term", terms[0], terms[0].dtype)
     batch, outputs, count = coefficients.shape
     shape = terms[0].shape
-    if count != len(terms) or batch != shape[0] or any(term.shape != shape for term in terms):
-        raise ValueError(
-            f"coefficients {tuple(coefficients.shape)} [B, M, K] do not fit terms of shapes "
-            f"{[tuple(term.shape) for term in terms]}"
-        )
     wide = [term.float() for term in terms]
     # a window of a longer clip has gaps between its channels
-    wide = [term if term[:1].is_contiguous() else term.contiguous() for term in wide]
+    wide = [term if term.is_contiguous() or term[:1].is_contiguous() else term.contiguous() for term in wide]
     given = out if out is not None else [None] * outputs
     dense = len(shape) - 1
-    results = tuple(
-        claim(buffer, shape, torch.float32, terms[0].device, contiguous=dense)
-        for buffer, _ in zip(given, range(outputs), strict=True)
-    )
-    table = coefficients.float().contiguous()
-    threads = thread_count()
+    results = tuple(claim(buffer, shape, torch.float32, terms[0].device, contiguous=dense) for buffer in given)
+    table = dense_fp32(coefficients if coefficients.is_cpu else coefficients.cpu())
     addresses = (ctypes.c_int64 * (2 * (count + outputs)))(
         *(t.data_ptr() for t in wide),
         *(t.data_ptr() for t in results),
@@ -76,8 +70,10 @@ def scheduler_step(
         table.data_ptr(),
         first + 8 * count,
         first + 8 * (2 * count + outputs),
-        workspace(4 * threads * max(outputs, 1) * BLOCK),
-        threads,
+        None,
+        thread_count(),
     )
-    cpu().call("kinema_scheduler_step", arguments)
+    native = cpu()
+    arguments.workspace = workspace(native.ask("kinema_scheduler_step_workspace", arguments))
+    native.call("kinema_scheduler_step", arguments)
     return results

@@ -7,24 +7,19 @@ from collections.abc import Sequence
 import torch
 
 from kinema.ops.common import deliver
+from kinema.ops.scheduler_step.check import checked
 
 
+@checked
 def scheduler_step(
-    terms: Sequence[torch.Tensor],
+    terms: tuple[torch.Tensor, ...],
     coefficients: torch.Tensor,
-    *,
-    out: Sequence[torch.Tensor] | None = None,
+    dtype: torch.dtype,
+    out: Sequence[torch.Tensor] | None,
 ) -> tuple[torch.Tensor, ...]:
-    batch, outputs, count = coefficients.shape
-    shape = terms[0].shape
-    if count != len(terms) or batch != shape[0] or any(term.shape != shape for term in terms):
-        raise ValueError(
-            f"coefficients {tuple(coefficients.shape)} [B, M, K] do not fit terms of shapes "
-            f"{[tuple(term.shape) for term in terms]}"
-        )
-    dtype = torch.float64 if any(term.dtype == torch.float64 for term in terms) else torch.float32
+    outputs = coefficients.shape[1]
     wide_terms = [term.to(dtype) for term in terms]
-    table = coefficients.to(wide_terms[0].device).reshape(*coefficients.shape, *[1] * (len(shape) - 1))
+    table = coefficients.to(wide_terms[0].device).reshape(*coefficients.shape, *[1] * (terms[0].ndim - 1))
     results = []
     for m in range(outputs):
         total = torch.zeros_like(wide_terms[0])

@@ -11,6 +11,7 @@ import triton.language as tl
 from kinema.ops.common import claim
 from kinema.ops.common.launch import Config, configure, launch
 from kinema.ops.common.triton_numerics import wide
+from kinema.ops.scheduler_step.check import checked
 
 # 8 values a thread: with eight terms in flight, 64 registers
 VALUES = {
@@ -19,26 +20,18 @@ VALUES = {
 }
 
 
+@checked
 def scheduler_step(
-    terms: Sequence[torch.Tensor],
+    terms: tuple[torch.Tensor, ...],
     coefficients: torch.Tensor,
-    *,
-    out: Sequence[torch.Tensor] | None = None,
+    dtype: torch.dtype,
+    out: Sequence[torch.Tensor] | None,
 ) -> tuple[torch.Tensor, ...]:
-    batch, outputs, count = coefficients.shape
+    batch, outputs, _ = coefficients.shape
     shape, device = terms[0].shape, terms[0].device
-    if count != len(terms) or batch != shape[0] or any(term.shape != shape for term in terms):
-        raise ValueError(
-            f"coefficients {tuple(coefficients.shape)} [B, M, K] do not fit terms of shapes "
-            f"{[tuple(term.shape) for term in terms]}"
-        )
-    if out is not None and len(out) != outputs:
-        raise ValueError(f"out has {len(out)} buffers, the op writes {outputs}")
     for term in terms:
         if not term[0].is_contiguous():
             raise ValueError(f"a term of shape {tuple(shape)} has strides {term.stride()}, wanted contiguous samples")
-    double = any(term.dtype == torch.float64 for term in terms)
-    dtype = torch.float64 if double else torch.float32
     results = tuple(
         claim(None if out is None else out[m], shape, dtype, device, contiguous=len(shape) - 1) for m in range(outputs)
     )
@@ -49,7 +42,7 @@ def scheduler_step(
         _scheduler_step,
         (triton.cdiv(size, config.blocks["BLOCK"]), batch),
         config,
-        terms=tuple(terms),
+        terms=terms,
         outputs=results,
         coefficients=table,
         size=size,
@@ -58,7 +51,7 @@ def scheduler_step(
         coefficients_k=table.stride(2),
         terms_b=tuple(term.stride(0) for term in terms),
         outputs_b=tuple(result.stride(0) for result in results),
-        DOUBLE=double,
+        DOUBLE=dtype == torch.float64,
     )
     return results
 

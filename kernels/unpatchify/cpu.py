@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-import math
 
 import torch
 
 from kinema.ops.common import claim
-from kinema.ops.common.native import cpu, readable
+from kinema.ops.common.arguments import check_channels_dense
+from kinema.ops.common.native import check_readable, cpu
 from kinema.ops.common.threads import thread_count
 from kinema.ops.unpatchify import PatchOrder
+from kinema.ops.unpatchify.check import checked
 
 
 class UnpatchifyArguments(ctypes.Structure):
@@ -34,26 +35,20 @@ class UnpatchifyArguments(ctypes.Structure):
     )
 
 
+@checked
 def unpatchify(
     x: torch.Tensor,
     grid: tuple[int, int, int],
     patch: tuple[int, int, int],
-    *,
-    order: PatchOrder = "patch_first",
-    out: torch.Tensor | None = None,
+    order: PatchOrder,
+    shape: tuple[int, int, int, int, int],
+    out: torch.Tensor | None,
 ) -> torch.Tensor:
-    batch, tokens, features = x.shape
-    if tokens != math.prod(grid) or features % math.prod(patch):
-        raise ValueError(f"tokens {tuple(x.shape)} do not fill a grid of {grid} with patches of {patch}")
-    if order not in ("patch_first", "channel_first"):
-        raise ValueError(f"unknown order {order!r}: wanted 'patch_first' or 'channel_first'")
-    readable("x", x)
-    channels = features // math.prod(patch)
-    (t, h, w), (pt, ph, pw) = grid, patch
-    y = claim(out, (batch, channels, t * pt, h * ph, w * pw), torch.float32, x.device, contiguous=5)
+    check_readable("x", x)
+    check_channels_dense("x", x)
+    y = claim(out, shape, torch.float32, x.device, contiguous=5)
     arguments = UnpatchifyArguments(
-        batch,
-        channels,
+        *shape[:2],
         *grid,
         *patch,
         x.data_ptr(),

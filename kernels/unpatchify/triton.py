@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import get_args
 
 import torch
 import triton
@@ -12,6 +11,7 @@ import triton.language as tl
 from kinema.ops.common import claim
 from kinema.ops.common.launch import Config, configure, launch
 from kinema.ops.unpatchify import PatchOrder
+from kinema.ops.unpatchify.check import checked
 
 # ELEMENTS: of a program. GROUPS: at most so many rows of the video, each of which gets `pw` values of every token.
 TILES = {
@@ -20,22 +20,18 @@ TILES = {
 }
 
 
+@checked
 def unpatchify(
     x: torch.Tensor,
     grid: tuple[int, int, int],
     patch: tuple[int, int, int],
-    *,
-    order: PatchOrder = "patch_first",
-    out: torch.Tensor | None = None,
+    order: PatchOrder,
+    shape: tuple[int, int, int, int, int],
+    out: torch.Tensor | None,
 ) -> torch.Tensor:
-    batch, tokens, features = x.shape
-    if tokens != math.prod(grid) or features % math.prod(patch):
-        raise ValueError(f"tokens {tuple(x.shape)} do not fill a grid of {grid} with patches of {patch}")
-    if order not in get_args(PatchOrder):
-        raise ValueError(f"unknown order {order!r}: wanted 'patch_first' or 'channel_first'")
-    (t, h, w), (pt, ph, pw) = grid, patch
-    channels = features // math.prod(patch)
-    y = claim(out, (batch, channels, t * pt, h * ph, w * pw), x.dtype, x.device, contiguous=3)
+    (batch, channels, *_), tokens = shape, x.shape[1]
+    (_, h, w), (pt, ph, pw) = grid, patch
+    y = claim(out, shape, x.dtype, x.device, contiguous=3)
     groups, columns = channels * pt * ph, triton.next_power_of_2(pw)
     table = configure("unpatchify", TILES, x.device)
     block = min(triton.next_power_of_2(groups), table.blocks["GROUPS"])

@@ -6,6 +6,7 @@ from kinema.bench.intervals import Estimate
 from kinema.bench.markdown import table
 from kinema.bench.plots import scaling_of
 from kinema.bench.report import provenance, timing, write_report
+from kinema.bench.rounds import say_if_few
 from kinema.cli import main
 from kinema.ops import plan_ops, target_for
 
@@ -58,13 +59,19 @@ def test_plots_are_drawn_where_there_is_enough_and_are_the_same_again(written, t
         written("small.json", "model", model_rows(1.0), grid=[2, 2, 2]),
         written("large.json", "model", model_rows(5.0), grid=[4, 4, 4]),
         written("lossy.json", "fidelity", [lossy]),
+        written("peers.json", "peers", [timing("kinema", [1.0] * 5), timing("diffusers", [2.0] * 5)]),
+        written("others.json", "peers", [timing("kinema", [1.0] * 5)]),
+        written("failed.json", "ops", [{"name": "linear", "failed": "out of memory"}]),
     ]
     page, plots = tmp_path / "page.md", tmp_path / "plots"
     command = ["bench", "report", *files, "-o", str(page), "--plots", str(plots)]
     assert main(command) == 0
     drawn = {path.name: path.read_bytes() for path in plots.iterdir()}
-    assert set(drawn) == {"roofline-ops.svg", "fidelity.svg", "scaling.svg"}
+    models = {"model.svg", "model-2.svg"}
+    assert set(drawn) == {"roofline-ops.svg", "fidelity.svg", "scaling.svg", "peers.svg", "peers-2.svg", *models}
     assert all(f"(plots/{name})" in page.read_text() for name in drawn)
+    assert "No plot of `kinema bench ops`: nothing in it was timed (out of memory)." in page.read_text()
+    assert "Roofline of kinema bench ops" in page.read_text()
     assert main(command) == 0
     assert {path.name: path.read_bytes() for path in plots.iterdir()} == drawn
 
@@ -75,3 +82,10 @@ def test_scaling_is_in_order_of_tokens(tmp_path):
 
     found = scaling_of([report([4, 4, 4], 5.0), report([2, 2, 2], 1.0), {"benchmark": "ops"}])
     assert found == {"transformer, fp32": [(8, 1.0), (64, 5.0)]}
+
+
+def test_few_rounds_are_said_before_they_are_measured(capsys):
+    say_if_few(5)
+    assert capsys.readouterr().err == ""
+    say_if_few(4)
+    assert "--rounds 4: medians only, an interval or a ratio needs 5 or more" in capsys.readouterr().err

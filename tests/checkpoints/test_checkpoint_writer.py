@@ -61,13 +61,13 @@ def test_every_dtype_is_read_back_by_safetensors_and_by_us(tmp_path: Path) -> No
     theirs, ours = load_file(path), SafetensorsFile(path)
     assert set(theirs) == set(ours) == set(tensors)
     for name, tensor in tensors.items():
-        for read in (theirs[name], ours[name], ours.mapped(name)):
+        for read in (theirs[name], ours[name]):
             assert (read.dtype, read.shape) == (tensor.dtype, tensor.shape), name
             assert torch.equal(read.reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8)), name
     with safe_open(path, "pt") as file:
         assert file.metadata() == {"format": "pt"}
     for name in ours:
-        assert ours._entries[name].begin % ours.dtypes[name].itemsize == 0, "widest first: all can be mapped"
+        assert ours._entries[name].begin % ours.dtypes[name].itemsize == 0, "widest first: others can map it"
     assert json.loads((tmp_path / "config.json").read_text()) == DIFFUSERS
     assert sorted(os.listdir(tmp_path)) == ["config.json", "diffusion_pytorch_model.safetensors"]
 

@@ -56,7 +56,7 @@ def test_single_file(tmp_path: Path, name: str) -> None:
     assert "ccc" not in files
     for name in files:
         assert torch.equal(files[name], tensors(name)[name])
-        assert torch.equal(files.mapped(name), tensors(name)[name])
+        assert torch.equal(files.table(name).rows(torch.tensor([2, 0])), tensors(name)[name][[2, 0]])
 
 
 def test_shards_are_one_mapping(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_shards_are_one_mapping(tmp_path: Path) -> None:
     assert files.nbytes == 60
     for name in ("a", "bb", "ccc"):
         assert torch.equal(files[name], tensors(name)[name])
-        assert torch.equal(files.mapped(name), tensors(name)[name])
+        assert torch.equal(files.table(name).rows(torch.tensor([2, 0])), tensors(name)[name][[2, 0]])
 
 
 def test_variant(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 SIZE = {"--height": 32, "--width": 48, "--num-frames": 9, "--steps": 2}
@@ -50,6 +51,47 @@ def words(model, output, **changed):
 )
 def test_bad_request(cli, tiny, out, changed, phrases):
     cli(*words(tiny, out / "a.npy", **changed)).assert_refused(1, *phrases)
+    assert os.listdir(out) == []
+
+
+def large_picture(path: Path) -> None:
+    Image.new("1", (10000, 10000)).save(path)
+
+
+def cut_picture(path: Path) -> None:
+    Image.new("RGB", (64, 64), (1, 2, 3)).save(path)
+    os.truncate(path, 60)
+
+
+def odd_tiff(path: Path) -> None:
+    """Of which pillow logs an error, too."""
+    Image.new("RGB", (8, 8)).save(path, "tiff")
+    data = path.read_bytes()
+    path.write_bytes(
+        data.replace(b"\x15\x01\x03\x00\x01\x00\x00\x00\x03\x00", b"\x15\x01\x03\x00\x01\x00\x00\x00\x00\x30")
+    )
+
+
+@pytest.mark.parametrize("option", ["image", "video"])
+@pytest.mark.parametrize("name", ["in.png", "in.gif", "in.mp4", "in.npy", "in.tiff"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        os.mkfifo,
+        Path.touch,
+        Path.mkdir,
+        large_picture,
+        cut_picture,
+        odd_tiff,
+        lambda path: path.symlink_to("/dev/zero"),
+    ],
+)
+def test_bad_media(cli, tiny, tmp_path, out, make, name, option):
+    """Whatever it is and is called, it is one line, at once."""
+    if make in (large_picture, cut_picture, odd_tiff) and name not in ("in.png", "in.tiff"):
+        pytest.skip("a picture")
+    make(tmp_path / name)
+    cli(*words(tiny, out / "a.npy", **{option: tmp_path / name})).assert_refused(1, f"cannot read {option}", name)
     assert os.listdir(out) == []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import kinema
@@ -99,3 +100,18 @@ def test_asking_does_not_import_torch(words):
 def test_python_m_kinema():
     done = subprocess.run([sys.executable, "-m", "kinema", "--version"], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"kinema {kinema.__version__}\n", "")
+
+
+def test_a_warning_of_ours_is_one_line(cli, tiny, out):
+    """And the work goes on: a video that is longer than a clip is cut."""
+    np.save(out / "in.npy", np.zeros((6, 32, 48, 3), np.uint8))
+    words = ("-m", tiny, "--height", 32, "--width", 48, "--steps", 2)
+    for more, said in (
+        ((), "kinema: warning: the video has 6 frames, and this model makes 5 or 9: its first 5 are taken\n"),
+        (("--num-frames", 5), ""),
+    ):
+        result = cli("generate", "x", *words, "--video", out / "in.npy", *more, "-o", out / "a.npy")
+        assert (result.code, result.err) == (0, said)
+        assert np.load(out / "a.npy").shape == (5, 32, 48, 3)
+    result = cli("generate", "x", *words, "--video", out / "in.npy", "--num-frames", 9, "-o", out / "a.npy")
+    result.assert_refused(1, "num_frames is 9, the video has 6", "ask for fewer")

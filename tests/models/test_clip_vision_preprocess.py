@@ -115,7 +115,7 @@ def test_folder(tmp_path):
     [
         ({"size": {"longest_edge": 224}}, "wanted shortest_edge"),
         ({"crop_size": {"shortest_edge": 224}}, "wanted height and width"),
-        ({"resample": 17}, "not a pillow filter"),
+        ({"resample": 17}, "resample is 17, wanted 0 or 1 or 2 or 3 or 4 or 5"),
         ({"data_format": "channels_last"}, "channels_first"),
         ({"do_pad": True}, "does not know do_pad"),
     ],

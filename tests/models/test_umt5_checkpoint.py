@@ -61,12 +61,12 @@ def test_published_config():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"feed_forward_proj": "gated-tanh"}, "feed_forward_proj='gated-tanh' is not known"),
+        ({"feed_forward_proj": "gated-tanh"}, "feed_forward_proj is 'gated-tanh', wanted 'gated-gelu' or"),
         ({"dense_act_fn": "relu"}, "contradicts"),
         ({"is_gated_act": False}, "contradicts"),
         ({"model_type": "t5"}, "model_type='t5'"),  # T5 shares one bias table among its layers
         ({"is_decoder": True}, "is_decoder=True"),
-        ({"relative_attention_num_buckets": 3}, "wanted at least 4 buckets"),
+        ({"relative_attention_num_buckets": 3}, "buckets is 3, wanted a whole number of 4 to 10000"),
         ({"relative_attention_max_distance": 8}, "above a quarter"),
         ({"rope_theta": 1e4}, "does not know rope_theta"),
     ],
@@ -123,22 +123,55 @@ def test_a_whole_sequence_to_sequence_folder_serves(tmp_path):
     load_weights(files, tensor_shapes(UMT5Config(**SMALL), files), ignored=umt5.IGNORED_TENSORS)
 
 
+class Embedded(dict):
+    """A state whose embedding cannot be copied as a whole, and says which rows of it were asked for."""
+
+    def __init__(self, state):
+        super().__init__(state)
+        self.asked = []
+
+    def __getitem__(self, name):
+        assert name not in (SHARED_EMBEDDING, OWN_EMBEDDING), "copied"
+        return super().__getitem__(name)
+
+    def table(self, name):
+        asked, whole = self.asked, super().__getitem__(name)
+
+        class Table:
+            shape = whole.shape
+
+            def rows(self, ids):
+                asked.append(ids.tolist())
+                return whole[ids]
+
+        return Table()
+
+
 def test_the_embedding_stays_in_its_file():
-    """Its rows are looked up through `mapped`; nothing copies the whole table."""
+    """Its rows are looked up through `table`; nothing copies the whole of it."""
     state = UMT5EncoderModel(TheirConfig(**SMALL)).state_dict()
-
-    class Files(dict):
-        def __getitem__(self, name):
-            assert name not in (SHARED_EMBEDDING, OWN_EMBEDDING), "copied"
-            return super().__getitem__(name)
-
-        def mapped(self, name):
-            return state[name]
-
-    ours = UMT5Encoder(UMT5Config(**SMALL), Weights(Files(state)), OPS)
-    assert ours.embedding.data_ptr() == state[OWN_EMBEDDING].data_ptr()
+    files = Embedded(state)
+    ours = UMT5Encoder(UMT5Config(**SMALL), Weights(files), OPS)
     with torch.no_grad():
-        ours(torch.tensor([[3, 4]]))
+        got = ours(torch.tensor([[3, 4]]))
+        assert torch.equal(got, UMT5Encoder(UMT5Config(**SMALL), Weights(state), OPS)(torch.tensor([[3, 4]])))
+    assert files.asked == [[[3, 4]]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+def test_the_embedding_is_read_from_files_as_it_is_in_memory(tmp_path, dtype):
+    state = {
+        name: value.clone().to(dtype) for name, value in UMT5EncoderModel(TheirConfig(**SMALL)).state_dict().items()
+    }
+    del state[OWN_EMBEDDING]
+    save_file(state, tmp_path / "model.safetensors")
+    config = UMT5Config(**SMALL)
+    ids = torch.tensor([[3, 49, 3, 0], [7, 1, 0, 0]])
+    files = ComponentFiles(tmp_path)
+    with torch.no_grad():
+        stored = UMT5Encoder(config, load_weights(files, tensor_shapes(config, files)), OPS)(ids)
+        wide = {name: value.float() for name, value in state.items()}
+        assert torch.equal(stored, UMT5Encoder(config, Weights(wide), OPS)(ids))
 
 
 @pytest.mark.parametrize(

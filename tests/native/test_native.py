@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from kinema.ops import linear
-from kinema.ops.attention import KV
+from kinema.ops.attention import KV, BlockList
 from kinema.ops.attention import cpu as attention_cpu
 from kinema.ops.common import PRECISIONS, Quantized, Rope, Target, interrupts, native
 from kinema.ops.conv3d import cpu as conv3d_cpu
@@ -50,7 +50,7 @@ MIRRORS = {
 needs_library = pytest.mark.skipif(not native.instruction_sets(), reason="the native kernels are not built")
 
 
-@pytest.fixture(params=native.instruction_sets())
+@pytest.fixture(params=[i for i in native.instruction_sets() if i == os.environ.get(native.ISA_VARIABLE, i)])
 def isa(request):
     with native.forced(request.param):
         yield request.param
@@ -141,23 +141,17 @@ def test_a_struct_of_arguments_is_the_one_of_the_header(name):
     assert list(MIRRORS[name]._fields_) == wanted
 
 
-def test_the_block_of_a_step_is_the_one_of_the_header():
-    assert int(re.search(r"#define KINEMA_STEP_BLOCK (\d+)", HEADER.read_text())[1]) == scheduler_step_cpu.BLOCK
-
-
 def test_the_version_of_the_interface_is_the_one_of_the_header():
     assert int(re.search(r"#define KINEMA_ABI_VERSION (\d+)", HEADER.read_text())[1]) == native.ABI_VERSION
 
 
 @needs_library
 def test_what_makes_no_sense_is_refused_with_a_sentence():
-    arguments = linear_cpu.LinearArguments()
-    with pytest.raises(ValueError, match="a pointer that is needed is null"):
-        native.cpu().call("kinema_linear", arguments)
-    some = torch.zeros(4)
-    for name in ("x", "weight", "out", "workspace"):
-        setattr(arguments, name, some.data_ptr())
+    arguments = linear_cpu.LinearArguments(batch=1, tokens=1, out_features=1)
     with pytest.raises(ValueError, match="a size is negative or does not fit"):
+        native.cpu().call("kinema_linear", arguments)
+    arguments.in_features = arguments.x_features = 1
+    with pytest.raises(ValueError, match="a pointer that is needed is null"):
         native.cpu().call("kinema_linear", arguments)
 
 
@@ -193,6 +187,28 @@ def test_attention_in_what_there_is_not_is_refused():
         getattr(arguments, name)[0] = some.data_ptr()
     with pytest.raises(ValueError, match="option"):
         native.cpu().call("kinema_attention", arguments)
+
+
+@pytest.mark.parametrize("kind", [None, "int8"])
+def test_attention_over_an_empty_cache_is_that_over_the_new_keys(isa, kind):
+    """The first block of a streamed video; and without any keys a query gives 0, or its residual."""
+    q, k, v, residual = random(2, 3, 7, 10), random(2, 3, 9, 10, seed=1), random(2, 3, 9, 10, seed=2), random(2, 7, 30)
+    empty = KV(k[:, :, :0], v[:, :, :0])
+    (alone,) = attention_cpu.attention(q, KV(k, v), quantize=kind)
+    for segments in ((empty, KV(k, v)), (KV(k, v), empty), (empty, KV(k, v), empty)):
+        (y,) = attention_cpu.attention(q, segments, quantize=kind)
+        assert torch.equal(y, alone)
+    (nothing,) = attention_cpu.attention(q, (empty, empty), quantize=kind)
+    assert not nothing.any()
+    (kept,) = attention_cpu.attention(q, empty, residual=residual, quantize=kind)
+    assert torch.equal(kept, residual)
+
+
+def test_a_list_without_room_names_no_tile(isa):
+    q, k, v = random(1, 2, 7, 10), random(1, 2, 9, 10, seed=1), random(1, 2, 9, 10, seed=2)
+    none = BlockList(4, 4, torch.zeros(1, 1, 2, 0, dtype=torch.int32), torch.zeros(1, 1, 2, dtype=torch.int32))
+    (y,) = attention_cpu.attention(q, KV(k, v), blocks=none)
+    assert not y.any()
 
 
 @pytest.mark.parametrize("kind", [None, "int8"])
@@ -615,7 +631,7 @@ def test_large_steps_go_past_the_caches(isa, beside):
     terms = [random(1, count + beside, seed=k)[:, beside:] for k in range(3)]
     factors = random(1, 2, 3, seed=3)
     wanted = torch.einsum("mk,ks->ms", factors[0].double(), torch.cat(terms).double())
-    first, second = scheduler_step_cpu.scheduler_step(terms, factors, out=[terms[0], None])
+    first, second = scheduler_step_cpu.scheduler_step(terms, factors, out=[terms[0], torch.empty(1, count)])
     assert first.data_ptr() == terms[0].data_ptr()
     assert torch.allclose(torch.cat((first, second)).double(), wanted, rtol=1e-6, atol=1e-5)
 

@@ -1,10 +1,12 @@
 """What the contract tests of all ops share: who is tested, on what data, and how close is close enough.
 
 A test module of an op sets `OP` and its tests ask for `impl`: they then run for every implementation of that op
-and every device that can run here. Tests of ops working together ask for `ops`.
+and every device that can run here. A module of all ops sets `OPS`, and a test's `of` names the ops that it is for.
+Tests of ops working together ask for `ops`.
 """
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -15,7 +17,7 @@ import torch
 from kinema.errors import UnsupportedError
 from kinema.ops import build_ops, plan_ops
 from kinema.ops.common import PRECISIONS, Precision, Target
-from kinema.ops.common.native import forced, instruction_sets
+from kinema.ops.common.native import ISA_VARIABLE, forced, instruction_sets
 from kinema.ops.plan import OPS
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
@@ -169,14 +171,21 @@ def _fails(check, candidate, case) -> bool:
 
 def pytest_generate_tests(metafunc):
     if "impl" in metafunc.fixturenames:
-        metafunc.parametrize("impl", list(_candidates(metafunc.module.OP)), indirect=True)
+        if hasattr(metafunc.module, "OPS"):
+            names = getattr(metafunc.function, "of", [op.name for op in metafunc.module.OPS])
+            ops = [op for op in metafunc.module.OPS if op.name in names]
+            params = [param for op in ops for param in _candidates(op, every_table=False)]
+        else:
+            params = list(_candidates(metafunc.module.OP))
+        metafunc.parametrize("impl", params, indirect=True)
     if "ops" in metafunc.fixturenames:
         backends = dict.fromkeys(i.backend for op in OPS for i in op.implementations)
         params = [pytest.param((b, d), id=f"{b}-{d}") for b in backends for d in DEVICES]
         metafunc.parametrize("ops", params, indirect=True)
 
 
-def _candidates(op):
+def _candidates(op, every_table=True):
+    """every_table: native kernels of each instruction set, else of the best alone, with the op in the test's name."""
     for implementation in op.implementations:
         for name in DEVICES:
             device = torch.device(name)
@@ -184,10 +193,12 @@ def _candidates(op):
             reasons = [implementation.unsupported(target) for target in targets]
             # skipped only where no precision can run: the capability record says why, and that is the skip's reason
             marks = [pytest.mark.skip(reason="; ".join(reasons[0]))] if all(reasons) else []  # no GPU, no triton, …
-            # native kernels exist once per instruction set
+            # native kernels exist once per instruction set; KINEMA_CPU_ISA picks one
             tables = instruction_sets() if implementation.backend in NATIVE and name == "cpu" else []
-            for isa in tables or [None]:
+            tables = [isa for isa in tables if isa == os.environ.get(ISA_VARIABLE, isa)]
+            for isa in (tables if every_table else tables[:1]) or [None]:
                 label = f"{implementation.backend}-{name}" + (f"-{isa}" if isa else "")
+                label = label if every_table else f"{op.name}-{implementation.backend}-{name}"
                 yield pytest.param((op, implementation, device, isa), id=label, marks=marks)
 
 

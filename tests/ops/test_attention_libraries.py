@@ -19,6 +19,7 @@ from kinema.ops import plan_ops
 from kinema.ops.attention import KV, flash_attn, libraries, sdpa, whole
 from kinema.ops.attention import reference as plain
 from kinema.ops.common import PRECISIONS, Target
+from kinema.ops.common.arguments import unchecked
 from kinema.ops.common.launch import recording
 
 
@@ -353,7 +354,7 @@ def test_flash_attention_or_the_rest_keeps_the_contract(install, monkeypatch, ve
 def test_sdpa_or_the_rest_keeps_the_contract(monkeypatch, name):
     monkeypatch.setattr(whole, "JOIN_FROM", 1)
     passed_on = []
-    monkeypatch.setattr(sdpa, "rest", lambda *given: passed_on.append(given) or plain)
+    monkeypatch.setattr(sdpa, "rest", lambda *given: passed_on.append(given) or unchecked(plain.attention))
     case = ALL[name]
     contract.check_attention(candidate(sdpa), case)
     taken = plain_enough(case) and all(s.lengths is None for s in case.keys)
@@ -482,8 +483,8 @@ def test_who_takes_the_rest():
         (90, None, BF16, META), (80, None, FP32, META), (80, "fp8", BF16, META), (0, None, BF16, CPU),
     ):  # fmt: skip
         with recording(arch):
-            module = whole.rest((torch.empty(1, 1, 1, 8, dtype=dtype, device=device),), quantize)
-        names.append(module.__name__.rsplit(".", 1)[1])
+            run = whole.rest((torch.empty(1, 1, 1, 8, dtype=dtype, device=device),), quantize)
+        names.append(run.__module__.rsplit(".", 1)[1])
     assert names[:3] == ["triton", "triton", "reference"] and names[3] in ("cpu", "reference")
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +22,21 @@ BUILDING = {**os.environ, "KINEMA_NATIVE": "on" if COMPILES else "off", "CMAKE_B
 @pytest.fixture(scope="session")
 def root() -> Path:
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def package_dir(root: Path) -> dict[str, str]:
+    """setup.py's map, read without running a build."""
+    import setuptools
+
+    given: dict[str, Any] = {}
+    patched = pytest.MonkeyPatch()
+    with patched.context() as context:
+        context.setattr(setuptools, "setup", given.update)
+        runpy.run_path(str(root / "setup.py"))
+    assert given["packages"] == list(given["package_dir"])
+    found: dict[str, str] = given["package_dir"]
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -68,6 +68,70 @@ print(count)
     assert int(run(code)) > 80
 
 
+WITHOUT_PICTURES = """
+import sys, torch
+for name in ("av", "PIL", "tokenizers", "safetensors", "sentencepiece", "tqdm", "triton"):
+    sys.modules[name] = None
+import kinema
+from kinema.errors import KinemaError
+pipe = kinema.VideoPipeline.from_pretrained("sample", device="cpu")
+embeds = torch.zeros(1, 4, pipe.transformer_config.text_dim)
+call = dict(prompt_embeds=embeds, height=32, width=32, num_frames=5, num_inference_steps=1, guidance_scale=1, seed=0)
+for output_type in ("np", "pt", "latent"):
+    out = pipe(**call, output_type=output_type, progress=False)
+    print(output_type, *out.frames.shape)
+video = pipe(**call, progress=False).videos[0]
+video.save("out.npy")
+print(pipe(**call | {"num_frames": 1}, progress=False).videos[0])
+unit = torch.rand(5, 3, 32, 32)
+print(*pipe(**call, video=unit, strength=1.0, progress=False).frames.shape)
+for refused in (
+    lambda: video.save("out.mp4"),
+    lambda: video.save("out.gif"),
+    lambda: video.save("out/"),
+    lambda: pipe(**call, output_type="pil", progress=False),
+    lambda: pipe(**call, video="out.npy", progress=False),
+    lambda: pipe(**call, video=__file__ + ".mp4", progress=False),
+    lambda: pipe(**call, video=__file__ + ".gif", progress=False),
+    lambda: pipe(**call, image=__file__ + ".png", progress=False),
+    lambda: pipe(**call | {"prompt": "a red circle", "prompt_embeds": None}, progress=False),
+):
+    try:
+        refused()
+        print("not refused")
+    except KinemaError as error:
+        print(error)
+"""
+
+
+def test_a_video_is_made_without_the_libraries_of_files(tmp_path):
+    """Neither PyAV nor pillow: frames are arrays, files are numpy's; what needs a library says which to install."""
+    script = tmp_path / "script.py"
+    script.write_text(WITHOUT_PICTURES)
+    for suffix in ("mp4", "gif", "png"):
+        (tmp_path / f"script.py.{suffix}").touch()
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    *made, mp4, gif, folder, pil, resized, read_mp4, read_gif, read_png, text = done.stdout.splitlines()
+    assert made == [
+        "np 1 5 32 32 3",
+        "pt 1 5 3 32 32",
+        "latent 1 16 2 4 4",
+        "Video(1 frames of 32x32, 12 fps, 0.08 s)",
+        "1 5 32 32 3",
+    ]
+    for said, use in ((mp4, "writing out.mp4"), (read_mp4, "reading script.py.mp4")):
+        assert said.startswith(f"{use} needs the library av: pip install av ("), said
+    uses = {"writing out.gif": gif, "writing out/": folder, "output_type='pil'": pil, "resizing pictures": resized}
+    uses |= {"reading script.py.gif": read_gif, "reading script.py.png": read_png}
+    for use, said in uses.items():
+        assert said.startswith(f"{use} needs the library pillow: pip install pillow ("), said
+    assert "needs the tokenizers package: pip install tokenizers" in text
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["out.npy", "script.py", "script.py.mp4", "script.py.gif", "script.py.png"]
+    )
+
+
 def test_doctor_says_that_triton_is_not_there():
     code = """
 import sys

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import re
-import runpy
 
 import pytest
 
@@ -21,20 +20,6 @@ def test_no_file_in_the_root_shadows_or_collects(root):
 def test_every_test_file_has_a_name_of_its_own(root):
     names = [path.name for path in (root / "tests").rglob("test_*.py")]
     assert len(names) == len(set(names)), "importlib mode tells modules apart by their names"
-
-
-@pytest.fixture(scope="module")
-def package_dir(root):
-    """setup.py's map, read without running a build."""
-    import setuptools
-
-    given = {}
-    patched = pytest.MonkeyPatch()
-    with patched.context() as context:
-        context.setattr(setuptools, "setup", given.update)
-        runpy.run_path(str(root / "setup.py"))
-    assert given["packages"] == list(given["package_dir"])
-    return given["package_dir"]
 
 
 def test_the_map_of_packages_is_what_is_on_disk(root, package_dir):

@@ -3,6 +3,8 @@
 A recorder that runs the body again stands in for a CUDA graph; where there is a GPU, the real one is compared too.
 """
 
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -10,25 +12,41 @@ import torch
 
 from kinema.batching import Rows
 from kinema.cuda_graph import CapturedForward, record_on_gpu
+from kinema.models.wan import WanBlock, wan_rope
 from kinema.request import GenerationRequest
 
 
 class Replayer:
-    """Records a body by keeping it; counts."""
+    """Records a body by keeping it; counts.
+
+    A graph reads the tables of the rotation at the addresses that they had: a replay is refused once one is freed.
+    """
 
     def __init__(self):
         self.recorded = 0
         self.replayed = 0
+        self.tables = []
 
     def __call__(self, body):
         self.recorded += 1
-        body()
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(WanBlock, "__call__", self._noting(WanBlock.__call__))
+            body()
+        assert self.tables
 
         def replay():
             self.replayed += 1
+            assert all(table() is not None for table in self.tables), "the graph reads a table that is freed"
             body()
 
         return replay
+
+    def _noting(self, run):
+        def noting(block, x, modulation, rope, *rest):
+            self.tables += [weakref.ref(table) for table in (rope.cos, rope.sin)]
+            return run(block, x, modulation, rope, *rest)
+
+        return noting
 
 
 @pytest.fixture
@@ -81,6 +99,25 @@ def test_a_change_starts_anew(parts, change):
     before = recorder.replayed
     assert torch.equal(captured(transformer, given), plain(transformer, given))
     assert recorder.replayed == before
+
+
+@torch.no_grad()
+def test_the_rotation_lives_as_long_as_what_was_recorded(parts):
+    """Requests of eight other sizes push it out of the cache that the transformer has it from."""
+    transformer, rows, context = parts
+    recorder, prompt = Replayer(), context()
+    captured = CapturedForward(recorder)
+    for step in range(2):
+        captured(transformer, rows(prompt, step))
+    for width in range(8, 24, 2):
+        transformer.rope(torch.empty(1, 4, 3, 4, width))
+    given = rows(prompt, 3)
+    assert torch.equal(captured(transformer, given), plain(transformer, given))
+    assert recorder.recorded == 1
+    captured.forget()
+    wan_rope.cache_clear()
+    gc.collect()
+    assert all(table() is None for table in recorder.tables), "and no longer"
 
 
 def test_a_pipeline_replays_on_request(models, monkeypatch):

@@ -142,7 +142,7 @@ def test_files_videos_and_uint8_arrays_are_lists_of_pictures(tmp_path):
     ("image", "message"),
     [
         (pixels(8, 8, 3).astype(np.float32), "must lie in 0..1"),
-        (torch.full((3, 8, 8), float("nan")), "got nan"),
+        (torch.full((3, 8, 8), float("nan")), "NaN"),
         (torch.zeros(3, 8, 8, dtype=torch.int64), "uint8 .* or floats .* got torch.int64"),
         (pixels(8, 8, 4), r"an array \[H, W, 3\], got \[8, 8, 4\]"),
         (torch.rand(4, 8, 8), r"a tensor \[3, H, W\]"),

@@ -81,8 +81,9 @@ THIS_MODEL = {
     "height_ti2v": ("ti2v", {"height": 48, "width": 64}, ["height 48", "32 or 64"]),
     "num_frames": ("t2v", {"num_frames": 16}, ["num_frames 16", "13 or 17"]),
     "num_frames_2": ("t2v", {"num_frames": 2}, ["num_frames 2", "1 or 5"]),
-    "video_length": ("t2v", {"video": [PICTURE] * 6, "num_frames": None}, ["num_frames 6", "5 or 9"]),
-    "video_and_frames": ("t2v", {"video": FRAMES, "num_frames": 9}, ["num_frames is 9, the video has 5"]),
+    "video_shorter": ("t2v", {"video": FRAMES, "num_frames": 9}, ["num_frames is 9, the video has 5", "ask for fewer"]),
+    "video_frames": ("t2v", {"video": FRAMES, "num_frames": 4}, ["num_frames 4", "1 or 5"]),
+    "video_height": ("t2v", {**VIDEO, "height": 40}, ["height 40", "32 or 48"]),
     "video_type": ("t2v", {"video": 3, "num_frames": None}, ["a video must be", "got int"]),
     "video_empty": ("t2v", {"video": [], "num_frames": None}, ["the video has no frames"]),
     "strength_no_step": ("t2v", {**VIDEO, "strength": 0.3}, ["strength=0.3 of 2 steps", "at least 0.5"]),
@@ -130,6 +131,14 @@ THIS_MODEL = {
     "images": ("i2v_experts", {"image": [PICTURE, PICTURE]}, ["image holds 2", "wanted one"]),
     "last_images": ("i2v_experts", {"image": PICTURE, "last_image": [PICTURE] * 2}, ["last_image holds 2"]),
     "videos": ("t2v", {**VIDEO, "video": [FRAMES, FRAMES]}, ["video holds 2", "wanted one"]),
+    "image_none": ("i2v_experts", {"image": []}, ["image holds 0", "wanted one"]),
+    "image_nan": ("i2v_experts", {"image": torch.full((3, 32, 48), float("nan"))}, ["NaN or infinite", "0..1"]),
+    "last_image_infinite": (
+        "i2v_experts",
+        {"image": PICTURE, "last_image": np.full((32, 48, 3), np.inf, np.float32)},
+        ["NaN or infinite", "0..1"],
+    ),
+    "video_nan": ("t2v", {**VIDEO, "video": torch.full((5, 3, 32, 48), float("nan"))}, ["NaN or infinite", "0..1"]),
     "video_range": ("t2v", {**VIDEO, "video": torch.full((5, 3, 32, 48), 255.0)}, ["0..1", "divide by 255"]),
 }
 

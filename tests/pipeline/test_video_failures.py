@@ -95,22 +95,6 @@ def test_an_error_while_encoding_leaves_what_was_there(
         writer.write(frames_for(name))
 
 
-def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
-    Video(NOISE[:2]).save(tmp_path / "clip")
-    before = contents(tmp_path)
-    rename = os.rename
-
-    def once(source, target):
-        if str(target).endswith("clip") and len(list(os.scandir(source))) == 6:
-            raise OSError(errno.EIO, "Input/output error")
-        rename(source, target)
-
-    monkeypatch.setattr(staging.os, "rename", once)
-    with pytest.raises(OutputError, match="Input/output error"):
-        Video(NOISE).save(tmp_path / "clip")
-    assert contents(tmp_path) == before
-
-
 ON_A_FULL_DISK = """
 import os, subprocess, sys
 import numpy as np

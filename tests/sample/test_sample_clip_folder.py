@@ -5,11 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from kinema import VideoPipeline
 from kinema.cli import main
 from kinema.errors import RequestError
 from kinema.sample.clip_folder import ClipFolder
+from kinema.sample.start import read_words
 from kinema.sample.training import generator_for
 from kinema.video import Video
 
@@ -103,3 +105,60 @@ def test_sizes_that_do_not_fit_are_refused(folder, tmp_path, capsys, options, me
     command = ["train-sample", "--data", str(folder), "--runs", str(tmp_path / "r"), *options]
     assert main(command) != 0
     assert message in capsys.readouterr().err
+
+
+def test_a_model_goes_on_with_captions_of_ones_own(folder, tmp_path, capsys):
+    """Its words keep their ids and rows, new ones come behind them."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    command = ["train-sample", "--data", str(folder), "--size", "32", "--num-frames", "9", "--threads", "1"]
+    begun = [*command, "--runs", str(tmp_path / "a"), "-o", str(first), "--vae-steps", "1", "--steps", "1"]
+    assert main(begun) == 0
+    for caption in folder.glob("*.txt"):
+        caption.write_text("a zebra that nobody has named before\n")
+    went_on = [*command, "--runs", str(tmp_path / "b"), "-o", str(second), "--steps", "1", "--start", str(first)]
+    assert main(went_on) == 0, capsys.readouterr().err
+    before, after = read_words(str(first)), read_words(str(second))
+    assert after[: len(before)] == before and {"zebra", "nobody", "named"} <= set(after[len(before) :])
+    tables = [load_file(model / "text_encoder" / "model.safetensors")["shared.weight"] for model in (first, second)]
+    assert len(tables[1]) - len(tables[0]) == len(after) - len(before) > 0
+    assert tables[1][len(tables[0]) :].float().std() > 0.3, "rows of new words are not zero"
+    assert (tables[1][: len(tables[0])] - tables[0]).abs().max() < 0.1, "rows of known words are those that were"
+    out = VideoPipeline.from_pretrained(second)("a zebra", seed=0, num_inference_steps=1)
+    assert out.frames.shape == (1, 9, 32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "0"], "--steps is 0"),
+        (["--vae-steps", "-1"], "--vae-steps is -1"),
+        (["--minutes", "nan"], "--minutes is nan"),
+        (["--set", "train_dit.noise_mean=inf"], "wanted a number"),
+        (["--start", "sample", "--vae", "sample"], "not both"),
+    ],
+)
+def test_what_makes_no_run_is_refused(folder, tmp_path, capsys, options, message):
+    assert main(["train-sample", "--data", str(folder), "--runs", str(tmp_path / "r"), *options]) == 1
+    assert message in capsys.readouterr().err and not (tmp_path / "r").exists()
+
+
+def test_the_plan_is_said_first(folder, tmp_path, capsys):
+    command = ["train-sample", "--data", str(folder), "--runs", str(tmp_path / "r"), "-o", str(tmp_path / "m")]
+    command += ["--size", "32", "--num-frames", "9", "--vae-steps", "3", "--steps", "7", "--minutes", "0"]
+    assert main([*command, "--device", "cpu", "--threads", "1"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("phase 1, the VAE: 3 steps, about 0.0 hours")
+    assert said[1].startswith("phase 2, the transformer and the text encoder: 7 steps")
+    assert main([*command, "--device", "cpu", "--threads", "1"]) == 0
+    assert capsys.readouterr().out.startswith("phase 1, the VAE: 3 steps, 1 done")
+
+
+def test_the_state_of_another_run_is_refused(folder, tmp_path, capsys):
+    command = ["train-sample", "--data", str(folder), "--runs", str(tmp_path / "r"), "-o", str(tmp_path / "m")]
+    command += ["--size", "32", "--num-frames", "9", "--vae-steps", "1", "--steps", "1", "--threads", "1"]
+    assert main(command) == 0
+    for caption in folder.glob("*.txt"):
+        caption.write_text("other words\n")
+    capsys.readouterr()
+    assert main(command) == 1
+    assert "is not the state of this run" in capsys.readouterr().err

@@ -1,5 +1,8 @@
 """The training of the sample model: it learns, it resumes as if it had never stopped, and what it writes loads."""
 
+import os
+import signal
+import time
 from dataclasses import replace
 
 import pytest
@@ -13,6 +16,7 @@ from kinema.ops import build_ops, plan_ops, target_for
 from kinema.sample.batches import Pools, _noise_levels, batches, tokenize, training_batch
 from kinema.sample.evaluate import Quiz, adherence
 from kinema.sample.export import export_model
+from kinema.sample.plan import dit_seconds, steps_done, vae_seconds
 from kinema.sample.pool import ClipPool
 from kinema.sample.recipe import DitRecipe, PoolRecipe, Recipe, Schedule, VaeRecipe, changed
 from kinema.sample.source import World
@@ -21,6 +25,7 @@ from kinema.sample.tokenizer import VOCABULARY_SIZE, make_tokenizer
 from kinema.sample.train_dit import Models, flow_loss, initial_dit, train_dit
 from kinema.sample.train_vae import initial_vae, is_hidden, latent_statistics, train_vae, training_clips, with_past_taps
 from kinema.sample.training import Run, generator_for
+from kinema.sample.uninterrupted import uninterrupted
 from kinema.text.umt5 import UMT5Config
 from kinema.vae.wan import WanVAE, WanVAEConfig
 
@@ -101,6 +106,38 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path, vae, phase):
         assert torch.equal(run.average[name], whole.average[name]), name
     changed = [n for n, p in whole.parameters.items() if not torch.equal(p, whole.average[n])]
     assert len(changed) > 0.8 * len(whole.parameters), "nearly everything is trained"
+
+
+def test_a_run_that_is_stopped_has_saved_its_steps(tmp_path):
+    initial = {"weight": torch.randn(3, 4, generator=generator_for(7))}
+    run = Run(tmp_path / "run.safetensors", initial, Schedule(9, 5e-3, warmup=2))
+
+    def learn(step):
+        if step == 4:
+            raise KeyboardInterrupt
+        return run.backward(run.parameters["weight"].square().sum()), 1
+
+    with pytest.raises(KeyboardInterrupt):
+        run.train(learn, report=quiet)
+    again = Run(tmp_path / "run.safetensors", initial, Schedule(9, 5e-3, warmup=2))
+    assert again.progress.step == 4 == steps_done(tmp_path / "run.safetensors")
+    assert torch.equal(again.parameters["weight"], run.parameters["weight"])
+
+
+def test_ctrl_c_waits_until_a_step_is_whole():
+    done = []
+    with pytest.raises(KeyboardInterrupt), uninterrupted():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)  # where Python would raise it
+        done.append("the rest of the step")
+    assert done and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_plan_is_of_the_order_of_what_was_measured():
+    """docs/sample_model.md: 53 minutes and about seven hours on two cores."""
+    assert 45 * 60 < vae_seconds(Recipe()) < 60 * 60
+    assert 6 * 3600 < dit_seconds(Recipe()) < 8 * 3600
+    assert dit_seconds(replace(Recipe(), size=128)) == pytest.approx(4 * dit_seconds(Recipe()))
 
 
 def test_runs_of_other_seeds_differ(tmp_path):

@@ -1,0 +1,106 @@
+"""Opening a file that someone gave: only regular files, which end and do not wait."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from kinema.errors import KinemaError, RequestError
+
+StrPath = str | os.PathLike[str]
+
+# What is decoded at most, so that a few kilobytes of file cannot ask for gigabytes of memory:
+MAX_PICTURE_PIXELS = 7680 * 4320  # a still, 8K; decoders hold it up to three times
+MAX_FRAME_PIXELS = 4096 * 2304  # a frame of a video or an animation, 4K; decoders hold up to twenty
+MAX_SIDE = 65535
+MAX_PICTURE_BYTES = 256 * 2**20  # the file of a picture or an animation
+MAX_VIDEO_BYTES = 2**30  # a video's frames where they are read whole, in their own size
+
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}
+
+
+def existing(path: StrPath, kind: str) -> Path:
+    """The path of what is there; RequestError if nothing is. kind: image or video, for the message."""
+    text = os.fsdecode(path)
+    if re.match(r"[a-z][a-z0-9+.-]+://", text, re.IGNORECASE):
+        raise RequestError(f"cannot read {kind} {text}: kinema does not download; save it to a file and give its path")
+    try:
+        os.stat(text)
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a null byte in it
+        raise RequestError(f"cannot read {kind} {text!r}: there is no such file") from error
+    except OSError as error:
+        raise unreadable(kind, text, error) from error
+    return Path(text)
+
+
+def open_file(path: Path, kind: str) -> BinaryIO:
+    """A regular file, or a link to one, opened for reading. Nothing else is even opened: a device may act on it."""
+    try:
+        _check_regular(os.stat(path), kind, path)
+        # between the question and the answer it may have become a pipe, whose open would wait for a writer
+        file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115
+    except OSError as error:
+        raise unreadable(kind, path, error) from error
+    try:
+        _check_regular(os.fstat(file.fileno()), kind, path)
+    except BaseException:
+        file.close()
+        raise
+    return cast("BinaryIO", file)
+
+
+def _without_waiting(name: str, flags: int) -> int:
+    return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _check_regular(found: os.stat_result, kind: str, path: Path) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        what = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
+        raise RequestError(f"cannot read {kind} {path}: it is {what}, wanted a file")
+
+
+def check_size(width: int, height: int, most: int, kind: str, name: StrPath | None = None) -> None:
+    """RequestError if a header announces a picture of more than `most` pixels, or of none."""
+    if width < 1 or height < 1:
+        raise RequestError(f"cannot read {_named(kind, name)}: its size is {width}x{height}")
+    if width * height > most or max(width, height) > MAX_SIDE:
+        raise RequestError(
+            f"cannot read {_named(kind, name)}: its size is {width}x{height}, and the limit is "
+            f"{most / 1e6:.1f} million pixels ({MAX_SIDE} a side): scale it down first"
+        )
+
+
+@contextmanager
+def damage_is_refused(kind: str, name: StrPath | None = None) -> Iterator[None]:
+    """Around a library that decodes: whatever it raises on a damaged file comes out as a RequestError.
+
+    Pillow and PyAV document no such list, and damaged files do raise errors of every kind (UnicodeDecodeError,
+    TypeError, struct.error, OverflowError, MemoryError, …).
+    """
+    try:
+        yield
+    except KinemaError:
+        raise
+    except Exception as error:
+        raise unreadable(kind, name, error) from error
+
+
+def unreadable(kind: str, name: StrPath | None, error: Exception) -> RequestError:
+    """One line: what could not be read, and why."""
+    reason = str(getattr(error, "strerror", None) or error) or type(error).__name__
+    return RequestError(f"cannot read {_named(kind, name)}: {' '.join(reason.split())}")
+
+
+def _named(kind: str, name: StrPath | None) -> str:
+    return kind if name is None else f"{kind} {os.fsdecode(name)}"

@@ -1,0 +1,58 @@
+"""What every implementation of `qk_norm_rope` refuses, and its result where there are no tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import get_args
+
+import torch
+
+from kinema.ops.common import Rope
+from kinema.ops.common.arguments import FLOATS, check_channels_dense, check_floats, check_out, misfit
+from kinema.ops.norm_modulate import NormKind
+from kinema.ops.qk_norm_rope import HeadNorm, QkNormRope
+
+NORMS = get_args(NormKind)
+
+
+def checked(run: Callable[..., torch.Tensor]) -> QkNormRope:
+    """`run`, called with what fits the contract and has elements."""
+
+    @wraps(run)
+    def qk_norm_rope(
+        x: torch.Tensor,
+        heads: int,
+        *,
+        norm: HeadNorm | None = None,
+        rope: Rope | None = None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        if x.ndim != 3 or x.shape[2] < 1 or x.dtype not in FLOATS:
+            raise misfit("x", x, "floats [B, S, N·D] with at least one channel")
+        batch, tokens, channels = x.shape
+        if heads < 1 or channels % heads:
+            raise ValueError(f"{channels} channels do not split into {heads} heads")
+        check_channels_dense("x", x)
+        device, head_dim = x.device, channels // heads
+        shape = (batch, heads, tokens, head_dim)
+        read: tuple[torch.Tensor | None, ...] = (x,)
+        if norm is not None:
+            if norm.kind not in NORMS:
+                raise ValueError(f"unknown norm {norm.kind!r}: wanted 'layer' or 'rms'")
+            wide = (channels if norm.across_heads else head_dim,)
+            if norm.weight is not None:
+                check_floats("the norm's weight", norm.weight, wide, device)
+            if norm.bias is not None:
+                check_floats("the norm's bias", norm.bias, wide, device)
+            read += (norm.weight, norm.bias)
+        if rope is not None:
+            rope.check(batch, tokens, head_dim, device)
+            read += (rope.cos, rope.sin)
+        if out is not None:
+            check_out(out, shape, x.dtype, device, apart=read)
+        if x.numel():
+            return run(x, heads, norm, rope, out)
+        return torch.empty(shape, dtype=x.dtype, device=device) if out is None else out
+
+    return qk_norm_rope
