@@ -115,7 +115,7 @@ class VideoPipeline(DiffusersPipeline):
         streamed: its frames will be taken from `decode_chunks` one chunk at a time, which needs less memory. stop: the
         state's flag, for another thread to set while this goes on, which ends with Interrupted then.
         """
-        stop = StopFlag() if stop is None else stop
+        stop = StopFlag() if stop is None else of_kind("stop", stop, StopFlag)
         request = self.complete(of_kind("request", request, GenerationRequest), streamed=streamed)
         core = self.components.scheduler.core
         shape = check_request(request, self.transformer_config, self.vae_config, self.folder.options, core)
@@ -187,7 +187,7 @@ class VideoPipeline(DiffusersPipeline):
 
         Also of a request that was interrupted; to be interrupted once more is an Interrupted error.
         """
-        state.check_whole()
+        of_kind("state", state, RequestState).check_whole()
         state.heed_interrupt()
         return each_within(lambda: self._running("decoding", state), self._decode(state))
 
@@ -203,7 +203,7 @@ class VideoPipeline(DiffusersPipeline):
 
     def finish(self, state: RequestState) -> VideoOutput:
         """What `__call__` returns, from a request whose steps are done or that was interrupted (`stats` says so)."""
-        if not state.done:
+        if not of_kind("state", state, RequestState).done:
             raise RequestError(
                 f"the request has done {state.step_index} of {state.num_steps} steps: call step([state]) until "
                 "state.done, or set state.interrupt to take it as it is"

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from kinema.errors import RequestError, shown
+from kinema.schedulers.core import MAX_STEPS
 from kinema.vae.tiling import Tiling
-from kinema.values import Check, check_fields, floats, number, prompts, whole
+from kinema.values import Check, check_fields, floats, generators, number, prompts, whole
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
-MAX_STEPS = 10_000  # each has its coefficients, and no schedule has a tenth as many levels
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,13 +120,6 @@ def _seeds(name: str, value: Any) -> int | list[int]:
     return [one(seed) for seed in value] if isinstance(value, list) else one(value)
 
 
-def _generators(name: str, value: Any) -> torch.Generator | list[torch.Generator]:
-    wrong = [one for one in (value if isinstance(value, list) else [value]) if not isinstance(one, torch.Generator)]
-    if wrong:
-        raise RequestError(f"{name} is {shown(wrong[0])}: wanted a generator (torch.Generator)")
-    return list(value) if isinstance(value, list) else value
-
-
 def _strength(name: str, value: Any) -> float:
     strength = number(name, value)
     if not 0.0 < strength <= 1.0:
@@ -157,7 +150,7 @@ _CHECKS: dict[str, Check] = {
     "num_inference_steps": partial(whole, high=MAX_STEPS),
     **dict.fromkeys(("guidance_scale", "guidance_scale_2"), number),
     "seed": _seeds,
-    "generator": _generators,
+    "generator": generators,
     "latents": partial(floats, wanted="[B, C, T, h, w]"),
     **dict.fromkeys(("prompt_embeds", "negative_prompt_embeds", "image_embeds"), partial(floats, wanted="[B, L, C]")),
     **dict.fromkeys(("image", "last_image", "video"), _media),

@@ -73,6 +73,16 @@ def of_kind(name: str, value: Any, wanted: type[T]) -> T:
     return value
 
 
+def generators(name: str, value: Any) -> torch.Generator | list[torch.Generator]:
+    """A torch.Generator, of any device, or a list of them (a copy of it)."""
+    import torch
+
+    wrong = [one for one in (value if isinstance(value, list) else [value]) if not isinstance(one, torch.Generator)]
+    if wrong:
+        raise RequestError(f"{name} is {shown(wrong[0])}: wanted a generator (torch.Generator)")
+    return list(value) if isinstance(value, list) else value
+
+
 def each_of_kind(name: str, values: Any, wanted: type[T]) -> list[T]:
     """The values, all of which are of the class."""
     if not isinstance(values, Iterable):
@@ -95,17 +105,28 @@ def prompts(name: str, value: Any) -> str | list[str]:
     return list(value) if isinstance(value, list) else value
 
 
+def dense(name: str, value: Any, *, floating: bool = True) -> torch.Tensor:
+    """A tensor whose values are there and are real numbers, whatever they are; floating: no whole numbers."""
+    import torch
+
+    if not isinstance(value, torch.Tensor) or value.is_nested:
+        raise RequestError(f"{name} is {kind(value)}: wanted a tensor")
+    if value.device.type == "meta":
+        raise RequestError(f"{name} is a tensor on the meta device, which holds no values: wanted one on another")
+    if value.layout is not torch.strided or value.is_complex() or (floating and not value.is_floating_point()):
+        layout = "" if value.layout is torch.strided else f" in the layout {value.layout}"
+        wanted = "floating values" if floating else "real numbers"
+        raise RequestError(f"{name} is a tensor of {value.dtype}{layout}: wanted a dense one of {wanted}")
+    return value
+
+
 def floats(name: str, value: Any, wanted: str) -> torch.Tensor:
     """A tensor of finite floating values; `wanted` names its axes, such as [B, L, C]."""
     import torch
 
     if not isinstance(value, torch.Tensor) or value.is_nested or value.ndim != wanted.count(",") + 1:
         raise RequestError(f"{name} is {kind(value)}: wanted a tensor {wanted}")
-    if value.device.type == "meta":
-        raise RequestError(f"{name} is a tensor on the meta device, which holds no values: wanted one on another")
-    if value.layout is not torch.strided or not value.is_floating_point():
-        layout = "" if value.layout is torch.strided else f" in the layout {value.layout}"
-        raise RequestError(f"{name} is a tensor of {value.dtype}{layout}: wanted a dense one of floating values")
+    dense(name, value)
     if 0 in value.shape:
         raise RequestError(f"{name} is {kind(value)}: wanted {wanted}, at least 1 of each")
     if not bool(torch.isfinite(value.detach().float()).all()):

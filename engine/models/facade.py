@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 
 from kinema.diffusers_names import DiffusersNames
-from kinema.errors import RequestError
+from kinema.errors import RequestError, shown
 from kinema.models.wan import WanConfig, WanTransformer
-from kinema.values import kind
+from kinema.values import dense, kind
 
 
 class TransformerOutput(NamedTuple):
@@ -66,7 +66,7 @@ class TransformerFacade(DiffusersNames):
         (return_dict=False) or as `.sample` (True).
         """
         if attention_kwargs:
-            raise RequestError(f"attention_kwargs {sorted(attention_kwargs)} are not supported: pass none")
+            raise RequestError(f"attention_kwargs {shown(attention_kwargs)} are not supported: pass none")
         self._check(hidden_states, timestep, encoder_hidden_states, encoder_hidden_states_image)
         context = self.model.encode_context(encoder_hidden_states, encoder_hidden_states_image)
         sample = self.model(hidden_states, timestep, context).to(hidden_states.device, hidden_states.dtype)
@@ -82,8 +82,8 @@ class TransformerFacade(DiffusersNames):
         if image is not None:
             given["encoder_hidden_states_image"] = image
         for name, tensor in given.items():
-            if not isinstance(tensor, torch.Tensor) or tensor.is_complex() or tensor.device.type == "meta":
-                raise RequestError(f"{name} is {kind(tensor)}: wanted a tensor of numbers")
+            if 0 in dense(name, tensor, floating=name != "timestep").shape:
+                raise RequestError(f"{name} is {kind(tensor)}: wanted at least 1 of each")
         if (
             latents.ndim != 5
             or latents.shape[1] != config.in_channels

@@ -18,8 +18,10 @@ import numpy as np
 import torch
 
 from kinema.errors import CheckpointError, RequestError
+from kinema.values import whole
 
 Numbers = Sequence[float] | np.ndarray | torch.Tensor
+MAX_STEPS = 10_000  # each has its coefficients, and no schedule has a tenth as many levels
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,13 +176,11 @@ def count_steps(num_inference_steps: int | None, *custom: Numbers | None) -> int
     """The number of steps asked for, by number or by the length of custom levels."""
     lengths = {len(values) for values in custom if values is not None}
     if num_inference_steps is not None:
-        lengths.add(num_inference_steps)
+        lengths.add(whole("num_inference_steps", num_inference_steps, high=MAX_STEPS))
     if len(lengths) != 1:
         raise RequestError(
             f"the number of steps must come from num_inference_steps, sigmas or timesteps, and these must agree; "
             f"got {sorted(lengths) if lengths else 'none of them'}"
         )
     (steps,) = lengths
-    if steps < 1:
-        raise RequestError(f"num_inference_steps={steps}: wanted at least 1")
-    return steps
+    return whole("the number of sigmas or timesteps", steps, high=MAX_STEPS)

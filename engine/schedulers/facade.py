@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from kinema.errors import RequestError
+from kinema.errors import RequestError, shown
 from kinema.ops.scheduler_step import reference
 from kinema.schedulers.core import Grid, Numbers, SchedulerCore
 from kinema.schedulers.noise import Generators
 from kinema.schedulers.state import SchedulerState, start
 from kinema.schedulers.step import add_noise, step
+from kinema.values import dense, generators, kind, number, whole
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,12 @@ class Scheduler:
         timesteps: Numbers | None = None,
     ) -> None:
         """A new run. `timesteps` go to `device`; sigmas stay on the CPU."""
+        mu = None if mu is None else number("mu", mu)
         self._grid = self.core.grid(num_inference_steps, sigmas=sigmas, timesteps=timesteps, mu=mu)
-        self._timesteps = self._grid.timesteps.to(device) if device is not None else self._grid.timesteps
+        try:
+            self._timesteps = self._grid.timesteps.to(device) if device is not None else self._grid.timesteps
+        except (RuntimeError, TypeError, AssertionError) as error:
+            raise RequestError(f"device is {shown(device)}: wanted one that torch has here ({error})") from error
         self._state = self._begin_index = None
 
     @property
@@ -121,7 +126,7 @@ class Scheduler:
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """The grid's step that the first `step` takes (video-to-video)."""
-        self._begin_index = begin_index
+        self._begin_index = whole("begin_index", begin_index, 0)
 
     def scale_model_input(self, sample: torch.Tensor, timestep: object = None) -> torch.Tensor:
         """`sample`: none of these samplers scales it."""
@@ -143,7 +148,14 @@ class Scheduler:
         generator, variance_noise: the source of fresh noise, or the noise itself, for stochastic samplers.
         eta: DDIM's share of noise. timestep finds the step when a run starts (in DDIM: always).
         """
-        state = self._run(timestep, eta)
+        terms = {"model_output": model_output, "sample": sample}
+        if variance_noise is not None:
+            terms["variance_noise"] = variance_noise
+        for name, term in terms.items():
+            if dense(name, term).shape != sample.shape:
+                raise RequestError(f"{name} is {kind(term)}, sample {kind(sample)}: wanted one shape")
+        generator = generator if generator is None else generators("generator", generator)
+        state = self._run(timestep, number("eta", eta))
         state.generator = generator
         following = step(reference, state, sample, model_output, noise=variance_noise)
         following = following.to(self.core.result_dtype(sample.dtype, model_output.dtype))
@@ -154,6 +166,10 @@ class Scheduler:
 
         With a begin index set, that step's level is taken instead, or the current step's once the run is on.
         """
+        for name, term in {"original_samples": original_samples, "noise": noise}.items():
+            if dense(name, term).shape != original_samples.shape:
+                raise RequestError(f"{name} is {kind(term)}: wanted {kind(original_samples)}, as the samples")
+        dense("timesteps", timesteps, floating=False)
         if self.step_index is not None and self._begin_index is not None:
             indices = [self.step_index]
         elif self._begin_index is not None:
@@ -182,11 +198,11 @@ class Scheduler:
         return self._state
 
     def _index_of(self, timestep: float | torch.Tensor) -> int:
-        matches = (self.grid.timesteps == float(timestep)).nonzero().flatten().tolist()
+        one = isinstance(timestep, torch.Tensor) and timestep.numel() == 1
+        timestep = number("timestep", timestep.reshape(()) if one else timestep)
+        matches = (self.grid.timesteps == timestep).nonzero().flatten().tolist()
         if not matches:
-            raise RequestError(f"timestep {float(timestep)} is not on this scheduler's grid; pass one of `.timesteps`")
+            raise RequestError(f"timestep {timestep} is not on this scheduler's grid; pass one of `.timesteps`")
         if len(matches) > 1 and matches[0] != 0:
-            raise RequestError(
-                f"timestep {float(timestep)} is at steps {matches} of the grid; say which with set_begin_index"
-            )
+            raise RequestError(f"timestep {timestep} is at steps {matches} of the grid; say which with set_begin_index")
         return int(matches[0])

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from kinema.config import Range
-from kinema.errors import CheckpointError, RequestError
+from kinema.errors import CheckpointError, RequestError, shown
 from kinema.schedulers.core import Numbers
 
 Shift = Annotated[float, Range(1e-3, 1000)]
@@ -22,10 +22,13 @@ ShiftTerminal = Annotated[float, Range(0, 0.999)]
 
 def as_array(values: Numbers) -> np.ndarray:
     """A copy as a numpy array: in its own float dtype from a numpy array, fp64 from anything else."""
-    array = np.asarray(values.tolist() if isinstance(values, torch.Tensor) else values)
-    array = np.array(array, dtype=array.dtype if array.dtype.kind == "f" else np.float64)
+    try:
+        array = np.asarray(values.tolist() if isinstance(values, torch.Tensor) else values)
+        array = np.array(array, dtype=array.dtype if array.dtype.kind == "f" else np.float64)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # no numbers, lists of several lengths, no values
+        array = np.zeros(())
     if array.ndim != 1 or not np.isfinite(array).all():
-        raise RequestError(f"sigmas and timesteps must be finite numbers in one dimension, got {values!r}")
+        raise RequestError(f"sigmas and timesteps must be finite numbers in one dimension, got {shown(values)}")
     return array
 
 

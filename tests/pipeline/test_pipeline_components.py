@@ -102,7 +102,7 @@ REFUSED = {
     "text": ({"encoder_hidden_states": randn(2, 9, 23)}, r"\(2, 9, 23\): wanted \[2, L, 24\]"),
     "text_rows": ({"encoder_hidden_states": randn(1, 9, 24)}, r"\(1, 9, 24\): wanted \[2, L, 24\]"),
     "image": ({"encoder_hidden_states_image": randn(2, 5, 16)}, "takes no image"),
-    "attention_kwargs": ({"attention_kwargs": {"scale": 0.5}}, r"\['scale'\] are not supported"),
+    "attention_kwargs": ({"attention_kwargs": {"scale": 0.5}}, r"\{'scale': 0.5\} are not supported"),
 }
 
 
