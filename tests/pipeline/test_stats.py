@@ -137,7 +137,7 @@ def test_peaks_in_threads():
 
     def measure():
         go.wait()
-        for _ in range(20):
+        for _ in range(10):
             base = machine_memory.held_bytes(CPU)
             peak = PeakMemory(CPU)
             hold(32)
@@ -150,7 +150,7 @@ def test_peaks_in_threads():
     for thread in threads:
         thread.join()
     # others free memory meanwhile, so that what is held at the beginning may go; not in most rounds
-    assert len(failures) < 20
+    assert len(failures) < 10
 
 
 def test_where_the_mark_cannot_be_set_back_what_is_held_counts(monkeypatch):
@@ -163,9 +163,8 @@ def test_where_the_mark_cannot_be_set_back_what_is_held_counts(monkeypatch):
     del held
     earlier = machine_memory.peak_bytes(CPU)
     assert 64 * MIB < peak.read() < earlier
-    higher = torch.ones(earlier // 4)
-    assert peak.read() > earlier
-    del higher
+    monkeypatch.setattr(machine_memory, "peak_bytes", lambda device: earlier + 1)
+    assert peak.read() == earlier + 1
 
 
 def test_no_run_is_kept_alive_by_being_measured():
@@ -179,12 +178,12 @@ def test_no_run_is_kept_alive_by_being_measured():
 
 
 @resettable
-def test_an_image_after_a_clip_reports_less(models):
+def test_a_run_after_a_larger_one_reports_less(models):
     pipe = models("t2v").ours
-    call = {"prompt": "a", "num_inference_steps": 1, "height": 128, "width": 128, "max_sequence_length": 24}
-    clip = pipe(**call, num_frames=49).stats.peak_bytes
+    call = {"prompt": "a", "num_inference_steps": 1, "height": 32, "width": 48, "max_sequence_length": 24}
+    large = pipe(**call, num_frames=5, callback_on_step_end=lambda *given: hold(256)).stats.peak_bytes
     image = pipe(**call, num_frames=1).stats.peak_bytes
-    assert image < clip - 10 * MIB
+    assert image < large - 200 * MIB
 
 
 def test_the_host_clock_settles_at_once():
