@@ -111,7 +111,7 @@ def test_memory_is_checked_before_a_video_is_read(models, tmp_path, monkeypatch,
             read.append(1)
             yield frame
 
-    def check(request):
+    def check(request, streamed):
         if request.num_frames >= limit:
             raise RequestError("too large")
 
