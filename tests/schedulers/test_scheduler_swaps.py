@@ -28,7 +28,10 @@ SOURCES: dict[str, tuple[str, dict[str, Any]]] = {
     "dpm karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True, "euler_at_final": True}),
     "flow euler": ("FlowMatchEulerDiscreteScheduler", {"shift": 5.0}),
     "flow euler of LTX": ("FlowMatchEulerDiscreteScheduler", {"base_shift": 0.95, "max_shift": 2.05}),
-    "flow euler, linear": ("FlowMatchEulerDiscreteScheduler", {"time_shift_type": "linear", "base_image_seq_len": 4096}),
+    "flow euler, linear": (
+        "FlowMatchEulerDiscreteScheduler",
+        {"time_shift_type": "linear", "base_image_seq_len": 4096},
+    ),
     "ddim": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}),
     "cog ddim": ("CogVideoXDDIMScheduler", {"clip_sample": False, "timestep_spacing": "trailing"}),
     "euler": ("EulerDiscreteScheduler", {"timestep_spacing": "leading", "sigma_min": 0.01}),
