@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from kinema.errors import RequestError
+from kinema.errors import RequestError, shown
 from kinema.request_state import RequestState
-from kinema.values import kind, shown
+from kinema.values import kind
 
 StepCallback = Callable[[RequestState, int, torch.Tensor, dict[str, torch.Tensor]], Mapping[str, torch.Tensor] | None]
 

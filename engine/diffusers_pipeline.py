@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from kinema.diffusers_names import INSTEAD, DiffusersNames, lacks
-from kinema.errors import RequestError
-from kinema.values import flag, shown
+from kinema.errors import RequestError, shown
+from kinema.values import flag
 
 if TYPE_CHECKING:
     from kinema.components import Components

@@ -8,10 +8,10 @@ from typing import Any
 
 from kinema.checkpoints.model_folder import SLOTS
 from kinema.diffusers_names import CALL_INSTEAD, LOAD_INSTEAD, unknown
-from kinema.errors import RequestError
+from kinema.errors import RequestError, shown
 from kinema.options import LoadOptions
 from kinema.request import GenerationRequest
-from kinema.values import flag, shown
+from kinema.values import flag
 
 # of diffusers' options, those that ask for what kinema does anyway, with the values that do
 _HARMLESS: dict[str, tuple[Any, ...]] = {

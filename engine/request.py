@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from kinema.errors import RequestError
+from kinema.errors import RequestError, shown
 from kinema.vae.tiling import Tiling
-from kinema.values import Check, check_fields, floats, number, prompts, shown, whole
+from kinema.values import Check, check_fields, floats, number, prompts, whole
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 MAX_STEPS = 10_000  # each has its coefficients, and no schedule has a tenth as many levels

@@ -8,7 +8,7 @@ from dataclasses import fields
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from kinema.errors import RequestError
+from kinema.errors import RequestError, shown
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +19,6 @@ Check = Callable[[str, Any], Any]
 MAX_WHOLE = 2**31 - 1  # of anything that is counted: far beyond what memory holds, and safe to multiply
 MAX_LETTERS = 100_000  # of a text: no model reads a hundredth of them
 FP32_MAX = 3.4e38
-_SHOWN = 80  # letters of a value in a message
 
 
 def check_fields(instance: Any, checks: Mapping[str, Check]) -> None:
@@ -112,15 +111,6 @@ def floats(name: str, value: Any, wanted: str) -> torch.Tensor:
     if not bool(torch.isfinite(value.detach().float()).all()):
         raise RequestError(f"{name} holds NaN or infinity (in fp32): wanted finite values")
     return value
-
-
-def shown(value: Any) -> str:
-    """A value in a message: what it reads as, cut."""
-    try:
-        text = " ".join(repr(value).split())
-    except Exception:  # an integer of more digits than Python writes, or an object of someone else's
-        return f"a {type(value).__name__}"
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 
 def kind(value: Any) -> str:

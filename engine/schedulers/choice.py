@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from kinema.errors import RequestError
+from kinema.errors import RequestError, shown
 from kinema.schedulers.core import SchedulerCore
 from kinema.schedulers.facade import Scheduler
 from kinema.schedulers.loading import core_from_config
-from kinema.values import kind, number, shown
+from kinema.values import kind, number
 
 FLOW_MATCH_EULER = "FlowMatchEulerDiscreteScheduler"
 NAMES = {
