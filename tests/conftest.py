@@ -1,6 +1,9 @@
 """What every test runs under: no network, one thread (tiny tensors are slower with more), kernels interpreted."""
 
 import os
+from contextlib import contextmanager
+
+import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
@@ -11,6 +14,26 @@ torch.set_num_threads(1)
 INTERPRETED = not torch.cuda.is_available()
 if INTERPRETED:
     os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is first imported
+
+
+@pytest.fixture(scope="session")
+def hosts_default():
+    """A context in which the host application has set torch's default dtype ("float64", …) or device ("meta")."""
+
+    @contextmanager
+    def default(name):
+        usual = torch.get_default_dtype()
+        try:
+            if name == "meta":
+                torch.set_default_device(name)
+            else:
+                torch.set_default_dtype(getattr(torch, name))
+            yield
+        finally:
+            torch.set_default_device(None)
+            torch.set_default_dtype(usual)
+
+    return default
 
 
 def pytest_collection_finish(session):

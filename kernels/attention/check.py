@@ -65,36 +65,37 @@ def _check_segments(queries: tuple[torch.Tensor, ...], segments: tuple[KV, ...])
     first = queries[0]
     if first.ndim != 4 or first.dtype not in FLOATS or not first.shape[1] * first.shape[3]:
         raise misfit("q", first, "floats [B, N, S, D] with at least one head and channel")
-    batch, heads, _, head_dim = first.shape
-    dtype, device = first.dtype, first.device
-
-    def tokens(name: str, t: torch.Tensor) -> int:
-        shape = t.shape
-        count = shape[2] if len(shape) == 4 else 0
-        if shape != (batch, heads, count, head_dim) or t.dtype != dtype or t.device != device:
-            raise misfit(name, t, f"{dtype} of shape [{batch}, {heads}, tokens, {head_dim}] on {device}, as q")
-        check_channels_dense(name, t)
-        return count
-
-    asked = [tokens("q", x) for x in queries]
+    batch, _, _, head_dim = first.shape
+    asked = [_tokens("q", x, first) for x in queries]
     seen = []
     for s in segments:
-        slots = tokens("k", s.k)
-        if tokens("v", s.v) != slots:
+        slots = _tokens("k", s.k, first)
+        if _tokens("v", s.v, first) != slots:
             raise ValueError(f"k is {tuple(s.k.shape)} and v {tuple(s.v.shape)}, wanted the same")
         if s.lengths is not None:
             _check_lengths(s.lengths, batch, slots)
         if s.rope is not None:
-            s.rope.check(batch, slots, head_dim, device)
+            s.rope.check(batch, slots, head_dim, first.device)
         seen.append(slots)
     return sum(asked), sum(seen), not batch or 0 in asked or 0 in seen
+
+
+def _tokens(name: str, t: torch.Tensor, q: torch.Tensor) -> int:
+    """S of t [B, N, S, D], which is like q but for it."""
+    if t.ndim == 4 and t.dtype == q.dtype and t.device == q.device:
+        (b, n, count, d), (batch, heads, _, head_dim) = t.shape, q.shape
+        if b == batch and n == heads and d == head_dim:
+            check_channels_dense(name, t)
+            return count
+    batch, heads, _, head_dim = q.shape
+    raise misfit(name, t, f"{q.dtype} of shape [{batch}, {heads}, tokens, {head_dim}] on {q.device}, as q")
 
 
 def _check_lengths(lengths: torch.Tensor, batch: int, slots: int) -> None:
     """On a GPU their values are not looked at: implementations cut them to what there is."""
     if lengths.shape != (batch,) or lengths.dtype not in INTEGERS:
         raise misfit("lengths", lengths, f"int32 or int64 [{batch}]")
-    if lengths.device.type == "cpu" and not all(0 <= length <= slots for length in lengths.tolist()):
+    if lengths.is_cpu and not all(0 <= length <= slots for length in lengths.tolist()):
         raise ValueError(f"lengths are {lengths.tolist()}, wanted 0 to {slots}, the slots that there are")
 
 
@@ -121,7 +122,7 @@ def _check_blocks(blocks: BlockList, q: torch.Tensor, asked: int, seen: int) -> 
         )
     if counts.shape != indices.shape[:3] or counts.dtype not in INTEGERS:
         raise misfit("the counts of tiles", counts, f"int32 or int64 {tuple(indices.shape[:3])}, one for each list")
-    if counts.device.type != "cpu" or indices.device.type != "cpu":
+    if not (counts.is_cpu and indices.is_cpu):
         return
     most = indices.shape[3]
     if bool(((counts < 0) | (counts > most)).any()):

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from kinema.ops.common.overlap import alike, folded, share, span
+from kinema.ops.common.overlap import alike, folded, outside, share, span
 
 FLOATS = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
 INTEGERS = frozenset((torch.int32, torch.int64))
@@ -64,16 +64,16 @@ def check_out(
             f"out is {out.dtype} of shape {tuple(out.shape)} on {out.device}, "
             f"the op writes {dtype} {tuple(shape)} on {device}"
         )
-    if device.type == "meta":
+    if out.is_meta:
         return
     if folded(out):
         raise ValueError(f"out has strides {out.stride()}, wanted a place of its own for each value")
-    _, end = span(out)
+    first, end = span(out)
     for t in apart:
-        if t is not None and t.data_ptr() < end and share(out, t):
+        if t is not None and not outside(first, end, t) and share(out, t):
             raise ValueError("out shares memory with an input that is still read, wanted memory of its own")
     for t in onto:
-        if t is not None and t.data_ptr() < end and not alike(out, t) and share(out, t):
+        if t is not None and not alike(out, t) and not outside(first, end, t) and share(out, t):
             raise ValueError("out shares memory with an input but is not that input itself, wanted one or the other")
 
 

@@ -248,16 +248,21 @@ def address(t: torch.Tensor | None) -> int | None:
 
 def fp32(t: torch.Tensor | None) -> torch.Tensor | None:
     """t in fp32 with its last axis dense: itself, if it is so."""
-    if t is None or (t.dtype == torch.float32 and (t.stride(-1) == 1 or t.shape[-1] == 1)):
+    if t is None or (t.dtype == torch.float32 and (t.stride()[-1] == 1 or t.shape[-1] == 1)):
         return t
     return t.float().contiguous()
+
+
+def dense_fp32(t: torch.Tensor) -> torch.Tensor:
+    """t in fp32 and contiguous: itself, if it is so."""
+    return t if t.dtype == torch.float32 and t.is_contiguous() else t.float().contiguous()
 
 
 def rope_table(rope: Rope | None) -> tuple[torch.Tensor | None, torch.Tensor | None, int, int, int]:
     """(cosines, sines, their stride over B, first token, tokens): what rotates queries or keys [B, N, S, D]."""
     if rope is None:
         return None, None, 0, 0, 0
-    cosines, sines = rope.cos.float().contiguous(), rope.sin.float().contiguous()
+    cosines, sines = dense_fp32(rope.cos), dense_fp32(rope.sin)
     shape = cosines.shape
     stride_b = cosines.stride(0) if len(shape) == 3 and shape[0] > 1 else 0
     return cosines, sines, stride_b, rope.start, shape[-2]

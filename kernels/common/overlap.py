@@ -10,6 +10,11 @@ import torch
 WORK = 10_000  # steps of the search for a shared element; memory that is more entangled counts as shared
 
 
+def outside(first: int, end: int, t: torch.Tensor) -> bool:
+    """Whether all of t lies before the address `first`, or from `end` on."""
+    return t.data_ptr() >= end or span(t)[1] <= first
+
+
 def span(t: torch.Tensor) -> tuple[int, int]:
     """The addresses of t's first byte and of the byte behind its last one."""
     first = t.data_ptr()
@@ -23,8 +28,8 @@ def span(t: torch.Tensor) -> tuple[int, int]:
 
 def share(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether an element of a lies on one of b. Columns of one buffer, side by side, do not."""
-    (a_first, a_end), (b_first, b_end) = span(a), span(b)
-    if a_end <= b_first or b_end <= a_first:
+    first, end = span(a)
+    if outside(first, end, b):
         return False
     search: Any = np.shares_memory  # its stub knows no limit
     try:

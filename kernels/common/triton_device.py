@@ -24,8 +24,9 @@ def processors(device: torch.device) -> int:
 
 def describable(t: torch.Tensor) -> bool:
     """Whether a TensorDescriptor can be made of t: channels dense, multiples of 16 bytes, nothing empty or repeated."""
-    strides = [stride for size, stride in zip(t.shape[:-1], t.stride()[:-1], strict=True) if size > 1]
-    dense = t.stride(-1) == 1 and t.data_ptr() % 16 == 0 and t.numel() > 0
+    *outer, last = t.stride()
+    strides = [stride for size, stride in zip(t.shape[:-1], outer, strict=True) if size > 1]
+    dense = last == 1 and t.data_ptr() % 16 == 0 and t.numel() > 0
     return dense and all(s > 0 and s * t.itemsize % 16 == 0 for s in strides)
 
 

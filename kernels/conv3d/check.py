@@ -83,7 +83,7 @@ def _check_cache(cache: torch.Tensor, x: torch.Tensor, history: int, upsample: i
     wanted = (batch, channels, history, height * upsample, width * upsample)
     if cache.shape != wanted or cache.dtype not in FLOATS or cache.device != x.device:
         raise misfit("cache", cache, f"floats {wanted} on {x.device}: {history} past frames of x")
-    if x.device.type == "meta":
+    if x.is_meta:
         return
     if folded(cache):
         raise ValueError(f"cache has strides {cache.stride()}, wanted a place of its own for each value")

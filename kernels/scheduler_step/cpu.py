@@ -9,7 +9,7 @@ import torch
 
 from kinema.ops.common import claim
 from kinema.ops.common.arguments import unchecked
-from kinema.ops.common.native import check_readable, cpu, workspace
+from kinema.ops.common.native import check_readable, cpu, dense_fp32, workspace
 from kinema.ops.common.threads import thread_count
 from kinema.ops.scheduler_step import reference
 from kinema.ops.scheduler_step.check import checked
@@ -48,11 +48,11 @@ def scheduler_step(
     shape = terms[0].shape
     wide = [term.float() for term in terms]
     # a window of a longer clip has gaps between its channels
-    wide = [term if term[:1].is_contiguous() else term.contiguous() for term in wide]
+    wide = [term if term.is_contiguous() or term[:1].is_contiguous() else term.contiguous() for term in wide]
     given = out if out is not None else [None] * outputs
     dense = len(shape) - 1
     results = tuple(claim(buffer, shape, torch.float32, terms[0].device, contiguous=dense) for buffer in given)
-    table = coefficients.to("cpu", torch.float32).contiguous()
+    table = dense_fp32(coefficients if coefficients.is_cpu else coefficients.cpu())
     addresses = (ctypes.c_int64 * (2 * (count + outputs)))(
         *(t.data_ptr() for t in wide),
         *(t.data_ptr() for t in results),

@@ -543,10 +543,12 @@ MISFITS = {
 
 
 def copied(value):
-    """Of a call, so that one case leaves nothing to the next."""
+    """A call or a value of one, so that one case leaves nothing to the next; records share what they hold."""
     if isinstance(value, torch.Tensor):
         return value.clone()
-    return type(value)(map(copied, value)) if isinstance(value, (list, tuple)) and not isinstance(value, str) else value
+    if isinstance(value, dict):
+        return {name: copied(one) for name, one in value.items()}
+    return type(value)(map(copied, value)) if isinstance(value, (list, tuple)) else value
 
 
 @pytest.fixture
@@ -570,7 +572,7 @@ def test_the_calls_fit(impl):
         for name, run, call in calls_of(impl):
             changes = (given(), pair(), quantized()) if name == "linear" else (given(),)
             for change in changes:
-                run(**change({key: copied(value) for key, value in call.items()}))
+                run(**change(copied(call)))
 
 
 def test_misfits_are_refused_before_a_kernel_sees_them(impl, unreached):
@@ -579,7 +581,7 @@ def test_misfits_are_refused_before_a_kernel_sees_them(impl, unreached):
         for label, change in MISFITS[name].items():
             with recording(90) as kept:
                 try:
-                    wrong = change({key: copied(value) for key, value in call.items()})
+                    wrong = change(copied(call))
                     run(**wrong)
                     accepted[label] = "ran"
                 except ValueError as error:
