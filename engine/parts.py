@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from kinema.checkpoints import Component, ModelFolder, Shapes, Weights, load_weights
-from kinema.checkpoints.layouts import lora_notice, loras_in
-from kinema.errors import CheckpointError, KinemaWarning, one_line
+from kinema.checkpoints.layouts import lora_notice, loras_among, loras_in
+from kinema.errors import CheckpointError, KinemaWarning
 from kinema.image import clip
 from kinema.image.clip import CLIPVisionConfig
 from kinema.image.preprocess import ClipPreprocessor
@@ -67,9 +67,9 @@ def check_parts(folder: ModelFolder, variant: str | None) -> None:
         raise CheckpointError(f"the parts of {folder.path} do not fit each other: {'; '.join(wrong)}")
     if "tokenizer" in folder:
         Tokenizer.check_folder(folder.component("tokenizer").folder)
-    loras = loras_in(folder.path)
+    loras = [*loras_in(folder.path), *loras_among(folder.path, folder.components)]
     if loras:
-        warnings.warn(one_line(lora_notice(folder.path, loras)), KinemaWarning, stacklevel=4)
+        warnings.warn(lora_notice(folder.path, loras), KinemaWarning, stacklevel=4)
 
 
 def _misfits(name: str, configs: Mapping[str, Any]) -> Iterator[str]:

@@ -17,7 +17,7 @@ from kinema.text.codecs import Codec, SentencePieceCodec, TokenizersCodec
 SENTENCEPIECE_FILES = ("spiece.model", "sentencepiece.model")
 DEFAULT_TOKENS = {"pad_token": "<pad>", "eos_token": "</s>"}
 T5_EXTRA_IDS = 100  # how many sentinel tokens T5 has if its config does not say
-MAX_EXTRA_IDS = 10_000
+MAX_EXTRA_IDS = 1000
 # Characters of one text: forty times what a model reads of it.
 MAX_TEXT = 100_000
 

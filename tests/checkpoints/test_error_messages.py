@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,17 @@ from safetensors.torch import save_file
 
 from kinema.checkpoints import ComponentFiles, ModelFolder, load_weights
 from kinema.commands.output import complain, emit
-from kinema.errors import CheckpointError, KinemaError, OutputError, RequestError, cut, listed, one_line, shown
+from kinema.errors import (
+    CheckpointError,
+    KinemaError,
+    KinemaWarning,
+    OutputError,
+    RequestError,
+    cut,
+    listed,
+    one_line,
+    shown,
+)
 
 HOSTILE = {
     "clears the screen": "\x1b[2J\x1b[H",
@@ -37,6 +48,14 @@ def test_text_from_a_file_is_shown_and_not_obeyed(kind: type[KinemaError], case:
     assert f"{error}" == str(error)
     assert str(error).startswith("the tensor") and str(error).endswith("is missing")
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_warnings_are_shown_so_too(case: str) -> None:
+    with pytest.warns(KinemaWarning) as caught:
+        warnings.warn(f"the file {HOSTILE[case]} is not used", KinemaWarning, stacklevel=1)
+    shown_as = warnings.formatwarning(caught[0].message, KinemaWarning, "x.py", 1, "")
+    assert shown_as.rstrip("\n").isprintable()
 
 
 def test_what_people_write_is_left_as_it_is() -> None:

@@ -137,10 +137,10 @@ def test_a_lora_beside_the_model_is_said_to_be_left_out(tmp_path: Path) -> None:
     shutil.copytree(SAMPLE_FOLDER, folder)
     save_file({"style\x1b[31m.lora_A.weight": torch.ones(2)}, folder / "style.safetensors")
     save_file({"other": torch.ones(2)}, folder / "other.safetensors")
+    save_file({"a": torch.ones(2)}, folder / "transformer/pytorch_lora_weights.safetensors")
     assert loras_in(folder) == ["style.safetensors"]
-    with pytest.warns(
-        KinemaWarning, match=r"also holds style\.safetensors, which is not used: kinema does not load LoRAs"
-    ):
+    said = r"also holds style\.safetensors, transformer/pytorch_lora_weights\.safetensors, which is not used"
+    with pytest.warns(KinemaWarning, match=said):
         kinema.VideoPipeline.from_pretrained(folder, device="cpu")
 
 
