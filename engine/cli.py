@@ -138,7 +138,7 @@ def _warnings_are_lines() -> Iterator[None]:
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
         if issubclass(category, KinemaWarning):
-            print(f"kinema: warning: {' '.join(str(message).split())}", file=sys.stderr)
+            complain(f"kinema: warning: {' '.join(str(message).split())}")
         else:
             usual(message, category, *place, **more)
 

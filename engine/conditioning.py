@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from kinema.components import Components
-from kinema.errors import KinemaWarning
+from kinema.errors import warn
 from kinema.geometry import Geometry
 from kinema.media.pixels import read_image, read_video
 from kinema.models.wan import WanConfig
@@ -106,10 +105,9 @@ def read_media(
     frames = video.num_frames
     length = min(frames, geometry.longest(frames))
     if length < frames:
-        warnings.warn(
+        warn(
             f"the video has {frames} frames, and this model makes {length} or {length + geometry.frame_step}: "
             f"its first {length} are taken",
-            KinemaWarning,
             stacklevel=3,
         )
     return replace(request, video=video.first(length), num_frames=length)

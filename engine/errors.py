@@ -7,6 +7,7 @@ line of bounded length that does nothing to a terminal, whatever the file holds.
 from __future__ import annotations
 
 import reprlib
+import warnings
 from collections.abc import Iterable
 
 MAX_MESSAGE = 4000
@@ -50,6 +51,16 @@ class Interrupted(KinemaError):
 
 class KinemaWarning(_OneLine, UserWarning):
     """Something was understood otherwise than it was said; the CLI prints it as one line and goes on."""
+
+
+def warn(text: str, *, stacklevel: int = 1) -> None:
+    """Warn in one line. A host whose standard error is broken loses what is said, and nothing else."""
+    try:
+        warnings.warn(one_line(text), KinemaWarning, stacklevel=stacklevel + 1)
+    except KinemaWarning:  # its filters make errors of warnings
+        raise
+    except Exception:
+        return
 
 
 def one_line(text: str) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from kinema.checkpoints import Component, ModelFolder, Shapes, Weights, load_weights
 from kinema.checkpoints.layouts import lora_notice, loras_among, loras_in
-from kinema.errors import CheckpointError, KinemaWarning
+from kinema.errors import CheckpointError, warn
 from kinema.image import clip
 from kinema.image.clip import CLIPVisionConfig
 from kinema.image.preprocess import ClipPreprocessor
@@ -69,7 +68,7 @@ def check_parts(folder: ModelFolder, variant: str | None) -> None:
         Tokenizer.check_folder(folder.component("tokenizer").folder)
     loras = [*loras_in(folder.path), *loras_among(folder.path, folder.components)]
     if loras:
-        warnings.warn(lora_notice(folder.path, loras), KinemaWarning, stacklevel=4)
+        warn(lora_notice(folder.path, loras), stacklevel=4)
 
 
 def _misfits(name: str, configs: Mapping[str, Any]) -> Iterator[str]:

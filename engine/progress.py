@@ -53,7 +53,7 @@ def is_terminal(stream: Any) -> bool:
     """Whether someone reads a standard stream as it is written; whatever the stream is."""
     try:
         return bool(stream.isatty())
-    except (AttributeError, ValueError, OSError):  # None, an object of the host's, closed, gone
+    except Exception:  # None, closed, gone, or an object of the host's
         return False
 
 
@@ -68,11 +68,11 @@ class _Unfailing:
         self._stream = stream
 
     def write(self, text: str) -> None:
-        with suppress(AttributeError, ValueError, OSError):
+        with suppress(Exception):
             self._stream.write(text)
 
     def flush(self) -> None:
-        with suppress(AttributeError, ValueError, OSError):
+        with suppress(Exception):
             self._stream.flush()
 
     def __getattr__(self, name: str) -> Any:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from difflib import get_close_matches
 
 import torch
 
 from kinema.components import Components
-from kinema.errors import KinemaWarning, listed
+from kinema.errors import listed, warn
 from kinema.request import GenerationRequest
 from kinema.text.clean import clean_prompt
 from kinema.text.tokenizer import Tokenizer
@@ -64,7 +63,7 @@ def _warn_of_unknown_words(tokenizer: Tokenizer, texts: list[str]) -> None:
     known = tokenizer.words()
     near = dict.fromkeys(close for word in unknown for close in get_close_matches(word.lower(), known, n=2))
     among = f": of its {len(known)} words, {listed((*near, *known), most=30)}" if known else ""
-    warnings.warn(f"this model does not know {listed(unknown, most=10)}{among}", KinemaWarning, stacklevel=2)
+    warn(f"this model does not know {listed(unknown, most=10)}{among}", stacklevel=2)
 
 
 def _listed(text: str | list[str] | None, count: int) -> list[str]:

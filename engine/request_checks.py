@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 
 from kinema.checkpoints import PipelineOptions
-from kinema.errors import KinemaError, KinemaWarning, RequestError
+from kinema.errors import KinemaError, RequestError, warn
 from kinema.geometry import Geometry
 from kinema.models.wan import WanConfig
 from kinema.options import GenerationDefaults
@@ -27,8 +25,7 @@ def warn_beyond_training(request: GenerationRequest, trained: GenerationDefaults
     if num_frames > trained.num_frames:
         problems.append(f"of at most {trained.num_frames} frames, asked for {num_frames}")
     if declared and problems:
-        text = f"this model was trained on clips {', '.join(problems)}: what comes is worse"
-        warnings.warn(text, KinemaWarning, stacklevel=3)
+        warn(f"this model was trained on clips {', '.join(problems)}: what comes is worse", stacklevel=3)
 
 
 def check_request(

@@ -22,11 +22,11 @@ def emit(text: str) -> None:
         flush_output()
     except BrokenPipeError:
         raise
-    except (ValueError, AttributeError):
-        return  # a host closed it, or put something there that cannot be written to
     except OSError as error:
         drop_output()
         raise OutputError(f"cannot write to standard output: {error.strerror or error}") from error
+    except Exception:
+        return  # a host closed it, or put something there that cannot be written to
 
 
 def emit_json(report: Mapping[str, Any]) -> None:
@@ -37,14 +37,18 @@ def emit_json(report: Mapping[str, Any]) -> None:
 def complain(message: str) -> None:
     """Say what went wrong on standard error, on one line, if there is one that takes it."""
     if sys.stderr is not None:  # print would go to standard output
-        with suppress(OSError, ValueError, AttributeError):
+        with suppress(Exception):
             print(one_line(message), file=sys.stderr, flush=True)
 
 
 def flush_output() -> None:
     """See off what standard output has taken. Where there is none (`>&-`), nobody asked for what was printed."""
-    with suppress(ValueError, AttributeError):
+    try:
         sys.stdout.flush()
+    except OSError:
+        raise
+    except Exception:
+        return
 
 
 def drop_output() -> None:

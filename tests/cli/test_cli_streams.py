@@ -91,6 +91,8 @@ STREAMS = {
     "none": lambda: None,
     "plain": lambda: type("Log", (), {"write": lambda self, text: None})(),
     "empty": object,
+    "not callable": lambda: type("Log", (), {"write": None, "isatty": None})(),
+    "window closed": lambda: Broken(RuntimeError("the window is gone")),
     "gone": lambda: Broken(OSError(5, "Input/output error")),
     "closed": lambda: Broken(ValueError("I/O operation on closed file")),
 }
@@ -112,7 +114,39 @@ def test_a_host_without_a_usual_standard_error(tiny, out, monkeypatch, stream):
     assert main(["bogus"]) == 2
 
 
-@pytest.mark.parametrize("stream", ["none", "plain", "empty", "closed"])
+def test_a_warning_that_cannot_be_shown_ends_nothing(monkeypatch):
+    """Of words that the sample model does not know, and a size that it was not trained for."""
+    import warnings
+
+    import kinema
+
+    shown = []
+
+    def show(*given, **named):
+        shown.append(given[0])
+        raise RuntimeError("the window is gone")
+
+    monkeypatch.setattr(warnings, "showwarning", show)
+    pipe = kinema.VideoPipeline.from_pretrained("sample", device="cpu")
+    pipe("a zebra", height=48, width=32, num_frames=1, num_inference_steps=1, output_type="latent")
+    assert len(shown) == 2
+
+
+def test_a_warning_is_still_an_error_where_the_host_says_so():
+    import warnings
+
+    from kinema.errors import KinemaWarning, warn
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(KinemaWarning, match="so and so"):
+            warn("so and\nso")
+    with pytest.warns(KinemaWarning) as seen:
+        warn("here")
+    assert seen[0].filename == __file__
+
+
+@pytest.mark.parametrize("stream", ["none", "plain", "empty", "closed", "not callable", "window closed"])
 def test_a_host_without_a_usual_standard_output(tiny, out, monkeypatch, capsys, stream):
     from kinema.cli import main
 
