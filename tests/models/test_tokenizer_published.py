@@ -57,7 +57,11 @@ def charsmap(spiece: bytes) -> bytes:
     ("pattern", "least"),
     [
         *((" {2,}", 2), (r"\s+", 1), (r"[^\p{L}\p{N}]+", 1), ("``|''", 2), (r"\d{1,3}", 1), (" ?a", 1), ("a|bb", 1)),
-        *((r"'s|'t|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", 1), (r"<\|x\|>", 5), *((pattern, 1) for pattern in sorted(PUBLISHED))),
+        *(
+            (r"'s|'t|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", 1),
+            (r"<\|x\|>", 5),
+            *((pattern, 1) for pattern in sorted(PUBLISHED)),
+        ),
     ],
 )
 def test_patterns_that_end_soon_are_let_run(pattern: str, least: int) -> None:
