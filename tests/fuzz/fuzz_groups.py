@@ -278,10 +278,15 @@ def _large() -> None:
     np.ones(500 << 20, np.uint8).sum()
 
 
-def _refuse(text: str) -> None:
-    error = RequestError("")
-    error.args = (text,)
-    raise error
+class _Unsafe(RequestError):
+    """A message as a careless error would show it."""
+
+    def __str__(self) -> str:
+        return "a\x1b[31m"
+
+
+def _refuse() -> None:
+    raise _Unsafe
 
 
 # what the run itself must notice: its own tests ask for them
@@ -291,7 +296,7 @@ PLANTED: dict[str, Callable[[], Any]] = {
     "wait": lambda: time.sleep(3600),
     "memory": _large,
     "raise": lambda: 1 // 0,
-    "message": lambda: _refuse("a\x1b[31m"),
+    "message": _refuse,
     "nan": lambda: SimpleNamespace(frames=np.full(3, np.nan)),
 }
 
