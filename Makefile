@@ -97,7 +97,7 @@ fuzz: $(VENV)/test-tools
 
 # what single verbs want beside the rest: scikit-learn, matplotlib, diffusers, sentencepiece
 tools: $(INSTALLED)
-	@$(PIP) --editable '.[tools]'
+	@$(PIP) --editable '.[sentencepiece,train,plots,peers]'
 
 lint: $(VENV)/lint-tools
 	$(BIN)/ruff check .

@@ -148,16 +148,21 @@ def _attention(ops: Ops, arguments: argparse.Namespace) -> Callable[[], Any]:
 
     from kinema.ops.attention import KV
 
-    q, k, v = (torch.randn(1, 12, arguments.tokens, 128) for _ in range(3))
-    out = torch.empty(1, arguments.tokens, 1536)
+    q, k, v = (torch.randn(1, 12, arguments.tokens, 128, dtype=torch.float32, device="cpu") for _ in range(3))
+    out = torch.empty(1, arguments.tokens, 1536, dtype=torch.float32, device="cpu")
     return partial(ops.attention, q, KV(k, v), out=out)
 
 
 def _linear(ops: Ops, arguments: argparse.Namespace) -> Callable[[], Any]:
     import torch
 
-    weight = ops.pack_linear(torch.randn(8960, 1536), torch.randn(8960))
-    x, out = torch.randn(1, arguments.tokens, 1536), torch.empty(1, arguments.tokens, 8960)
+    weight = ops.pack_linear(
+        torch.randn(8960, 1536, dtype=torch.float32, device="cpu"), torch.randn(8960, dtype=torch.float32, device="cpu")
+    )
+    x, out = (
+        torch.randn(1, arguments.tokens, 1536, dtype=torch.float32, device="cpu"),
+        torch.empty(1, arguments.tokens, 8960, dtype=torch.float32, device="cpu"),
+    )
     return partial(ops.linear, x, weight, activation="gelu_tanh", out=out)
 
 
@@ -165,9 +170,16 @@ def _conv3d(out: int, ops: Ops, arguments: argparse.Namespace) -> Callable[[], A
     """Four frames of 480 × 832, with their past."""
     import torch
 
-    weight = ops.pack_conv3d(torch.randn(out, 96, 3, 3, 3), torch.randn(out))
-    x, cache = (torch.randn(1, count, 480, 832, 96).movedim(-1, 1) for count in (4, 2))
-    return partial(ops.conv3d, x, weight, norm=torch.rand(96), activation="silu", cache=cache)
+    weight = ops.pack_conv3d(
+        torch.randn(out, 96, 3, 3, 3, dtype=torch.float32, device="cpu"),
+        torch.randn(out, dtype=torch.float32, device="cpu"),
+    )
+    x, cache = (
+        torch.randn(1, count, 480, 832, 96, dtype=torch.float32, device="cpu").movedim(-1, 1) for count in (4, 2)
+    )
+    return partial(
+        ops.conv3d, x, weight, norm=torch.rand(96, dtype=torch.float32, device="cpu"), activation="silu", cache=cache
+    )
 
 
 class _Alike(Mapping[str, "torch.Tensor"]):
@@ -182,7 +194,7 @@ class _Alike(Mapping[str, "torch.Tensor"]):
 
         shape = self._shapes[name]
         if shape not in self._made:
-            self._made[shape] = torch.randn(shape).mul_(0.02)
+            self._made[shape] = torch.randn(shape, dtype=torch.float32, device="cpu").mul_(0.02)
         return self._made[shape]
 
     def __iter__(self) -> Iterator[str]:
@@ -215,8 +227,13 @@ def _forward(ops: Ops, arguments: argparse.Namespace) -> Callable[[], Any]:
 
     model = _transformer(arguments.layers, ops)()
     size = [n * p for n, p in zip(grid_of(arguments.tokens), model.config.patch_size, strict=True)]
-    context = model.encode_context(torch.randn(1, 512, model.config.text_dim))
-    return partial(model, torch.randn(1, model.config.in_channels, *size), torch.tensor([500.0]), context)
+    context = model.encode_context(torch.randn(1, 512, model.config.text_dim, dtype=torch.float32, device="cpu"))
+    return partial(
+        model,
+        torch.randn(1, model.config.in_channels, *size, dtype=torch.float32, device="cpu"),
+        torch.tensor([500.0], dtype=torch.float32, device="cpu"),
+        context,
+    )
 
 
 WORKS = (

@@ -91,17 +91,21 @@ def _packed(part: Part) -> Part:
     return part
 
 
+def _tokenizer(component: Component, ops: Ops, variant: str | None, rows: int | None) -> Tokenizer:
+    return Tokenizer.from_folder(component.folder, rows)
+
+
 def _image_processor(component: Component, ops: Ops, variant: str | None) -> ClipPreprocessor:
     return ClipPreprocessor.from_folder(component.folder)
 
 
 # slot: the class of its part, the class of its configuration, and what loads it
-PARTS: dict[str, tuple[type[Any], type[Any] | None, Callable[[Component, Ops, str | None], Any] | None]] = {
+PARTS: dict[str, tuple[type[Any], type[Any] | None, Callable[..., Any]]] = {
     "transformer": (WanTransformer, WanConfig, _transformer),
     "transformer_2": (WanTransformer, WanConfig, _transformer),
     "vae": (WanVAE, WanVAEConfig, _vae),
     "text_encoder": (UMT5Encoder, UMT5Config, _text_encoder),
-    "tokenizer": (Tokenizer, None, None),
+    "tokenizer": (Tokenizer, None, _tokenizer),
     "image_encoder": (CLIPVisionEncoder, CLIPVisionConfig, _image_encoder),
     "image_processor": (ClipPreprocessor, None, _image_processor),
 }
@@ -205,15 +209,15 @@ class Components(Mapping[str, Any]):
 
     def _part(self, name: str) -> Any:
         load = PARTS[name][2]
-        if load is None:
-            return self._get(name, self._read_tokenizer)
         variant = self.folder.variant(name, self._options.variant)
-        return self._get(name, lambda component: load(component, self.ops, variant))
+        more = (self._text_rows(),) if name == "tokenizer" else ()
+        return self._get(name, lambda component: load(component, self.ops, variant, *more))
 
-    def _read_tokenizer(self, component: Component) -> Tokenizer:
-        encoder = self.folder.component("text_encoder") if "text_encoder" in self.folder else None
-        rows = None if encoder is None else UMT5Config.from_dict(encoder.config).vocab_size
-        return Tokenizer.from_folder(component.folder, rows)
+    def _text_rows(self) -> int | None:
+        """Rows of the text encoder's table, which bound the ids of a tokenizer."""
+        if "text_encoder" not in self.folder:
+            return None
+        return UMT5Config.from_dict(self.folder.component("text_encoder").config).vocab_size
 
     def _get(self, name: str, load: Callable[[Component], Any]) -> Any:
         part = self._loaded.get(name)

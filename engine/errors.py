@@ -18,11 +18,15 @@ _REPR.maxlevel, _REPR.maxlist, _REPR.maxtuple, _REPR.maxdict = 3, 12, 12, 12
 _REPR.maxstring = _REPR.maxother = MAX_ITEM
 
 
-class KinemaError(Exception):
-    """Base of every error that kinema raises on purpose; the CLI prints it as one line and exits with 1."""
+class _OneLine:
+    """What is said is safe to print, whoever prints it."""
 
     def __str__(self) -> str:
         return one_line(super().__str__())
+
+
+class KinemaError(_OneLine, Exception):
+    """Base of every error that kinema raises on purpose; the CLI prints it as one line and exits with 1."""
 
 
 class RequestError(KinemaError, ValueError):
@@ -45,7 +49,7 @@ class Interrupted(KinemaError):
     """A callback or a signal stopped the run."""
 
 
-class KinemaWarning(UserWarning):
+class KinemaWarning(_OneLine, UserWarning):
     """Something was understood otherwise than it was said; the CLI prints it as one line and goes on."""
 
 

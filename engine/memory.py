@@ -206,7 +206,7 @@ def weight_bytes(folder: ModelFolder, precision: Precision, *, winograd: bool = 
                     size = math.prod(shape) + 4 * shape[0]  # and a scale per row
             elif name == "vae" and winograd and len(shape) > 3:
                 size = packed_bytes(shape)
-            elif _stays_mapped(tensor):
+            elif _stays_in_file(tensor):
                 size = 0
             found[part] = found.get(part, 0) + size
     return found
@@ -221,10 +221,10 @@ WIDE = ("condition_embedder.text_embedder", "condition_embedder.image_embedder",
 
 def _is_exact(tensor: str) -> bool:
     exact = ("condition_embedder.time", "embeddings.")
-    return tensor.startswith(exact) or "relative_attention_bias" in tensor or _stays_mapped(tensor)
+    return tensor.startswith(exact) or "relative_attention_bias" in tensor or _stays_in_file(tensor)
 
 
-def _stays_mapped(tensor: str) -> bool:
+def _stays_in_file(tensor: str) -> bool:
     return tensor in (umt5.SHARED_EMBEDDING, umt5.OWN_EMBEDDING)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kinema.checkpoints import Component, ModelFolder, Shapes, Weights, load_weights
-from kinema.checkpoints.layouts import lora_notice, loras_in
+from kinema.checkpoints.layouts import lora_notice, loras_among, loras_in
 from kinema.errors import CheckpointError, warn
 from kinema.image import clip
 from kinema.image.clip import CLIPVisionConfig
@@ -66,7 +66,7 @@ def check_parts(folder: ModelFolder, variant: str | None) -> None:
         raise CheckpointError(f"the parts of {folder.path} do not fit each other: {'; '.join(wrong)}")
     if "tokenizer" in folder:
         Tokenizer.check_folder(folder.component("tokenizer").folder)
-    loras = loras_in(folder.path)
+    loras = [*loras_in(folder.path), *loras_among(folder.path, folder.components)]
     if loras:
         warn(lora_notice(folder.path, loras), stacklevel=4)
 

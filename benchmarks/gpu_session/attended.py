@@ -77,7 +77,7 @@ def attended(session: Session, tokens: int, heads: int, quantize: QuantKind | No
     new, head_dim = Drawn(session.device), session.pick(128, 32)
     q, k = (new(1, heads, tokens, head_dim, dtype=torch.bfloat16) for _ in range(2))
     v = new(1, tokens, 3, heads, head_dim, dtype=torch.bfloat16)[:, :, 2].transpose(1, 2)
-    rows = torch.linspace(0, tokens - 1, min(CHECKED, tokens), device=session.device).long()
+    rows = torch.linspace(0, tokens - 1, min(CHECKED, tokens), dtype=torch.float32, device=session.device).long()
     some = q[:, :, rows]
     truth = plain_attention(some.double(), KV(k.double(), v.double()))[0]
     return Attended(q, k, v, rows, truth, plain_attention(some, KV(k, v), quantize=quantize)[0])

@@ -48,9 +48,12 @@ class CudnnAttention:
         self._workspace = torch.empty(max(1, graph.get_workspace_size()), dtype=torch.uint8, device=q.device)
         self._operands = {
             **{named[name]: x for name, x in data.items()},
-            **{scalars[name]: torch.full(SCALAR, value, device=q.device) for name, value in factors.items()},
+            **{
+                scalars[name]: torch.full(SCALAR, value, dtype=torch.float32, device=q.device)
+                for name, value in factors.items()
+            },
             o: y,
-            largest_value: torch.empty(SCALAR, device=q.device),
+            largest_value: torch.empty(SCALAR, dtype=torch.float32, device=q.device),
         }
 
     def __call__(self) -> torch.Tensor:

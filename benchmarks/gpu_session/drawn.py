@@ -21,7 +21,7 @@ class Drawn(Inputs):
         self._generator = torch.Generator(device).manual_seed(seed)
 
     def __call__(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.randn(shape, generator=self._generator, device=self.device).to(dtype)
+        return torch.randn(shape, generator=self._generator, dtype=torch.float32, device=self.device).to(dtype)
 
 
 class ExactDrawn(ExactInputs, Drawn):

@@ -49,7 +49,9 @@ def inputs_for(session: Session, config: WanConfig, grid: tuple[int, int, int], 
     new = Drawn(session.device)
     size = [n * p for n, p in zip(session.pick(grid, small), config.patch_size, strict=True)]
     text = new(1, session.pick(TEXT, 3), config.text_dim)
-    return Inputs(new(1, config.in_channels, *size), torch.tensor([TIMESTEP], device=session.device), text)
+    return Inputs(
+        new(1, config.in_channels, *size), torch.tensor([TIMESTEP], dtype=torch.float32, device=session.device), text
+    )
 
 
 def forward(

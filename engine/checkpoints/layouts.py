@@ -52,6 +52,11 @@ def loras_in(folder: Path) -> list[str]:
     return [name for name in _safetensors(folder) if name in LORA_FILES or _is_lora(_tensors(folder / name))]
 
 
+def loras_among(folder: Path, parts: Iterable[str]) -> list[str]:
+    """LoRA files of the usual names that lie in the folders of parts."""
+    return [f"{part}/{name}" for part in parts for name in LORA_FILES if is_file(folder / part / name)]
+
+
 def _folder(folder: Path) -> str | None:
     names = names_in(folder)
     experts = [name for name in EXPERT_FOLDERS if name in names]

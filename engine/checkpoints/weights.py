@@ -55,16 +55,17 @@ class Weights:
 
 
 def check_shapes(expected: Shapes, found: Shapes, where: str) -> None:
-    """Raise one CheckpointError that names every missing, surplus and mis-shaped tensor of a component."""
+    """Raise one CheckpointError that names missing, mis-shaped and surplus tensors of a component, and counts them."""
     missing = [f"missing {name} {shape}" for name, shape in expected.items() if name not in found]
-    surplus = [f"surplus {name} {shape}" for name, shape in found.items() if name not in expected]
     wrong = [
         f"mis-shaped {name}: got {found[name]}, wanted {shape}"
         for name, shape in expected.items()
         if name in found and found[name] != shape
     ]
-    problems = [*missing, *wrong, *surplus]
-    if problems:
+    surplus = [f"surplus {name} {shape}" for name, shape in found.items() if name not in expected]
+    kinds = [kind for kind in (missing, wrong, surplus) if kind]
+    if kinds:
         raise CheckpointError(
-            f"{where} does not match its config.json ({len(problems)} tensors): {listed(problems, '; ')}"
+            f"{where} does not match its config.json ({sum(map(len, kinds))} tensors): "
+            + "; ".join(listed(kind, "; ", most=25) for kind in kinds)
         )

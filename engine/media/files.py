@@ -15,7 +15,8 @@ from kinema.errors import KinemaError, RequestError
 StrPath = str | os.PathLike[str]
 
 # What is decoded at most, so that a few kilobytes of file cannot ask for gigabytes of memory:
-MAX_PICTURE_PIXELS = 7680 * 4320  # a still, 8K; decoders hold it up to three times
+MAX_PICTURE_PIXELS = 7680 * 4320  # a still, 8K; reading holds it up to three times
+MAX_STILL_PIXELS = 4096 * 4096  # a still that is a frame of a video; reading holds it up to five times
 MAX_FRAME_PIXELS = 4096 * 2304  # a frame of a video or an animation, 4K; decoders hold up to twenty
 MAX_SIDE = 65535
 MAX_PICTURE_BYTES = 256 * 2**20  # the file of a picture or an animation

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from kinema.errors import RequestError
-from kinema.media.files import MAX_FRAME_PIXELS, MAX_VIDEO_BYTES, StrPath, damage_is_refused, existing
+from kinema.media.files import MAX_STILL_PIXELS, MAX_VIDEO_BYTES, StrPath, damage_is_refused, existing
 from kinema.media.formats import MAX_FPS, MIN_FPS
 from kinema.media.libraries import needed
 from kinema.media.npy import NpyReader
@@ -128,7 +128,7 @@ class FolderReader:
         if not files:
             raise RequestError(f"cannot read video {self.folder}: the folder holds no pictures")
         for file in files:
-            yield np.asarray(read_still(file, most=MAX_FRAME_PIXELS))
+            yield np.asarray(read_still(file, MAX_STILL_PIXELS))
 
 
 def frames_of(video: VideoInput) -> Iterable[Image.Image] | torch.Tensor:

@@ -17,6 +17,7 @@ from kinema.media.files import (
     MAX_FRAME_PIXELS,
     MAX_PICTURE_BYTES,
     MAX_PICTURE_PIXELS,
+    MAX_STILL_PIXELS,
     check_size,
     damage_is_refused,
     open_file,
@@ -33,10 +34,10 @@ _BITS_PER_SAMPLE = 258  # a tag of TIFF
 Wide: TypeAlias = npt.NDArray[Any]
 
 
-def read_still(path: Path, kind: str = "image", most: int = MAX_PICTURE_PIXELS) -> Image.Image:
+def read_still(path: Path, most: int = MAX_PICTURE_PIXELS) -> Image.Image:
     """A file's picture, the first one of an animation. Its size is looked at before a pixel is decoded."""
-    with open_file(path, kind) as file, damage_is_refused(kind, path), _opened(file, kind, path) as opened:
-        check_size(*opened.size, min(most, _limit(opened)), kind, path)
+    with open_file(path, "image") as file, damage_is_refused("image", path), _opened(file, "image", path) as opened:
+        check_size(*opened.size, min(most, _limit(opened)), "image", path)
         ImageOps.exif_transpose(opened, in_place=True)
         return as_rgb(opened)
 
@@ -61,7 +62,7 @@ class AnimationReader:
                 self.rate = timing.rate
                 hidden = int(getattr(opened, "default_image", False))  # for programs that show no animations
                 for index, picture in enumerate(ImageSequence.Iterator(opened), -hidden):
-                    check_size(*picture.size, MAX_FRAME_PIXELS, "video", self.path)
+                    check_size(*picture.size, min(MAX_STILL_PIXELS, _limit(opened)), "video", self.path)
                     if index >= 0:
                         frame = np.asarray(as_rgb(ImageOps.exif_transpose(picture), picture))
                         for _ in range(timing.repeats[index] if index < len(timing.repeats) else 1):

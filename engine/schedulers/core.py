@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from kinema.errors import CheckpointError, RequestError
+from kinema.errors import CheckpointError, KinemaError, RequestError
 from kinema.values import whole
 
 Numbers = Sequence[float] | np.ndarray | torch.Tensor
@@ -90,7 +90,9 @@ class SchedulerCore(ABC):
         with np.errstate(all="ignore"):  # what is not finite is refused below
             try:
                 grid = self._grid(num_inference_steps, sigmas, timesteps, mu)
-            except ArithmeticError as error:
+            except KinemaError:
+                raise
+            except (ArithmeticError, ValueError) as error:  # the logarithm of nothing, or of less
                 raise self._no_levels() from error
         if not bool(torch.isfinite(grid.timesteps.to(torch.float64)).all() and not grid.sigmas.isnan().any()):
             raise self._no_levels()

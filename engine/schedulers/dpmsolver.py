@@ -12,7 +12,7 @@ import torch
 from kinema.config import Range
 from kinema.errors import CheckpointError, RequestError
 from kinema.schedulers import spacing
-from kinema.schedulers.core import Grid, Numbers, Terms, count_steps, must_be_off
+from kinema.schedulers.core import Grid, Numbers, Terms, count_steps
 from kinema.schedulers.multistep import MultistepConfig, MultistepCore
 
 
@@ -21,11 +21,10 @@ class DPMSolverMultistepConfig(MultistepConfig):
     # "deis", and solver types of other classes, mean the defaults, as in diffusers
     algorithm_type: Literal["dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++", "deis"] = "dpmsolver++"
     solver_type: Literal["midpoint", "heun", "logrho", "bh1", "bh2"] = "midpoint"
-    time_shift_type: Literal["exponential"] = "exponential"
     euler_at_final: bool = False
-    use_lu_lambdas: bool = False
+    use_lu_lambdas: spacing.Flag = False
     lambda_min_clipped: Annotated[float, Range(-float("inf"), 1000)] = -float("inf")
-    variance_type: Literal["learned", "learned_range"] | None = None
+    variance_type: spacing.VarianceType | None = None
 
 
 class DPMSolverMultistep(MultistepCore):
@@ -37,7 +36,10 @@ class DPMSolverMultistep(MultistepCore):
     def __init__(self, config: DPMSolverMultistepConfig) -> None:
         algorithm = "dpmsolver++" if config.algorithm_type == "deis" else config.algorithm_type
         super().__init__(config, predicts_data=algorithm.endswith("++"))
-        must_be_off(config, "variance_type")
+        if config.variance_type in ("learned", "learned_range"):
+            raise CheckpointError(
+                f"variance_type={config.variance_type!r}: outputs that hold a variance are not supported"
+            )
         if not self.predicts_data and config.final_sigmas_type == "zero":
             raise CheckpointError(
                 f"DPMSolverMultistepConfig: algorithm_type={algorithm!r} cannot reach final_sigmas_type='zero'; "
@@ -59,8 +61,11 @@ class DPMSolverMultistep(MultistepCore):
         """`timesteps`: integers of the training range, for configurations without a spacing of their own."""
         c = self.config
         self._refuse(sigmas=sigmas)
-        if mu is not None and not c.use_dynamic_shifting:
-            raise RequestError(f"mu={mu} was given, but this configuration has use_dynamic_shifting=false")
+        if mu is not None and not (c.use_dynamic_shifting and c.time_shift_type == "exponential"):
+            raise RequestError(
+                f"mu={mu} was given, but this configuration has use_dynamic_shifting={c.use_dynamic_shifting}, "
+                f"time_shift_type={c.time_shift_type!r}"
+            )
         if timesteps is not None and (self._conversion or c.use_lu_lambdas or c.use_flow_sigmas):
             raise RequestError("timesteps were given, but this configuration spaces its own sigmas; leave them out")
         steps = count_steps(num_inference_steps, timesteps)

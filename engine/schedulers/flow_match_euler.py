@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from kinema.config import Range
-from kinema.errors import CheckpointError, RequestError
+from kinema.errors import RequestError
 from kinema.schedulers import spacing
 from kinema.schedulers.betas import TrainTimesteps
 from kinema.schedulers.core import Grid, Numbers, SchedulerCore, Terms, count_steps, must_be_off
@@ -27,9 +27,9 @@ class FlowMatchEulerDiscreteConfig:
     max_image_seq_len: Annotated[int, Range(1, 10**9)] = 4096
     invert_sigmas: bool = False
     shift_terminal: spacing.ShiftTerminal | None = None
-    use_karras_sigmas: bool = False
-    use_exponential_sigmas: bool = False
-    use_beta_sigmas: bool = False
+    use_karras_sigmas: spacing.Flag = False
+    use_exponential_sigmas: spacing.Flag = False
+    use_beta_sigmas: spacing.Flag = False
     time_shift_type: Literal["exponential", "linear"] = "exponential"
     stochastic_sampling: bool = False
 
@@ -46,8 +46,6 @@ class FlowMatchEulerDiscrete(SchedulerCore):
 
     def __init__(self, config: FlowMatchEulerDiscreteConfig) -> None:
         must_be_off(config, "invert_sigmas")
-        if config.base_image_seq_len == config.max_image_seq_len:
-            raise CheckpointError("base_image_seq_len and max_image_seq_len are the same: no line goes through them")
         self.config = config
         self.has_noise = config.stochastic_sampling
         self._conversion = spacing.conversion_of(config)
@@ -60,6 +58,8 @@ class FlowMatchEulerDiscrete(SchedulerCore):
         c = self.config
         if c.base_shift is None or c.max_shift is None:
             raise RequestError("base_shift or max_shift is null in scheduler_config.json; pass mu itself")
+        if c.base_image_seq_len == c.max_image_seq_len:
+            raise RequestError("base_image_seq_len and max_image_seq_len are the same; pass mu itself")
         slope = (c.max_shift - c.base_shift) / (c.max_image_seq_len - c.base_image_seq_len)
         return float(tokens * slope + (c.base_shift - slope * c.base_image_seq_len))
 

@@ -22,11 +22,11 @@ class MultistepConfig(BetaConfig):
     dynamic_thresholding_ratio: float = 0.995
     sample_max_value: float = 1.0
     lower_order_final: bool = True
-    use_karras_sigmas: bool = False
-    use_exponential_sigmas: bool = False
-    use_beta_sigmas: bool = False
-    use_flow_sigmas: bool = False
-    flow_shift: spacing.Shift = 1.0
+    use_karras_sigmas: spacing.Flag = False
+    use_exponential_sigmas: spacing.Flag = False
+    use_beta_sigmas: spacing.Flag = False
+    use_flow_sigmas: spacing.Flag = False
+    flow_shift: spacing.Shift | None = 1.0
     timestep_spacing: Spacing = "linspace"
     steps_offset: StepsOffset = 0
     final_sigmas_type: Literal["zero", "sigma_min"] = "zero"
@@ -58,6 +58,8 @@ class MultistepCore(SchedulerCore):
                 f"{self.class_name}: prediction_type='flow_prediction' needs a solver of x0 predictions "
                 "(predict_x0=true, or an algorithm_type that ends in ++)"
             )
+        if config.use_flow_sigmas and config.flow_shift is None and not config.use_dynamic_shifting:
+            raise CheckpointError(f"{self.class_name}: flow_shift is null, but use_flow_sigmas needs one")
         self.config = config
         self.predicts_data = predicts_data
         self._conversion = spacing.conversion_of(config)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,9 @@ from kinema.config import Range
 from kinema.errors import CheckpointError, RequestError, shown
 from kinema.schedulers.core import Numbers
 
+Flag = bool | None  # null was the default in earlier years
 Shift = Annotated[float, Range(1e-3, 1000)]
+VarianceType = Literal["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range"]
 ShiftTerminal = Annotated[float, Range(0, 0.999)]
 
 

@@ -23,8 +23,8 @@ class UniPCMultistepConfig(MultistepConfig):
     solver_type: Literal["bh1", "bh2", "midpoint", "heun", "logrho"] = "bh2"
     disable_corrector: Annotated[tuple[int, ...], Range(-100_000, 100_000), Length(0, 10_000)] = ()
     solver_p: None = None
-    sigma_min: Annotated[float, Range(1e-6, 1e6)] | None = None
-    sigma_max: Annotated[float, Range(1e-6, 1e6)] | None = None
+    sigma_min: Annotated[float, Range(0, 1e6)] | None = None
+    sigma_max: Annotated[float, Range(0, 1e6)] | None = None
     shift_terminal: spacing.ShiftTerminal | None = None
 
 

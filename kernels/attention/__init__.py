@@ -21,10 +21,10 @@ INT8_TOP = 90.0  # the largest code: of 0 to 180 and −90 to 90 two products fi
 class KV:
     """One segment of keys and values.
 
-    k, v: [B, N, R, D], any stride over B, N and R. lengths: [B] int, how many leading keys of each sample are
-    real (None: all); what lies behind them is not read and may hold NaN (a cache's free slots). rope: rotates
-    the keys on read (a cache stores them un-rotated, so that its window can move; slots may lie in any order,
-    since softmax does not care).
+    k, v: [B, N, R, D], any stride over B, N and R; R may be 0 (a cache that holds nothing yet). lengths: [B] int32 or
+    int64, how many leading keys of each sample are real, 0 to R (None: all); what lies behind them is not read and
+    may hold NaN (a cache's free slots). rope: rotates the keys on read (a cache stores them un-rotated, so that its
+    window can move; slots may lie in any order, since softmax does not care).
     """
 
     k: torch.Tensor
@@ -49,9 +49,9 @@ class BlockCausal:
 class BlockList:
     """Block-sparse attention: which tiles of keys each tile of queries reads.
 
-    indices: [B or 1, N or 1, ⌈Sq/q_block⌉, M] int, key tiles in any order, no repeats; counts: the same without
-    M, how many of them are used (the slots behind hold anything). A tile that no list names is not read.
-    Windows, tiles and radial patterns are all such lists.
+    indices: [B or 1, N or 1, ⌈Sq/q_block⌉, M] int32 or int64, tiles of keys in any order, no repeats, each below
+    ⌈ΣR/k_block⌉; counts: the same without M, how many of them are used, 0 to M (the slots behind hold anything). A tile
+    that no list names is not read. Windows, tiles and radial patterns are all such lists.
     """
 
     q_block: int
@@ -77,13 +77,14 @@ class Attention(Protocol):
         """Every query attends to every real key of all KV segments, as if they were concatenated.
 
         q: [B, N, S, D], any stride over B, N and S, in up to two segments (video and text, in either order).
-        kv: up to three segments (a cache, video, text). Nothing is concatenated by an implementation that
-        claims the fusion.
+        kv: up to three segments (a cache, video, text), k and v in q's dtype. Nothing is concatenated by an
+        implementation that claims the fusion. A segment may be empty, of queries or of keys.
         scale: 1/√D if None (UMT5 passes 1). bias: added to the logits, [B or 1, N or 1, ΣSq or 1, ΣR], any
         strides; −inf masks a key, which must be finite nevertheless.
         causal, blocks: only with one query segment; blocks index the concatenated keys.
-        residual: [B, S, N·D], added to the result (two softmaxes over one query: Wan's image attention); `out`
-        may be `residual` itself.
+        residual: [B, S, N·D], added to the result (two softmaxes over one query: Wan's image attention).
+        out: one for each query segment. The first may be `residual` itself; they share no memory with what else is
+        read, nor with one another.
         A query that sees no key at all gives 0 (or its residual). Logits and sums in fp32.
         quantize: "fp8" or "int8"; lossy, and defined to the last rounding. "fp8" multiplies in e4m3:
 
@@ -104,7 +105,9 @@ class Attention(Protocol):
           of fp64 inputs). What is not finite, which only what no query sees may be, counts as 0 in it.
         - Sums of products are whole numbers; each becomes a logit in fp32, times both s and scale.
 
-        Returns one contiguous [B, S, N·D] per query segment, in q's dtype, ready for the output projection.
+        Returns one contiguous [B, S, N·D] per query segment, in q's dtype, ready for the output projection. What does
+        not fit is a ValueError, before anything is read (check.py). The values of lengths and lists are looked at on a
+        CPU alone: on a GPU, which nobody waits for, lengths are cut to the slots, and lists have to be right.
         """
         ...
 

@@ -31,7 +31,8 @@ def using_threads(count: int | None) -> Iterator[None]:
         return
     if count < 1:
         raise ValueError(f"threads is {count}, wanted 1 or more, or None for torch's own number")
-    before = torch.get_num_threads()
+    with _setting:  # a thread's first look takes the default, which another may be changing for a moment
+        before = torch.get_num_threads()
     token = _count.set(count)
     try:
         _set_for_this_thread(count)

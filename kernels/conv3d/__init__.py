@@ -61,12 +61,14 @@ class Conv3d(Protocol):
     ) -> torch.Tensor:
         """y = conv(past frames ++ upsample(act(norm(x)))) + bias + residual.
 
-        x: [B, Cin, T, H, W], any strides (a channels-last tensor stays so).
+        x: [B, Cin, T, H, W], any strides (a channels-last tensor stays so). T may be 0: no frames give none, and leave
+        the cache as it is. H and W are at least 1, and no smaller than the kernel when they are upsampled and padded.
         norm: [Cin], the weight of x/max(‖x‖₂ over channels, 1e-12)·√Cin·weight. upsample: nearest, over H and W.
         cache: [B, Cin, history, H, W] (after upsampling, if any), the frames before x as this convolution saw
         them; read, then overwritten with the last `history` frames, so that a clip in chunks equals the
         clip at once. Zeros start a clip. Without a cache the past is zero, unless there is no history.
-        residual, out: y's shape. Sums in fp32. Returns [B, Cout, T', H', W'] in x's dtype.
+        residual, out: y's shape; `out` may be `residual` itself, but shares no memory with x or the cache.
+        Sums in fp32. Returns [B, Cout, T', H', W'] in x's dtype.
         """
         ...
 

@@ -88,7 +88,8 @@ class Linear(Protocol):
         activation: "gelu" is the exact erf form, "gelu_tanh" the tanh form, "quick_gelu" x·σ(1.702x); of
         gated weights it is taken of the gate half.
         gate: [B or 1, G, out] by group of tokens (see `by_group`), fp32 or x's dtype, any stride over B and G.
-        residual, out: [B, S, out]; `out` may be `residual` itself, but not x. Sums accumulate in fp32.
+        residual, out: [B, S, out]; `out` may be `residual` itself, and shares no memory with what else is read.
+        S and B may be 0. Sums accumulate in fp32.
         Returns [B, S, out] in x's dtype; for quantised x in the target's dtype between ops.
         """
         ...

@@ -42,7 +42,7 @@ class PatchEmbed(Protocol):
     ) -> torch.Tensor:
         """token(t, h, w) = W·patch(t, h, w) + b (+ position).
 
-        x: [B, C, T, H, W], any strides; T, H, W divide by the patch (refused otherwise, never padded).
+        x: [B, C, T, H, W], any strides; T, H, W divide by the patch (refused otherwise, never padded), and may be 0.
         position: [S, D] or [B, S, D], added. Tokens run T, then H, then W.
         Returns [B, S, D] with S = T/pt · H/ph · W/pw, in x's dtype, sums in fp32.
         """

@@ -43,7 +43,8 @@ class QkNormRope(Protocol):
         in joint attention each segment (video, text) has its own norm weights and its own call. `rope` may
         cover a range of the tokens only (text tokens in a joint sequence do not rotate).
         x: [B, S, N·D], any stride over B and S. Returns [B, N, S, D] in x's dtype, each head contiguous
-        over S and D; computed in fp32. `out` may have any stride over B and N (a range of a cache's slots).
+        over S and D; computed in fp32. `out` may have any stride over B and N (a range of a cache's slots), and shares
+        no memory with x. S and B may be 0.
         """
         ...
 

@@ -24,11 +24,12 @@ class SchedulerStep(Protocol):
 
         Every sampler here is linear in the sample, the model's outputs (conditional and unconditional, so
         guidance is in the coefficients), its history and fresh noise; what differs is a small table.
-        terms: K tensors [B, ...] of one shape, any float dtype, each sample contiguous, any stride over B.
+        terms: K ≥ 1 tensors [B, ...] of one shape, any float dtype, each sample contiguous, any stride over B; they
+        may be empty.
         coefficients: [B, M, K] fp32, one row per sample, so that requests at different steps share a launch. A
         term whose coefficients are all zero for a sample is not read there (it may hold NaN).
         Returns M tensors of the terms' shape in fp32 (fp64 if any term is, summed so); each `out`, of that
-        dtype, may alias a term.
+        dtype, may be a term itself, and shares no memory with a term or with another `out` otherwise.
         """
         ...
 

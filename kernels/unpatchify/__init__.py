@@ -25,7 +25,7 @@ class Unpatchify(Protocol):
     ) -> torch.Tensor:
         """Each token's features are one (pt, ph, pw) patch of C channels.
 
-        x: [B, S, pt·ph·pw·C] with S = T'·H'·W' of `grid`. order: "patch_first" reads a token as
+        x: [B, S, pt·ph·pw·C] with S = T'·H'·W' of `grid`, which may have zeros. order: "patch_first" reads a token as
         (pt, ph, pw, C) (Wan), "channel_first" as (C, pt, ph, pw) (HunyuanVideo, CogVideoX).
         Returns [B, C, T'·pt, H'·ph, W'·pw], contiguous.
         """

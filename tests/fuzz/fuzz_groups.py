@@ -22,6 +22,7 @@ from fuzz_base import CLIP, PROMPT, Base
 from fuzz_mutations import dumped, odd_value, spoilt_bytes, spoilt_json
 
 import kinema
+from kinema import parameters
 from kinema.errors import RequestError
 from kinema.media.inputs import load_image, load_video
 from kinema.request import GenerationRequest
@@ -243,20 +244,12 @@ def requests(random: Random, base: Base, scratch: Path) -> Any:
             asked[name] = _array(random)
     if random.random() < 0.1:
         asked[random.choice(("num_frame", "guidance", "eta", ""))] = odd_value(random)
-    state = pipe.prepare(pipe_request(asked))
+    state = pipe.prepare(parameters.request(asked))  # as `__call__` makes one, unknown names included
     if state.num_steps * state.latents.numel() > 50_000:  # a legitimate request that would take long
         return None
     while not state.done:
         pipe.step([state])
     return pipe.finish(state)
-
-
-def pipe_request(asked: dict[str, Any]) -> GenerationRequest:
-    """As `__call__` makes one of its parameters, unknown names included."""
-    from kinema.pipeline import _from_parameters
-
-    request: GenerationRequest = _from_parameters(GenerationRequest, asked)
-    return request
 
 
 def _array(random: Random) -> Any:
@@ -285,10 +278,15 @@ def _large() -> None:
     np.ones(500 << 20, np.uint8).sum()
 
 
-def _refuse(text: str) -> None:
-    error = RequestError("")
-    error.args = (text,)
-    raise error
+class _Unsafe(RequestError):
+    """A message as a careless error would show it."""
+
+    def __str__(self) -> str:
+        return "a\x1b[31m"
+
+
+def _refuse() -> None:
+    raise _Unsafe
 
 
 # what the run itself must notice: its own tests ask for them
@@ -298,7 +296,7 @@ PLANTED: dict[str, Callable[[], Any]] = {
     "wait": lambda: time.sleep(3600),
     "memory": _large,
     "raise": lambda: 1 // 0,
-    "message": lambda: _refuse("a\x1b[31m"),
+    "message": _refuse,
     "nan": lambda: SimpleNamespace(frames=np.full(3, np.nan)),
 }
 

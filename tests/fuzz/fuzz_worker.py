@@ -32,7 +32,7 @@ from kinema.machine_memory import return_freed_bytes
 from kinema.media.inputs import load_video
 
 MEMORY = 400 << 20
-LONGEST_MESSAGE = 4000
+LONGEST_MESSAGE = 4100  # kinema.errors.MAX_MESSAGE, and what says how much was cut
 
 
 def resident(field: str) -> int:

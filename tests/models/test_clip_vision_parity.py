@@ -240,10 +240,10 @@ def test_published_config():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hidden_act": "silu"}, "hidden_act='silu' is not known"),
+        ({"hidden_act": "silu"}, "hidden_act is 'silu', wanted 'gelu' or 'quick_gelu'"),
         ({"model_type": "siglip_vision_model"}, "siglip_vision_model"),
         ({"num_attention_heads": 7}, "does not split into 7"),
-        ({"image_size": [224, 224]}, "wanted one number each"),
+        ({"image_size": [224, 224]}, "wanted a whole number"),
         ({"attention_bias": False}, "does not know attention_bias"),
     ],
 )

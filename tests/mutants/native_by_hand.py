@@ -131,8 +131,8 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("lengths of the first sample for all", "a.lengths[s][b]", "a.lengths[s][0]"),
         (
             "keys are turned by their place among all slots",
-            "const int64_t turned = slot - a.rope_start[s];",
-            "const int64_t turned = j - a.rope_start[s];",
+            "a.cosines[s] != nullptr ? slot - a.rope_start[s] : -1;",
+            "a.cosines[s] != nullptr ? j - a.rope_start[s] : -1;",
         ),
         ("keys of the first segment for all", "const float *k = a.k[s] + b", "const float *k = a.k[0] + b"),
         (

@@ -32,7 +32,7 @@ def native_calls():
     video, cache = random(1, 12, 3, 20, 70, seed=2), random(1, 12, 2, 20, 70, seed=3)
 
     def convolution(out, winograd):
-        weight = conv3d._pack(random(out, 12, 3, 3, 3, seed=4), None, (1, 1, 1), None, winograd=winograd)
+        weight = conv3d._pack(random(out, 12, 3, 3, 3, seed=4), None, (1, 1, 1), (1, 1, 1, 1), winograd=winograd)
         norm = random(12, seed=5).abs()
         call = partial(conv3d.conv3d, video, weight, norm=norm, activation="silu", cache=cache.clone())
         return call, torch.empty(1, 3, 20, 70, out).movedim(-1, 1)
@@ -77,6 +77,6 @@ def native_packings():
         },
         "patch_embed": partial(patch_embed.pack_patch_embed, random(70, 12, 1, 2, 2), target=TARGET),
         "conv3d, direct": partial(conv3d.pack_direct, kernel, target=TARGET),
-        "conv3d, F(2x2)": partial(conv3d._pack, kernel, None, (1, 1, 1), None, winograd=2),
-        "conv3d, F(4x4)": partial(conv3d._pack, kernel, None, (1, 1, 1), None, winograd=4),
+        "conv3d, F(2x2)": partial(conv3d._pack, kernel, None, (1, 1, 1), (1, 1, 1, 1), winograd=2),
+        "conv3d, F(4x4)": partial(conv3d._pack, kernel, None, (1, 1, 1), (1, 1, 1, 1), winograd=4),
     }

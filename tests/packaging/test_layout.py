@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 
 import pytest
@@ -46,7 +47,7 @@ def test_every_folder_of_kernels_is_an_op_of_the_plan(root):
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 def test_an_op_is_complete(root, op):
     folder = root / "kernels" / op.name
-    for name in ("__init__.py", "reference.py", "README.md"):
+    for name in ("__init__.py", "check.py", "reference.py", "README.md"):
         assert (folder / name).is_file(), f"kernels/{op.name}/{name} is missing"
     assert (root / "tests" / "ops" / f"test_{op.name}_contract.py").is_file()
     assert "reference" in {implementation.backend for implementation in op.implementations}
@@ -62,6 +63,18 @@ def test_every_implementation_imports_or_says_why_not(op):
             continue
         module = implementation.load()
         assert [name for name in op.functions if not callable(getattr(module, name, None))] == []
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_every_implementation_is_checked(op):
+    """What does not fit is refused by the one check of the op, also where this machine cannot run the kernel."""
+    check = importlib.import_module(f"kinema.ops.{op.name}.check")
+    for implementation in op.implementations:
+        if implementation.backend == "triton" and importlib.util.find_spec("triton") is None:
+            continue
+        function = getattr(implementation.load(), op.name)
+        assert function.__code__ is not inspect.unwrap(function).__code__
+        assert function.__code__.co_filename == check.__file__
 
 
 def test_kernels_do_not_reach_up(root):

@@ -246,7 +246,7 @@ def test_without_scikit_learn_shapes_work_and_digits_say_why(monkeypatch: pytest
     digits.images_of.cache_clear()
     try:
         assert sample_scene(generator(0), subjects=("star",)).subjects[0].name == "star"
-        with pytest.raises(UnsupportedError, match=r"pip install kinema\[train\]"):
+        with pytest.raises(UnsupportedError, match=r"pip install scikit-learn"):
             sample_scene(generator(0), subjects=("7",))
     finally:
         digits._data_set.cache_clear()

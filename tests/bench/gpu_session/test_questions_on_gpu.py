@@ -6,7 +6,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-import recorded
+import recorded_vectors as recorded
 import torch
 
 from kinema.bench.gpu_session import sanitizer

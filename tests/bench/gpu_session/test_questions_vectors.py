@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-import recorded
+import recorded_vectors as recorded
 import torch
 
 from kinema.bench.gpu_session import number_formats as formats
