@@ -198,8 +198,9 @@ class Scheduler:
         return self._state
 
     def _index_of(self, timestep: float | torch.Tensor) -> int:
-        one = isinstance(timestep, torch.Tensor) and timestep.numel() == 1
-        timestep = number("timestep", timestep.reshape(()) if one else timestep)
+        if isinstance(timestep, torch.Tensor) and timestep.numel() == 1:
+            timestep = timestep.reshape(())
+        timestep = number("timestep", timestep)
         matches = (self.grid.timesteps == timestep).nonzero().flatten().tolist()
         if not matches:
             raise RequestError(f"timestep {timestep} is not on this scheduler's grid; pass one of `.timesteps`")
