@@ -148,11 +148,11 @@ class Scheduler:
         generator, variance_noise: the source of fresh noise, or the noise itself, for stochastic samplers.
         eta: DDIM's share of noise. timestep finds the step when a run starts (in DDIM: always).
         """
-        terms = {"model_output": model_output, "sample": sample}
+        shape, terms = dense("sample", sample).shape, {"model_output": model_output}
         if variance_noise is not None:
             terms["variance_noise"] = variance_noise
         for name, term in terms.items():
-            if dense(name, term).shape != sample.shape:
+            if dense(name, term).shape != shape:
                 raise RequestError(f"{name} is {kind(term)}, sample {kind(sample)}: wanted one shape")
         generator = generator if generator is None else generators("generator", generator)
         state = self._run(timestep, number("eta", eta))
@@ -198,8 +198,9 @@ class Scheduler:
         return self._state
 
     def _index_of(self, timestep: float | torch.Tensor) -> int:
-        one = isinstance(timestep, torch.Tensor) and timestep.numel() == 1
-        timestep = number("timestep", timestep.reshape(()) if one else timestep)
+        if isinstance(timestep, torch.Tensor) and timestep.numel() == 1:
+            timestep = timestep.reshape(())
+        timestep = number("timestep", timestep)
         matches = (self.grid.timesteps == timestep).nonzero().flatten().tolist()
         if not matches:
             raise RequestError(f"timestep {timestep} is not on this scheduler's grid; pass one of `.timesteps`")

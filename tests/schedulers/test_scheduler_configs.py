@@ -199,7 +199,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(config: dict[str, Any], name
     ("config", "arguments", "named"),
     [
         ({"_class_name": UNIPC}, {}, "num_inference_steps"),
-        ({"_class_name": UNIPC}, {"num_inference_steps": 0}, "num_inference_steps=0"),
+        ({"_class_name": UNIPC}, {"num_inference_steps": 0}, "num_inference_steps is 0"),
         ({"_class_name": UNIPC}, {"num_inference_steps": 4, "timesteps": [5, 4, 3, 2]}, "timesteps"),
         ({"_class_name": UNIPC}, {"sigmas": [1.0, 0.5]}, "use_flow_sigmas"),
         ({"_class_name": UNIPC, "use_dynamic_shifting": True}, {"num_inference_steps": 4}, "mu"),
