@@ -148,11 +148,11 @@ class Scheduler:
         generator, variance_noise: the source of fresh noise, or the noise itself, for stochastic samplers.
         eta: DDIM's share of noise. timestep finds the step when a run starts (in DDIM: always).
         """
-        terms = {"model_output": model_output, "sample": sample}
+        shape, terms = dense("sample", sample).shape, {"model_output": model_output}
         if variance_noise is not None:
             terms["variance_noise"] = variance_noise
         for name, term in terms.items():
-            if dense(name, term).shape != sample.shape:
+            if dense(name, term).shape != shape:
                 raise RequestError(f"{name} is {kind(term)}, sample {kind(sample)}: wanted one shape")
         generator = generator if generator is None else generators("generator", generator)
         state = self._run(timestep, number("eta", eta))

@@ -65,6 +65,8 @@ def from_config(config: Mapping[str, Any]) -> Scheduler:
 
 def from_pretrained(path: str | PathLike[str]) -> Scheduler:
     """A diffusers-shaped scheduler from a model folder, its `scheduler` subfolder or the json file itself."""
+    if not isinstance(path, (str, PathLike)):
+        raise CheckpointError(f"the scheduler is given as {shown(path)}: wanted the path of a folder or a json file")
     return from_config(_read(Path(path)))
 
 
