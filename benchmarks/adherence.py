@@ -6,16 +6,16 @@ import argparse
 import math
 from typing import TYPE_CHECKING, Any
 
-from kinema.commands.load import MODEL_HELP, add_load_arguments, open_to_measure
-from kinema.commands.output import emit
+from kinema.cli.load import MODEL_HELP, add_load_arguments, open_to_measure
+from kinema.cli.output import emit
 from kinema.errors import RequestError
 
 if TYPE_CHECKING:
     from kinema.bench.report import Report
+    from kinema.media.video import Video
     from kinema.pipeline import VideoPipeline
     from kinema.sample.adherence import Verdict
     from kinema.sample.world import Scene, Split
-    from kinema.video import Video
 
 ATTRIBUTES = ("colour", "subject", "motion", "speed", "background")
 JUDGED_FRAMES = 16  # of a continued clip
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from kinema.bench.report import check_report, model_of, provenance, write_report
-    from kinema.progress import steps_bar
+    from kinema.request.progress import steps_bar
 
     if arguments.prompts < 1 or arguments.batch < 1:
         raise RequestError(f"{arguments.prompts} prompts, {arguments.batch} at a time: wanted at least 1 of each")
@@ -77,13 +77,13 @@ def generated(
 
     frames: continue every clip until it has as many, and judge (and return) its last `JUDGED_FRAMES`.
     """
-    from kinema.continuation import extend
-    from kinema.request import GenerationRequest
+    from kinema.media.video import Video
+    from kinema.request.generation import GenerationRequest
     from kinema.sample.adherence import judge
     from kinema.sample.captions import caption
     from kinema.sample.training import generator_for
     from kinema.sample.world import sample_scene
-    from kinema.video import Video
+    from kinema.stream.continuation import extend
 
     generator = generator_for(seed, 5, {"train": 0, "held_out": 1}[split])
     scenes = [sample_scene(generator, split) for _ in range(count)]
@@ -93,7 +93,7 @@ def generated(
     while not state.done:
         pipe.step([state])
     if frames is not None:
-        extend(pipe, state, 1 + math.ceil((frames - 1) / pipe.vae_config.scale_factor_temporal))
+        extend(pipe, state, 1 + math.ceil((frames - 1) / pipe.model.configs["vae"].scale_factor_temporal))
     videos = pipe.finish(state).videos
     if frames is not None:
         videos = [Video(video.frames[-JUDGED_FRAMES:], video.fps) for video in videos]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from kinema.bench.registry import VERBS
-from kinema.commands.output import emit
-from kinema.commands.parser import VerbParser
+from kinema.cli.output import emit
+from kinema.cli.parser import VerbParser
 
 
 def add_arguments(parser: VerbParser) -> None:

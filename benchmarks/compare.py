@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kinema.commands.output import emit, emit_json
-from kinema.commands.parser import text
+from kinema.cli.output import emit, emit_json
+from kinema.cli.parser import text
 from kinema.errors import RequestError
 
 if TYPE_CHECKING:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from kinema.commands.load import MODEL_HELP, add_load_arguments, open_to_measure
-from kinema.commands.output import emit
+from kinema.cli.load import MODEL_HELP, add_load_arguments, open_to_measure
+from kinema.cli.output import emit
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from kinema.video import Video
+    from kinema.media.video import Video
 
 PROMPTS = (
     "a red circle moving left",
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from kinema.media.staging import check_writable
-    from kinema.video import Video
+    from kinema.media.video import Video
 
     check_writable(arguments.output, num_frames=1)
     pipe = open_to_measure(arguments)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kinema.bench.model import add_size_arguments, open_pipeline
-from kinema.commands.load import MODEL_HELP, add_load_arguments
-from kinema.commands.output import emit
+from kinema.cli.load import MODEL_HELP, add_load_arguments
+from kinema.cli.output import emit
 from kinema.errors import RequestError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def _timed(settings: Sequence[Setting], rounds: int) -> dict[str, Report]:
 def denoising_share(exact: Setting) -> float:
     """How much of a generation fewer steps would make shorter; prompts and decoding take what they take."""
     from kinema.bench.generate import measure
-    from kinema.request import GenerationRequest
+    from kinema.request.generation import GenerationRequest
 
     stats, _ = measure(exact.pipe, exact.pipe.complete(GenerationRequest(**exact.request)))
     return stats.seconds["denoise"] / stats.total_seconds
@@ -163,7 +163,7 @@ def generate(setting: Setting, prompts: int, latents: list[torch.Tensor] | None 
 
     from kinema.bench.contact_sheet import PROMPTS
     from kinema.media.postprocess import to_uint8
-    from kinema.request import GenerationRequest
+    from kinema.request.generation import GenerationRequest
 
     texts = [PROMPTS[i % len(PROMPTS)] for i in range(prompts)]
     state = setting.pipe.prepare(GenerationRequest(**{**setting.request, "prompt": texts}))

@@ -7,17 +7,17 @@ import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from kinema.commands.load import MODEL_HELP, add_load_arguments, open_to_measure
-from kinema.commands.output import emit
-from kinema.commands.parser import text
-from kinema.commands.request import add_request_arguments, request_from
+from kinema.cli.load import MODEL_HELP, add_load_arguments, open_to_measure
+from kinema.cli.output import emit
+from kinema.cli.parser import text
+from kinema.cli.request import add_request_arguments, request_from
 from kinema.errors import RequestError
 
 if TYPE_CHECKING:
     from kinema.bench.report import Report
     from kinema.pipeline import VideoPipeline
-    from kinema.request import GenerationRequest
-    from kinema.stats import Stats
+    from kinema.request.generation import GenerationRequest
+    from kinema.request.stats import Stats
 
 TIMED = "each stage of a generation in this process, decoded and not written; loading is a stage of its own"
 
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from kinema.bench.report import check_report, model_of, provenance, write_report
     from kinema.bench.rounds import say_if_few
-    from kinema.progress import steps_bar
+    from kinema.request.progress import steps_bar
 
     if arguments.rounds < 1 or arguments.warmup < 0:
         raise RequestError(f"{arguments.rounds} rounds after {arguments.warmup} of warm-up: wanted at least 1 and 0")

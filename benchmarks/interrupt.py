@@ -16,8 +16,8 @@ from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from kinema.commands.output import emit
-from kinema.commands.parser import text
+from kinema.cli.output import emit
+from kinema.cli.parser import text
 from kinema.errors import RequestError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     from kinema.bench.report import check_report, provenance, timing, write_report
     from kinema.ops import build_ops, plan_ops, target_for
     from kinema.ops.common.threads import using_threads
-    from kinema.progress import steps_bar
+    from kinema.request.progress import steps_bar
 
     for name, least in (("rounds", 1), ("tokens", 1), ("layers", 1)):
         if getattr(arguments, name) < least:
@@ -208,7 +208,8 @@ def _transformer(layers: int | None, ops: Ops) -> Callable[[], Any]:
     """Packs a transformer of Wan 1.3B's shapes."""
     from kinema.bench.published_configs import TRANSFORMER_1_3B
     from kinema.checkpoints import Weights
-    from kinema.models.wan import WanConfig, WanTransformer, tensor_shapes
+    from kinema.families.wan.config import WanConfig, tensor_shapes
+    from kinema.families.wan.transformer import WanTransformer
 
     config = WanConfig.from_dict(TRANSFORMER_1_3B)
     config = replace(config, num_layers=layers or config.num_layers)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kinema.commands.output import emit
+from kinema.cli.output import emit
 from kinema.errors import OutputError, RequestError
 
 if TYPE_CHECKING:

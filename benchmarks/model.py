@@ -10,8 +10,8 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from kinema.commands.load import MODEL_HELP, add_load_arguments, load_options, open_to_measure
-from kinema.commands.output import emit
+from kinema.cli.load import MODEL_HELP, add_load_arguments, load_options, open_to_measure
+from kinema.cli.output import emit
 from kinema.errors import KinemaError, RequestError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ PATIENCE = 4  # times the rounds that a forward may take
 COLD = """
 import sys, json
 from kinema.pipeline import VideoPipeline
-from kinema.request import GenerationRequest
+from kinema.request.generation import GenerationRequest
 model, options, request = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
 pipe = VideoPipeline.from_pretrained(model, **options)
 state = pipe.prepare(GenerationRequest(**request))
@@ -125,7 +125,7 @@ def forward(pipe: VideoPipeline, sizes: Sizes, part: str, rounds: int) -> Report
     from kinema.bench.model_parts import calls_of, inputs_for
     from kinema.bench.report import timing
     from kinema.bench.rounds import interleaved
-    from kinema.machine_memory import held_bytes, peak_bytes, reset_peak
+    from kinema.buffers.machine import held_bytes, peak_bytes, reset_peak
 
     call = calls_of(pipe, inputs_for(pipe, sizes))[part]
     reset = reset_peak(pipe.ops.device)
@@ -155,8 +155,8 @@ def generation(pipe: VideoPipeline, sizes: Sizes, steps: int, rounds: int) -> li
     """Rows of a whole generation's stages; the first round, which loads, is apart."""
     from kinema.bench.generate import measure
     from kinema.bench.report import timing
-    from kinema.machine_memory import reset_peak
-    from kinema.request import GenerationRequest
+    from kinema.buffers.machine import reset_peak
+    from kinema.request.generation import GenerationRequest
 
     request = replace(pipe.complete(GenerationRequest(**request_of(pipe, sizes, steps))), seed=0)
     reset = reset_peak(pipe.ops.device)
@@ -175,7 +175,7 @@ def generation(pipe: VideoPipeline, sizes: Sizes, steps: int, rounds: int) -> li
 
 def request_of(pipe: VideoPipeline, sizes: Sizes, steps: int) -> dict[str, Any]:
     """Fields of a request for a clip and a prompt of this size."""
-    patch, vae = pipe.transformer_config.patch_size, pipe.vae_config
+    patch, vae = pipe.transformer_config.patch_size, pipe.model.configs["vae"]
     t, h, w = (n * p for n, p in zip(sizes.grid, patch, strict=True))
     return {
         "prompt": "a red circle moving left",

@@ -70,7 +70,7 @@ def sizes_for(pipe: VideoPipeline, tokens: int | None, text: int | None) -> Size
     if tokens is not None:
         grid = grid_of(tokens)
     else:
-        config, patch, size = pipe.vae_config, pipe.transformer_config.patch_size, pipe.defaults
+        config, patch, size = pipe.model.configs["vae"], pipe.transformer_config.patch_size, pipe.defaults
         latent = (
             1 + (size.num_frames - 1) // config.scale_factor_temporal,
             size.height // config.scale_factor_spatial,
@@ -95,7 +95,7 @@ def inputs_for(pipe: VideoPipeline, sizes: Sizes, seed: int = 0) -> Inputs:
 
     return Inputs(
         latents=normal(config.in_channels, *shape),
-        decoded=normal(pipe.vae_config.z_dim, *shape),
+        decoded=normal(pipe.model.configs["vae"].z_dim, *shape),
         timestep=torch.tensor([TIMESTEP], dtype=torch.float32, device=device),
         text=normal(sizes.text, config.text_dim),
         ids=ids(sizes.text),
@@ -107,7 +107,7 @@ def calls_of(pipe: VideoPipeline, inputs: Inputs) -> dict[str, Callable[[], Any]
     parts = pipe.components
 
     def transformer() -> torch.Tensor:
-        model = parts.transformer(pipe.experts[0])
+        model = parts.transformer(pipe.model.experts[0])
         return model(inputs.latents, inputs.timestep, model.encode_context(inputs.text))
 
     return {

@@ -10,9 +10,9 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from kinema.commands.load import add_target_arguments
-from kinema.commands.output import emit
-from kinema.commands.parser import text
+from kinema.cli.load import add_target_arguments
+from kinema.cli.output import emit
+from kinema.cli.parser import text
 from kinema.errors import RequestError
 
 if TYPE_CHECKING:
@@ -51,10 +51,10 @@ def run(arguments: argparse.Namespace) -> int:
     from kinema.bench.peaks import probe, units_of
     from kinema.bench.report import check_report, provenance, write_report
     from kinema.bench.rounds import say_if_few
-    from kinema.machine_memory import keeping_freed_bytes
+    from kinema.buffers.machine import keeping_freed_bytes
     from kinema.ops import plan_ops, target_for
     from kinema.ops.common import PRECISIONS
-    from kinema.progress import steps_bar
+    from kinema.request.progress import steps_bar
 
     if arguments.rounds < 1:
         raise RequestError(f"{arguments.rounds} rounds: wanted at least 1")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from kinema.vae.config import WAN21_MEAN, WAN21_STD
+from kinema.families.wan.vae.config import WAN21_MEAN, WAN21_STD
 
 Config = dict[str, Any]
 

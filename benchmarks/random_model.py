@@ -22,6 +22,8 @@ import torch
 from kinema.bench.published_configs import CLIP_PREPROCESSOR, PRESETS, Config, Published
 from kinema.checkpoints import Shapes, save_component, save_json, save_model_index
 from kinema.errors import KinemaError, RequestError
+from kinema.families.base import slots_of
+from kinema.families.wan.family import PARTS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHARD_BYTES = 5_000_000_000
@@ -81,26 +83,26 @@ def standard_deviation(name: str, shape: Sequence[int], d_kv: int = 1) -> float:
 
 
 def transformer_shapes(config: Config) -> Shapes:
-    from kinema.models.wan import WanConfig, tensor_shapes
+    from kinema.families.wan.config import WanConfig, tensor_shapes
 
     return tensor_shapes(WanConfig.from_dict(config))
 
 
 def vae_shapes(config: Config) -> Shapes:
-    from kinema.vae.wan import WanVAEConfig, tensor_shapes
+    from kinema.families.wan.vae.autoencoder import WanVAEConfig, tensor_shapes
 
     return tensor_shapes(WanVAEConfig.from_dict(config))
 
 
 def text_encoder_shapes(config: Config) -> Shapes:
-    from kinema.text.umt5 import UMT5Config, tensor_shapes
+    from kinema.encoders.umt5 import UMT5Config, tensor_shapes
 
     return tensor_shapes(UMT5Config.from_dict(config))
 
 
 def image_encoder_shapes(config: Config) -> Shapes:
     """With the projection head, which the published folders hold and the pipeline does not use."""
-    from kinema.image.clip import PREFIX, CLIPVisionConfig, tensor_shapes
+    from kinema.encoders.clip_vision import PREFIX, CLIPVisionConfig, tensor_shapes
 
     published = (f"{PREFIX}.embeddings.class_embedding",)
     head = {"visual_projection.weight": (config["projection_dim"], config["hidden_size"])}
@@ -155,7 +157,7 @@ def write_random_model(
     elif published.pipeline_class == "WanImageToVideoPipeline":
         components |= {"image_encoder": None, "image_processor": None}
     components.setdefault("transformer_2", None)
-    save_model_index(folder, published.pipeline_class, components, published.options)
+    save_model_index(folder, published.pipeline_class, components, slots_of(PARTS), published.options)
     return folder
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kinema.commands.parser import Verbs
+from kinema.cli.parser import Verbs
 
 # verb: (module, one line of help); a module is imported when its verb is used
 VERBS: Verbs = {

@@ -22,7 +22,7 @@ import kinema
 from kinema.bench.intervals import median_of
 from kinema.checkpoints import save_json
 from kinema.checkpoints.model_folder import SAMPLE, SAMPLE_FOLDER
-from kinema.commands import doctor
+from kinema.cli import doctor
 from kinema.errors import OutputError, RequestError
 from kinema.ops import Plan
 

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kinema.commands.load import MODEL_HELP, add_load_arguments, open_to_measure
-from kinema.commands.output import emit
+from kinema.cli.load import MODEL_HELP, add_load_arguments, open_to_measure
+from kinema.cli.output import emit
 from kinema.errors import RequestError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def _measure(arguments: argparse.Namespace) -> Report:
     import torch
 
     from kinema.bench.report import model_of, provenance
-    from kinema.progress import steps_bar
+    from kinema.request.progress import steps_bar
     from kinema.sample.distance import FEATURES, distance_to_real, features
     from kinema.sample.source import World
 
@@ -120,8 +120,8 @@ def plot(report: Report, path: str) -> None:
     import numpy as np
 
     from kinema.bench.plots import load_pyplot
+    from kinema.media.video import Video
     from kinema.sample.adherence import wilson_interval
-    from kinema.video import Video
 
     pyplot = load_pyplot()
     points = report["points"]

@@ -16,10 +16,11 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from kinema import schedulers
-    from kinema.components import load_text_encoder, load_transformer, load_vae
+    from kinema.loading.components import load_text_encoder, load_transformer, load_vae
+    from kinema.media.video import Video
     from kinema.pipeline import VideoPipeline
-    from kinema.request import GenerationRequest
-    from kinema.video import Video, VideoOutput
+    from kinema.request.generation import GenerationRequest
+    from kinema.request.output import VideoOutput
 
 __all__ = [
     "GenerationRequest",
@@ -34,13 +35,13 @@ __all__ = [
 ]
 
 _HOME = {
-    "GenerationRequest": "kinema.request",
-    "Video": "kinema.video",
-    "VideoOutput": "kinema.video",
+    "GenerationRequest": "kinema.request.generation",
+    "Video": "kinema.media.video",
+    "VideoOutput": "kinema.request.output",
     "VideoPipeline": "kinema.pipeline",
-    "load_text_encoder": "kinema.components",
-    "load_transformer": "kinema.components",
-    "load_vae": "kinema.components",
+    "load_text_encoder": "kinema.loading.components",
+    "load_transformer": "kinema.loading.components",
+    "load_vae": "kinema.loading.components",
 }
 
 

@@ -1,6 +1,6 @@
 """`python -m kinema` is the command line."""
 
-from kinema.cli import console
+from kinema.cli.main import console
 
 if __name__ == "__main__":
     console()

@@ -14,56 +14,47 @@ from typing import Any
 
 import torch
 
-from kinema import parameters, schedulers
-from kinema.batching import forward_together
-from kinema.callbacks import StepCallback, call_back, check_callback
+from kinema import schedulers
+from kinema.buffers.machine import available_bytes, held_bytes
 from kinema.checkpoints import ModelFolder
-from kinema.components import Components, Path, ops_for
-from kinema.conditioning import Conditioning, condition, encode_video, read_media
-from kinema.diffusers_pipeline import DiffusersPipeline
-from kinema.errors import CheckpointError, Interrupted, RequestError
-from kinema.geometry import Geometry
+from kinema.denoise.batching import forward_together
+from kinema.denoise.callbacks import StepCallback, call_back, check_callback
+from kinema.denoise.checks import check_finite, warn_beyond_training
+from kinema.denoise.start import encode_video, first_latents
+from kinema.denoise.state import RequestState
+from kinema.errors import Interrupted, RequestError
+from kinema.families.base import Conditioning
+from kinema.families.registry import open_folder, open_model
+from kinema.fields.values import each_of_kind, of_kind
+from kinema.loading import parameters
+from kinema.loading.components import Components, Path, ops_for
+from kinema.loading.diffusers_pipeline import DiffusersPipeline
+from kinema.loading.options import LoadOptions
 from kinema.media.host_copy import to_host
 from kinema.media.postprocess import check_library, postprocess
-from kinema.memory import available_bytes, check_fits, experts, held_bytes, predict
-from kinema.models.wan import WanConfig
+from kinema.memory.predict import check_fits, predict
 from kinema.ops.common.interrupts import StopFlag
-from kinema.options import GenerationDefaults, LoadOptions
-from kinema.parts import check_parts
-from kinema.progress import steps_bar
-from kinema.prompts import encode_prompts
-from kinema.request import GenerationRequest, noise_generators
-from kinema.request_checks import check_finite, check_request, warn_beyond_training
-from kinema.request_state import RequestState
-from kinema.running import each_within, running
-from kinema.schedulers import draw_noise
-from kinema.stats import Stats
-from kinema.vae.wan import WanVAEConfig
-from kinema.values import each_of_kind, of_kind
-from kinema.video import VideoOutput
+from kinema.ops.running import each_within, running
+from kinema.request.generation import GenerationRequest, noise_generators
+from kinema.request.media import read_media
+from kinema.request.output import VideoOutput
+from kinema.request.progress import steps_bar
+from kinema.request.stats import Stats
 
 
 class VideoPipeline(DiffusersPipeline):
     """A model folder, ready to generate. It holds parts and options; all of a request is in its RequestState."""
 
     def __init__(self, folder: ModelFolder, options: LoadOptions) -> None:
-        check_parts(folder, options.variant)
         self.folder = folder
         self.options = options
+        self.model = open_model(folder, options.variant)
         self.ops = ops_for(options)
-        self.components = Components(folder, self.ops, options)
+        self.components = Components(self.model, self.ops, options)
         self.cuda_graphs = options.cuda_graphs and self.ops.device.type == "cuda"
         self.bar: dict[str, Any] = {}  # of `set_progress_bar_config`
-        self.experts = experts(folder)  # one, or Wan 2.2 A14B's high-noise and low-noise
-        if folder.options.boundary_ratio is not None and len(self.experts) < 2:
-            raise CheckpointError(
-                f"{folder.path} has boundary_ratio {folder.options.boundary_ratio} and no "
-                f"{'transformer' if 'transformer_2' in folder else 'transformer_2'}: a boundary is between two experts"
-            )
-        self.transformer_config = WanConfig.from_dict(folder.component(self.experts[0]).config)
-        self.vae_config = WanVAEConfig.from_dict(folder.component("vae").config)
-        self.geometry = Geometry.of(self.transformer_config, self.vae_config)
-        self.defaults = GenerationDefaults.of(folder.index, self.vae_config.z_dim)
+        self.geometry, self.defaults = self.model.geometry, self.model.defaults
+        self.transformer_config = self.model.configs[self.model.experts[0]]
 
     @classmethod
     def from_pretrained(cls, model: Path, **options: Any) -> VideoPipeline:
@@ -73,7 +64,7 @@ class VideoPipeline(DiffusersPipeline):
         folder's (vae=, scheduler=, …). Parts load when a stage first needs them.
         """
         load, parts = parameters.loading(options)
-        pipe = cls(ModelFolder(model), load)
+        pipe = cls(open_folder(model), load)
         for name, part in parts.items():
             setattr(pipe, name, part)
         return pipe
@@ -98,9 +89,7 @@ class VideoPipeline(DiffusersPipeline):
         names = check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs, guided=request.guided)
         state = self.prepare(request)
         with steps_bar(state.num_steps, **{**self.bar, **({} if progress is None else {"show": progress})}) as advance:
-            while not state.done:
-                step, timestep = state.step_index, state.timestep
-                self.step([state])
+            for step, timestep in self.run(state):
                 if callback_on_step_end is not None and state.step_index > step:
                     call_back(callback_on_step_end, state, step, timestep, names)
                 advance()
@@ -118,9 +107,9 @@ class VideoPipeline(DiffusersPipeline):
         stop = StopFlag() if stop is None else of_kind("stop", stop, StopFlag)
         request = self.complete(of_kind("request", request, GenerationRequest), streamed=streamed)
         core = self.components.scheduler.core
-        shape = check_request(request, self.transformer_config, self.vae_config, self.folder.options, core)
+        shape = self.model.check(request, core)
         self._check_memory(request, streamed)
-        warn_beyond_training(request, self.defaults, "_kinema_defaults" in self.folder.index)
+        warn_beyond_training(request, self.defaults, self.model.declared)
         stats = Stats.of(self.ops)
         generators, stats.seed = noise_generators(request)
         grid = core.grid(request.num_inference_steps)
@@ -131,18 +120,23 @@ class VideoPipeline(DiffusersPipeline):
             conditioning, clean = Conditioning(), None
             if request.image is not None or request.video is not None:
                 with stats.stage("image", self.components.loading):
-                    conditioning = condition(self.components, request, self.transformer_config)
+                    conditioning = self.model.condition(self.components, request)
                     clean = encode_video(self.components, request)
             with stats.stage("text", self.components.loading):
-                text, negative = encode_prompts(self.components, request, guided=request.guided)
-
-            latents = request.latents if request.latents is not None else draw_noise(shape, generators)
-            latents = latents.to(self.ops.device, torch.float32, copy=True)
+                text, negative = self.model.encode_text(self.components, request)
+            latents = first_latents(request, shape, generators, self.ops.device)
             if clean is not None:
                 keep, add = core.noising(grid, begin)
                 latents = keep * clean + add * latents
-        guidance, boundary = dict(zip(self.experts, request.guidance, strict=False)), self.folder.options.boundary_ratio
-        return RequestState(request, latents, schedule, guidance, boundary, text, negative, conditioning, stats, stop)
+        guidance = self.model.guidance(request)
+        return RequestState(request, self.model, latents, schedule, guidance, text, negative, conditioning, stats, stop)
+
+    def run(self, state: RequestState) -> Iterator[tuple[int, torch.Tensor]]:
+        """All steps that are left, one for each item: (steps done before it, its timestep)."""
+        while not state.done:
+            step, timestep = state.step_index, state.timestep
+            self.step([state])
+            yield step, timestep
 
     def step(self, states: Sequence[RequestState]) -> None:
         """One denoising step of every request that is not done; those of like shape share a forward.
@@ -193,9 +187,9 @@ class VideoPipeline(DiffusersPipeline):
 
     def _decode(self, state: RequestState) -> Generator[torch.Tensor]:
         state.forget_context()
-        self.components.release(*self.experts)
+        self.components.release(*self.model.experts)
         vae = self.components.vae("decoder")
-        latents = check_finite(state.conditioning.hold_first_frame(state.latents), "the latents")
+        latents = check_finite(state.latents, "the latents")
         try:
             yield from vae.decode_chunks(vae.denormalize(latents), tiling=state.request.tiling)
         finally:
@@ -210,7 +204,7 @@ class VideoPipeline(DiffusersPipeline):
             )
         output_type = state.request.output_type
         if output_type == "latent":
-            frames: Any = check_finite(state.conditioning.hold_first_frame(state.latents), "the latents")
+            frames: Any = check_finite(state.latents, "the latents")
         else:
             with state.stats.stage("decode", self.components.loading):
                 chunks = self.decode_chunks(state)
@@ -235,7 +229,7 @@ class VideoPipeline(DiffusersPipeline):
         return read_media(replace(request, **native), self.geometry, fits)
 
     def _check_memory(self, request: GenerationRequest, streamed: bool) -> None:
-        prediction = predict(self.folder, request, self.ops.plan, self.options, streamed=streamed)
+        prediction = predict(self.model, request, self.ops.plan, self.options, streamed=streamed)
         check_fits(prediction, available_bytes(self.ops.device) + held_bytes(self.ops.device), self.options)
 
     def _running(self, what: str, *states: RequestState) -> AbstractContextManager[None]:

@@ -2,7 +2,7 @@
 
 import sys
 
-from kinema.cli import main
+from kinema.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["bench", "gpu-session", *sys.argv[1:]]))

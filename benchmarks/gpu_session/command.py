@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kinema.commands.output import emit
+from kinema.cli.output import emit
 from kinema.errors import OutputError, RequestError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import kinema
 from kinema.bench.gpu_session import nvml
 from kinema.bench.gpu_session.results import SCHEMA, Line
 from kinema.bench.report import commit
-from kinema.commands import doctor
+from kinema.cli import doctor
 
 PEERS = ("nvidia-cudnn-frontend", "sageattention", "diffusers")  # what some questions compare with, beside doctor's
 

@@ -11,7 +11,8 @@ from kinema.bench.gpu_session.drawn import Drawn, drawn_weights, flowing
 from kinema.bench.gpu_session.question import Session
 from kinema.bench.published_configs import TRANSFORMER_1_3B
 from kinema.checkpoints.weights import Weights
-from kinema.models.wan import WanConfig, WanTransformer, tensor_shapes
+from kinema.families.wan.config import WanConfig, tensor_shapes
+from kinema.families.wan.transformer import WanTransformer
 from kinema.ops import build_ops, plan_ops
 from kinema.ops.common import Precision, Target
 

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from kinema.checkpoints.weights import Weights
-from kinema.models.blocks import sinusoid
-from kinema.models.wan import WanConfig, wan_rope
+from kinema.families.layers import sinusoid
+from kinema.families.wan.config import WanConfig
+from kinema.families.wan.transformer import wan_rope
 from kinema.ops.common import Rope
 
 Tensors = dict[str, torch.Tensor]

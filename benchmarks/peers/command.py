@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinema.bench.model import add_size_arguments, open_pipeline, request_of
-from kinema.commands.load import MODEL_HELP, add_load_arguments, load_words
-from kinema.commands.output import emit
+from kinema.cli.load import MODEL_HELP, add_load_arguments, load_words
+from kinema.cli.output import emit
 from kinema.errors import KinemaError, RequestError
 
 if TYPE_CHECKING:

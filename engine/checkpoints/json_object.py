@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from kinema.checkpoints.opening import is_file, read_file
-from kinema.config import JsonObject
 from kinema.errors import CheckpointError, shown
+from kinema.fields.config import JsonObject
 
 MAX_BYTES = 20_000_000
 MAX_VALUES = 1_000_000

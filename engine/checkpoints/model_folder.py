@@ -1,88 +1,29 @@
 """A diffusers-format pipeline folder: model_index.json and one folder per component.
 
-What a folder may name is decided here, by our own table: nothing is ever imported by a name from a file.
+What a folder may name is decided by the formats that are known: nothing is ever imported by a name from a file.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from kinema.checkpoints.component_files import ComponentFiles, check_variant_name, variant_advice, variants
+from kinema.checkpoints.folder_format import FolderFormat, Slot
 from kinema.checkpoints.json_object import read_object
 from kinema.checkpoints.layouts import fetch, other_layout
 from kinema.checkpoints.opening import is_file, is_folder, names_in
-from kinema.config import JsonObject, Range, from_config
 from kinema.errors import CheckpointError, cut, listed, shown
+from kinema.fields.config import JsonObject, from_config
 
 MODEL_INDEX = "model_index.json"
 # `VideoPipeline.from_pretrained("sample")`: the model that ships in the package (./sample is a local folder)
 SAMPLE = "sample"
 SAMPLE_FOLDER = Path(__file__).resolve().parent.parent / "sample" / "model"
-
-
-@dataclass(frozen=True)
-class Slot:
-    """What may stand in one place of a pipeline: the classes that kinema implements.
-
-    supersets: classes whose folders hold such a component and more; config.json may name them.
-    """
-
-    library: str
-    classes: tuple[str, ...]
-    config_file: str = "config.json"
-    supersets: tuple[str, ...] = ()
-
-
-_TRANSFORMER = Slot("diffusers", ("WanTransformer3DModel",))
-
-SLOTS: dict[str, Slot] = {
-    "transformer": _TRANSFORMER,
-    "transformer_2": _TRANSFORMER,
-    "vae": Slot("diffusers", ("AutoencoderKLWan",)),
-    "text_encoder": Slot(
-        "transformers", ("UMT5EncoderModel",), supersets=("UMT5Model", "UMT5ForConditionalGeneration")
-    ),
-    "tokenizer": Slot(
-        "transformers",
-        ("T5TokenizerFast", "T5Tokenizer", "PreTrainedTokenizerFast", "TokenizersBackend"),
-        "tokenizer_config.json",
-    ),
-    "image_encoder": Slot("transformers", ("CLIPVisionModel", "CLIPVisionModelWithProjection")),
-    "image_processor": Slot(
-        "transformers",
-        ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil"),
-        "preprocessor_config.json",
-    ),
-    "scheduler": Slot(
-        "diffusers",
-        (
-            "FlowMatchEulerDiscreteScheduler",
-            "UniPCMultistepScheduler",
-            "DPMSolverMultistepScheduler",
-            "DDIMScheduler",
-        ),
-        "scheduler_config.json",
-    ),
-}
-
-PIPELINES = ("WanPipeline", "WanImageToVideoPipeline", "WanVideoToVideoPipeline")
-
-
-@dataclass(frozen=True)
-class PipelineOptions:
-    """What model_index.json says beside its components.
-
-    boundary_ratio: transformer denoises timesteps of at least this share of the training steps,
-    transformer_2 the rest (Wan 2.2 A14B). expand_timesteps: timesteps are per token (Wan 2.2 TI2V-5B).
-    """
-
-    boundary_ratio: Annotated[float, Range(0, 1)] | None = None
-    expand_timesteps: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,25 +45,27 @@ class ModelFolder:
     `path` is a local folder, or "sample" for the model that ships with kinema.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], formats: Sequence[FolderFormat]) -> None:
         packaged = isinstance(path, str) and path == SAMPLE
-        self.path = SAMPLE_FOLDER if packaged else _local_folder(path)
+        self.path = SAMPLE_FOLDER if packaged else _local_folder(path, formats)
         if packaged and not is_file(self.path / MODEL_INDEX):
             raise CheckpointError(
                 f"the sample model is not in this installation ({self.path}): reinstall kinema, or train it with "
                 "`kinema train-sample`"
             )
         if not is_file(self.path / MODEL_INDEX):
-            raise CheckpointError(_not_a_pipeline(self.path))
+            raise CheckpointError(_not_a_pipeline(self.path, formats))
         index = self.index = read_object(self.path / MODEL_INDEX)
         where = self.path / MODEL_INDEX
-        self.pipeline_class = _pipeline_class(index, where)
+        self.pipeline_class, self._format = _pipeline_class(index, where, formats)
         public = {key: value for key, value in index.items() if not key.startswith("_")}
-        self._classes = _component_classes({k: v for k, v in public.items() if isinstance(v, list)}, where)
+        self._classes = _component_classes(
+            {k: v for k, v in public.items() if isinstance(v, list)}, where, self._format.slots
+        )
         options = {k: v for k, v in public.items() if not isinstance(v, list) and v is not None}
-        self.options = from_config(PipelineOptions, JsonObject(options, str(where)))
+        self.options: Any = from_config(self._format.options, JsonObject(options, str(where)))
         self._components: dict[str, Component] = {}
-        _check_complete(self._classes, self.path)
+        _check_complete(self._classes, self.path, self._format.needed)
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -137,7 +80,8 @@ class ModelFolder:
         if name not in self._classes:
             raise CheckpointError(f"{self.path} has no {name}: it has {', '.join(self._classes)}")
         if name not in self._components:
-            self._components[name] = _read_component(name, self._classes[name], self.path / name)
+            slot = self._format.slots[name]
+            self._components[name] = _read_component(name, slot, self._classes[name], self.path / name)
         return self._components[name]
 
     def variant(self, name: str, wanted: str | None) -> str | None:
@@ -162,15 +106,17 @@ class ModelFolder:
         return f"ModelFolder({str(self.path)!r}, {self.pipeline_class})"
 
 
-def open_component(path: str | os.PathLike[str], name: str) -> Component:
+def open_component(path: str | os.PathLike[str], name: str, formats: Sequence[FolderFormat]) -> Component:
     """A component folder on its own, `name` being what it is in a pipeline ("vae", "transformer", ...)."""
-    slot = SLOTS[name]
-    folder = _local_folder(path)
+    slots = [each.slots[name] for each in formats if name in each.slots]
+    folder = _local_folder(path, formats)
+    slot = next((slot for slot in slots if is_file(folder / slot.config_file)), slots[0])
     if is_file(folder / MODEL_INDEX):
         raise CheckpointError(f"{folder} is a whole pipeline: wanted its {name} folder, such as {folder / name}")
     if not is_file(folder / slot.config_file):
         raise CheckpointError(
-            f"{folder} is not a {name} folder: it has no {slot.config_file}; {other_layout(folder) or _listing(folder)}"
+            f"{folder} is not a {name} folder: it has no {slot.config_file}; "
+            f"{other_layout(folder, formats) or _listing(folder)}"
         )
     config = read_object(folder / slot.config_file)
     declared = _declared_class(config)
@@ -179,14 +125,13 @@ def open_component(path: str | os.PathLike[str], name: str) -> Component:
             f"{folder / slot.config_file} does not say its class (_class_name or architectures): wanted "
             f"{' or '.join(slot.classes)}"
         )
-    return _read_component(name, declared if declared in slot.classes else slot.classes[0], folder)
+    slot = next((each for each in slots if declared in (*each.classes, *each.supersets)), slot)
+    return _read_component(name, slot, declared if declared in slot.classes else slot.classes[0], folder)
 
 
-def _read_component(name: str, class_name: str, folder: Path) -> Component:
-    slot = SLOTS[name]
+def _read_component(name: str, slot: Slot, class_name: str, folder: Path) -> Component:
     where = folder / slot.config_file
-    # a tokenizer may be no more than its vocabulary
-    config = {} if name == "tokenizer" and not is_file(where) else read_object(where)
+    config = {} if slot.optional_config and not is_file(where) else read_object(where)
     declared = _declared_class(config)
     if declared is not None and declared not in (*slot.classes, *slot.supersets):
         raise CheckpointError(
@@ -207,7 +152,7 @@ def _declared_class(config: Mapping[str, Any]) -> str | None:
     return declared if declared is None or isinstance(declared, str) else shown(declared)
 
 
-def _local_folder(path: str | os.PathLike[str]) -> Path:
+def _local_folder(path: str | os.PathLike[str], formats: Sequence[FolderFormat]) -> Path:
     if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
         raise CheckpointError(f"the model is given as {shown(path)}: wanted the path of a folder, or {SAMPLE!r}")
     folder = Path(path)
@@ -216,28 +161,31 @@ def _local_folder(path: str | os.PathLike[str]) -> Path:
             raise CheckpointError(f"{folder} cannot be read: permission denied")
         return folder
     if is_file(folder):
-        known = other_layout(folder)
+        known = other_layout(folder, formats)
         raise CheckpointError(
             f"{folder} is a file: wanted a folder in the diffusers format, the one with {MODEL_INDEX}"
             + (f"; {known}" if known else "")
         )
     raise CheckpointError(
         f"there is no folder {cut(str(folder), 1000)!r}: kinema reads local folders in the diffusers format and "
-        f'downloads nothing; download the model first{_how_to_fetch(str(path))} and give its folder, or "{SAMPLE}"'
+        f"downloads nothing; download the model first{_how_to_fetch(str(path), formats)} and give its folder, "
+        f'or "{SAMPLE}"'
     )
 
 
-def _how_to_fetch(path: str) -> str:
+def _how_to_fetch(path: str, formats: Sequence[FolderFormat]) -> str:
     """Where a path looks like the name of a repository. It may be pasted into a shell."""
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path, re.ASCII):
         return ""
-    original = path.startswith("Wan-AI/") and not path.lower().endswith("-diffusers")
-    return f" ({fetch(f'{path}-Diffusers' if original else path)})"
+    for each in formats:
+        path = each.hub_name(path)
+    return f" ({fetch(path)})"
 
 
-def _not_a_pipeline(folder: Path) -> str:
-    known = other_layout(folder)
-    config = next((slot.config_file for slot in SLOTS.values() if is_file(folder / slot.config_file)), None)
+def _not_a_pipeline(folder: Path, formats: Sequence[FolderFormat]) -> str:
+    known = other_layout(folder, formats)
+    slots = [slot for each in formats for slot in each.slots.values()]
+    config = next((slot.config_file for slot in slots if is_file(folder / slot.config_file)), None)
     if known is None and config is not None:
         return (
             f"{folder} holds one component ({config}), wanted a whole pipeline: give the folder above "
@@ -252,14 +200,16 @@ def _listing(folder: Path) -> str:
     return f"it holds {listed(names, most=20)}" if names else "it is empty"
 
 
-def _pipeline_class(index: Mapping[str, Any], where: Path) -> str:
+def _pipeline_class(index: Mapping[str, Any], where: Path, formats: Sequence[FolderFormat]) -> tuple[str, FolderFormat]:
     name = index.get("_class_name")
-    if name not in PIPELINES:
-        raise CheckpointError(f"{where} is of pipeline class {shown(name)}: kinema knows {', '.join(PIPELINES)}")
-    return str(name)
+    for each in formats:
+        if name in each.pipelines:
+            return str(name), each
+    known = [pipeline for each in formats for pipeline in each.pipelines]
+    raise CheckpointError(f"{where} is of pipeline class {shown(name)}: kinema knows {', '.join(known)}")
 
 
-def _component_classes(entries: Mapping[str, Any], where: Path) -> dict[str, str]:
+def _component_classes(entries: Mapping[str, Any], where: Path, slots: Mapping[str, Slot]) -> dict[str, str]:
     """{component: class} of what is there, in our table's order."""
     classes = {}
     for name, value in entries.items():
@@ -270,25 +220,23 @@ def _component_classes(entries: Mapping[str, Any], where: Path) -> dict[str, str
                 f"{where}: {cut(name, 100)} is {shown(value)}, wanted [library, class] or [null, null]"
             )
         library, class_name = value
-        if name not in SLOTS:
+        if name not in slots:
             raise CheckpointError(
                 f"{where} has a component {shown(name)} ({cut(class_name, 100)}), which kinema does not know: it knows "
-                f"{', '.join(SLOTS)}"
+                f"{', '.join(slots)}"
             )
-        slot = SLOTS[name]
+        slot = slots[name]
         if library != slot.library or class_name not in slot.classes:
             raise CheckpointError(
                 f"{where}: {name} is {cut(library, 100)}.{cut(class_name, 100)}, which kinema does not implement: "
                 f"wanted {slot.library}.{' or '.join(slot.classes)}"
             )
         classes[name] = class_name
-    return {name: classes[name] for name in SLOTS if name in classes}
+    return {name: classes[name] for name in slots if name in classes}
 
 
-def _check_complete(classes: Mapping[str, str], path: Path) -> None:
-    missing = [name for name in ("vae", "scheduler") if name not in classes]
-    if "transformer" not in classes and "transformer_2" not in classes:
-        missing.insert(0, "transformer")
+def _check_complete(classes: Mapping[str, str], path: Path, needed: tuple[tuple[str, ...], ...]) -> None:
+    missing = [names[0] for names in needed if not any(name in classes for name in names)]
     if missing:
         raise CheckpointError(f"{path / MODEL_INDEX} lacks {', '.join(missing)}: a video cannot be made without")
     absent = [name for name in classes if not is_folder(path / name)]

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol, runtime_checkable
 
 import torch
 
 from kinema.checkpoints.table import Table, TensorTable
 from kinema.errors import CheckpointError, listed
+from kinema.ops.common import Storage
 
-Shapes = dict[str, tuple[int, ...]]
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Stored(tuple[int, ...]):
+    """The shape of a tensor of a model, which also says how the model keeps it: the one place that does.
+
+    Packing, memory's prediction, random models and training read it.
+    """
+
+    storage: Storage
+
+    def __new__(cls, shape: Iterable[int], storage: Storage = "fp32") -> Stored:
+        stored = super().__new__(cls, shape)
+        stored.storage = storage
+        return stored
+
+
+Tensors = dict[str, Stored]
 
 
 @runtime_checkable
@@ -28,9 +46,12 @@ class Weights:
     itself.
     """
 
-    def __init__(self, tensors: Mapping[str, torch.Tensor], prefix: str = "") -> None:
+    def __init__(
+        self, tensors: Mapping[str, torch.Tensor], prefix: str = "", stored: Mapping[str, Stored] | None = None
+    ) -> None:
         self._tensors = tensors
         self._prefix = prefix
+        self._stored = stored or {}
 
     def __getitem__(self, name: str) -> torch.Tensor:
         tensor = self._tensors[self._prefix + name]
@@ -45,7 +66,16 @@ class Weights:
 
     def sub(self, prefix: str) -> Weights:
         """The tensors whose names begin with `prefix` and a dot."""
-        return Weights(self._tensors, f"{self._prefix}{prefix}.")
+        return Weights(self._tensors, f"{self._prefix}{prefix}.", self._stored)
+
+    def kept(self, stored: Mapping[str, Stored]) -> Weights:
+        """The same tensors, of which `storage` knows how they are kept."""
+        return Weights(self._tensors, self._prefix, stored)
+
+    def storage(self, name: str) -> Storage:
+        """How a matrix is kept: as planned, unless the model says otherwise."""
+        stored = self._stored.get(self._prefix + name)
+        return "planned" if stored is None else stored.storage
 
     def table(self, name: str) -> Table:
         """A matrix of which a run reads a few rows; over files it stays where it is."""

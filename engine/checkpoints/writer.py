@@ -17,7 +17,8 @@ from typing import Any, BinaryIO, Protocol, runtime_checkable
 import torch
 
 from kinema.checkpoints.component_files import DIFFUSERS_STEM, TRANSFORMERS_STEM, weight_names
-from kinema.checkpoints.model_folder import MODEL_INDEX, SLOTS
+from kinema.checkpoints.folder_format import Slot
+from kinema.checkpoints.model_folder import MODEL_INDEX
 from kinema.checkpoints.safetensors import DTYPES, LENGTH_BYTES
 from kinema.checkpoints.weights import Shapes
 from kinema.errors import OutputError
@@ -87,10 +88,11 @@ def save_model_index(
     folder: str | os.PathLike[str],
     pipeline_class: str,
     components: Mapping[str, str | None],
+    slots: Mapping[str, Slot],
     options: Mapping[str, Any] | None = None,
 ) -> None:
     """Write model_index.json. components: {name: class, or None for one that is absent}."""
-    entries = {name: [SLOTS[name].library, cls] if cls else [None, None] for name, cls in components.items()}
+    entries = {name: [slots[name].library, cls] if cls else [None, None] for name, cls in components.items()}
     save_json(
         Path(folder) / MODEL_INDEX, {"_class_name": pipeline_class, **(options or {}), **dict(sorted(entries.items()))}
     )

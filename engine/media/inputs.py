@@ -21,7 +21,7 @@ from kinema.media.files import MAX_STILL_PIXELS, MAX_VIDEO_BYTES, StrPath, damag
 from kinema.media.formats import MAX_FPS, MIN_FPS
 from kinema.media.libraries import needed
 from kinema.media.npy import NpyReader
-from kinema.video import DEFAULT_FPS, Video
+from kinema.media.video import DEFAULT_FPS, Video
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, get_args
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import get_args
 
 import torch
 
@@ -20,20 +21,8 @@ from kinema.ops import (
     scheduler_step,
     unpatchify,
 )
-from kinema.ops.common import PRECISIONS, Implementation, Op, QuantKind, Target, takes_the_rest
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from kinema.ops.attention import Attention
-    from kinema.ops.conv3d import Conv3d, Conv3dWeight
-    from kinema.ops.linear import Linear, LinearWeight
-    from kinema.ops.norm_modulate import NormModulate
-    from kinema.ops.patch_embed import PatchEmbed, PatchEmbedWeight
-    from kinema.ops.qk_norm_rope import QkNormRope
-    from kinema.ops.quantize import Quantize
-    from kinema.ops.scheduler_step import SchedulerStep
-    from kinema.ops.unpatchify import Unpatchify
+from kinema.ops.common import PRECISIONS, Implementation, Op, QuantKind, Storage, Target, takes_the_rest
+from kinema.ops.table import Choice, Plan
 
 OPS: tuple[Op, ...] = (
     patch_embed.OP,
@@ -46,107 +35,6 @@ OPS: tuple[Op, ...] = (
     scheduler_step.OP,
     conv3d.OP,
 )
-
-
-Storage = Literal["planned", "wide", "exact"]  # of a weight: see `Ops.pack_linear`
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What runs one op, and why every other candidate does not.
-
-    rest: the backend of the calls that the chosen one does not take; None if it takes them all.
-    """
-
-    op: str
-    backend: str
-    rejected: tuple[tuple[str, str], ...]
-    rest: str | None = None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """quantize_attention: what a transformer asks of its self-attention."""
-
-    target: Target
-    choices: tuple[Choice, ...]
-    quantize_attention: QuantKind | None = None
-
-    def backend(self, op: str) -> str:
-        """What runs an op."""
-        return next(choice.backend for choice in self.choices if choice.op == op)
-
-
-@dataclass(frozen=True)
-class Ops:
-    """The functions models call; immutable. Signatures and semantics: `kinema.ops.<op>`."""
-
-    plan: Plan
-    patch_embed: PatchEmbed
-    unpatchify: Unpatchify
-    norm_modulate: NormModulate
-    qk_norm_rope: QkNormRope
-    attention: Attention
-    linear: Linear
-    quantize: Quantize
-    scheduler_step: SchedulerStep
-    conv3d: Conv3d
-    _pack: dict[str, Any]
-
-    @property
-    def device(self) -> torch.device:
-        return self.plan.target.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype that flows between ops."""
-        return self.plan.target.precision.activations
-
-    def pack_linear(
-        self,
-        weight: torch.Tensor | Sequence[torch.Tensor],
-        bias: torch.Tensor | Sequence[torch.Tensor] | None = None,
-        *,
-        gate_weight: torch.Tensor | None = None,
-        gate_bias: torch.Tensor | None = None,
-        storage: Storage = "planned",
-    ) -> LinearWeight:
-        """`linear`'s pack for this plan's target.
-
-        storage: "planned" as the precision says, "wide" in more than 8 bits, "exact" in fp32.
-        """
-        packed: LinearWeight = self._pack["pack_linear"](
-            weight,
-            bias,
-            gate_weight=gate_weight,
-            gate_bias=gate_bias,
-            target=self._stored(storage),
-        )
-        return packed
-
-    def pack_patch_embed(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> PatchEmbedWeight:
-        packed: PatchEmbedWeight = self._pack["pack_patch_embed"](weight, bias, target=self.plan.target)
-        return packed
-
-    def pack_conv3d(
-        self,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None = None,
-        *,
-        stride: tuple[int, int, int] = (1, 1, 1),
-        padding: tuple[int, int, int, int] | None = None,
-    ) -> Conv3dWeight:
-        pack = partial(self._pack["pack_conv3d"], stride=stride, padding=padding, target=self.plan.target)
-        packed: Conv3dWeight = pack(weight, bias)
-        return packed
-
-    def _stored(self, storage: Storage) -> Target:
-        precision, known = self.plan.target.precision, PRECISIONS[self.device.type]
-        if storage == "exact":
-            precision = known["fp32"]
-        elif storage == "wide" and precision.weights.itemsize == 1:
-            precision = next(p for p in known.values() if p.weights == precision.activations)
-        return Target(self.device, precision)
 
 
 def target_for(device: str | torch.device = "auto", precision: str = "auto") -> Target:
@@ -233,17 +121,22 @@ def _choose(op: Op, target: Target, backend: str) -> Choice:
     return Choice(op.name, chosen.backend, tuple(rejected), rest)
 
 
-def build_ops(plan: Plan) -> Ops:
-    """Import the chosen implementations and bind their functions."""
-    functions: dict[str, Any] = {}
-    for op, choice in zip(OPS, plan.choices, strict=True):
-        implementation = next(i for i in op.implementations if i.backend == choice.backend)
-        module = implementation.load()
-        functions.update({name: getattr(module, name) for name in op.functions})
-    packs = {name: functions.pop(name) for name in list(functions) if name.startswith("pack_")}
-    ops = Ops(plan=plan, _pack=packs, **functions)
-    if plan.target.device.type != "cuda":
-        return ops
-    from kinema.ops.compiled import compilable
+def stored_bytes(plan: Plan, shape: Sequence[int], storage: Storage) -> int:
+    """What a tensor takes in the memory of a model that is loaded by this plan."""
+    count, precision = math.prod(shape), plan.target.precision
+    if storage == "table":
+        return 0
+    if storage == "convolution":
+        packed = implementation_of(plan, "conv3d").packed_bytes
+        return 4 * count if packed is None else packed(shape)
+    if storage in ("planned", "wide") and precision.weights.itemsize > 1:
+        return precision.weights.itemsize * count
+    if storage == "wide":
+        return precision.activations.itemsize * count
+    return count + 4 * shape[0] if storage == "planned" else 4 * count  # 8 bits, and a scale per row
 
-    return compilable(ops)
+
+def implementation_of(plan: Plan, op: str) -> Implementation:
+    """What the plan has chosen for an op."""
+    record = next(record for record in OPS if record.name == op)
+    return next(i for i in record.implementations if i.backend == plan.backend(op))

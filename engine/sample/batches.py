@@ -13,12 +13,12 @@ from tokenizers import Tokenizer
 from torch.utils.data import DataLoader
 
 from kinema.errors import RequestError
+from kinema.families.wan.vae.autoencoder import WanVAE
 from kinema.sample.pool import ClipPool
 from kinema.sample.recipe import Recipe
 from kinema.sample.source import ClipSource
 from kinema.sample.tokenizer import make_tokenizer
 from kinema.sample.training import generator_for, normal, uniform, whole_numbers
-from kinema.vae.wan import WanVAE
 
 PHASE = 3
 PROMPT_TOKENS = 512  # what users' prompts are padded to

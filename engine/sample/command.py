@@ -48,6 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from kinema.checkpoints import Weights
+    from kinema.families.wan.vae.autoencoder import WanVAE
     from kinema.ops import build_ops, plan_ops, target_for
     from kinema.sample.evaluate import Quiz, adherence
     from kinema.sample.export import export_model
@@ -56,7 +57,6 @@ def run(arguments: argparse.Namespace) -> int:
     from kinema.sample.train_dit import train_dit
     from kinema.sample.train_vae import latent_statistics, train_vae
     from kinema.sample.training import Progress, Tensors
-    from kinema.vae.wan import WanVAE
 
     if arguments.start is not None and arguments.vae is not None:
         raise RequestError("--start keeps the VAE of its model: wanted it or --vae, not both")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from kinema import schedulers
+from kinema.families.wan.vae.autoencoder import WanVAE
 from kinema.ops import Ops
 from kinema.sample.adherence import judge
 from kinema.sample.batches import tokenize
@@ -18,7 +19,6 @@ from kinema.sample.tokenizer import make_tokenizer
 from kinema.sample.train_dit import Models
 from kinema.sample.training import Tensors, generator_for, normal
 from kinema.sample.world import Description, Split, sample_scene
-from kinema.vae.wan import WanVAE
 
 PHASE = 4
 

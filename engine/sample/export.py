@@ -13,12 +13,13 @@ from typing import Any
 import torch
 
 from kinema.checkpoints import save_component, save_json, save_model_index
+from kinema.families.wan.family import FAMILY
+from kinema.families.wan.vae.autoencoder import WanVAEConfig
 from kinema.sample.batches import PROMPT_TOKENS
 from kinema.sample.captions import VOCABULARY
 from kinema.sample.recipe import Recipe
 from kinema.sample.tokenizer import MAX_TOKENS, build_tokenizer
 from kinema.sample.train_vae import with_past_taps
-from kinema.vae.wan import WanVAEConfig
 
 # What the scheduler does with the model's output, and Wan's own shift for small clips. Fresh noise in each step lets
 # frames that disagree about where a slow subject is find together: a deterministic sampler keeps its first mistake.
@@ -90,7 +91,7 @@ def _write(
         "transformer_2": None,
     }
     options = {"_kinema_defaults": native, "boundary_ratio": None, "expand_timesteps": False}
-    save_model_index(folder, "WanPipeline", classes, options)
+    save_model_index(folder, "WanPipeline", classes, FAMILY.format.slots, options)
     transformer = {"_class_name": "WanTransformer3DModel", **asdict(recipe.transformer)}
     save_component(folder / "transformer", transformer, _below(dit, "transformer."), dtype=dtype)
     vae = with_past_taps(vae_config, dict(vae))

@@ -9,10 +9,10 @@ from typing import Literal
 import numpy as np
 import torch
 
+from kinema.families.wan.vae.autoencoder import WanVAE
 from kinema.sample.recipe import PoolRecipe, Recipe
 from kinema.sample.source import ClipSource
 from kinema.sample.training import whole_numbers
-from kinema.vae.wan import WanVAE
 
 ENCODE_TOGETHER = {"cpu": 64, "cuda": 1024}  # latent frames
 

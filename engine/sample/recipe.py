@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
 
+from kinema.encoders.umt5 import UMT5Config
 from kinema.errors import RequestError
-from kinema.models.wan import WanConfig
+from kinema.families.wan.config import WanConfig
+from kinema.families.wan.vae.autoencoder import WanVAEConfig
 from kinema.sample.tokenizer import VOCABULARY_SIZE
-from kinema.text.umt5 import UMT5Config
-from kinema.vae.wan import WanVAEConfig
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,18 @@ from pathlib import Path
 
 import torch
 
-from kinema.checkpoints import ModelFolder, load_weights
+from kinema.checkpoints import load_weights
 from kinema.checkpoints.json_object import read_object
 from kinema.checkpoints.weights import Shapes
+from kinema.encoders import umt5
 from kinema.errors import CheckpointError
-from kinema.models import wan
+from kinema.families.registry import open_folder
+from kinema.families.wan import config as wan
+from kinema.families.wan.vae import autoencoder as wan_vae
 from kinema.sample.recipe import Recipe
 from kinema.sample.tokenizer import SPECIAL_TOKENS
 from kinema.sample.train_vae import training_shapes
 from kinema.sample.training import Tensors, generator_for
-from kinema.text import umt5
-from kinema.vae import wan as wan_vae
 
 PHASE = 4
 
@@ -34,7 +35,7 @@ def read_vae(path: str, recipe: Recipe) -> Tensors:
 
 def read_words(path: str) -> tuple[str, ...]:
     """The words of a model's tokenizer, in the order of their ids, special tokens apart."""
-    file = Path(ModelFolder(path).component("tokenizer").folder) / "tokenizer.json"
+    file = Path(open_folder(path).component("tokenizer").folder) / "tokenizer.json"
     model = read_object(file).get("model")
     ids = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(ids, dict) or sorted(ids.values()) != list(range(len(ids))):
@@ -67,5 +68,5 @@ def read_dit(path: str, recipe: Recipe) -> Tensors:
 
 
 def _read(path: str, component: str, shapes: Shapes) -> Tensors:
-    weights = load_weights(ModelFolder(path).component(component), shapes)
+    weights = load_weights(open_folder(path).component(component), shapes)
     return {key: weights[key].float() for key in shapes}

@@ -14,8 +14,12 @@ from pathlib import Path
 import torch
 
 from kinema.checkpoints.weights import Weights
-from kinema.models import wan
-from kinema.models.wan import Context, WanTransformer
+from kinema.encoders import umt5
+from kinema.encoders.umt5 import UMT5Encoder
+from kinema.families.wan import config as wan
+from kinema.families.wan.context import Context
+from kinema.families.wan.transformer import WanTransformer
+from kinema.families.wan.vae.autoencoder import WanVAE
 from kinema.ops import Ops
 from kinema.ops.attention import BlockCausal
 from kinema.sample.batches import PHASE, PROMPT_TOKENS, Batch, Pools, batches
@@ -31,9 +35,6 @@ from kinema.sample.training import (
     mixed_precision,
     normal,
 )
-from kinema.text import umt5
-from kinema.text.umt5 import UMT5Encoder
-from kinema.vae.wan import WanVAE
 
 
 def initial_dit(recipe: Recipe) -> Tensors:

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 
 from kinema.checkpoints.weights import Shapes, Weights
+from kinema.families.wan.vae.autoencoder import WanVAE, WanVAEConfig, tensor_shapes
 from kinema.ops import Ops
 from kinema.sample.recipe import Recipe
 from kinema.sample.source import ClipSource
 from kinema.sample.training import Progress, Run, Tensors, generator_for, normal, whole_numbers
 from kinema.vae.posterior import Posterior
-from kinema.vae.wan import WanVAE, WanVAEConfig, tensor_shapes
 
 PHASE = 1
 EVALUATION, STATISTICS = 2**41, 2**42  # numbers of clips that no training step draws

@@ -7,8 +7,8 @@
 from kinema.schedulers.choice import NAMES, core_of, named, with_flow_shift
 from kinema.schedulers.core import Grid, SchedulerCore
 from kinema.schedulers.ddim import DDIM, CogVideoXDDIM
+from kinema.schedulers.diffusers_scheduler import Scheduler, SchedulerOutput
 from kinema.schedulers.dpmsolver import DPMSolverMultistep
-from kinema.schedulers.facade import Scheduler, SchedulerOutput
 from kinema.schedulers.flow_match_euler import FlowMatchEulerDiscrete
 from kinema.schedulers.loading import core_from_config, from_config, from_pretrained
 from kinema.schedulers.noise import draw_noise

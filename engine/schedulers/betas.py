@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 import torch
 
-from kinema.config import Length, Range
 from kinema.errors import CheckpointError
+from kinema.fields.config import Length, Range
 
 TrainTimesteps = Annotated[int, Range(2, 100_000)]
 Beta = Annotated[float, Range(1e-8, 0.999)]

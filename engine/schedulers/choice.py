@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from kinema.errors import RequestError, shown
+from kinema.fields.values import kind, number
 from kinema.schedulers.core import SchedulerCore
-from kinema.schedulers.facade import Scheduler
+from kinema.schedulers.diffusers_scheduler import Scheduler
 from kinema.schedulers.loading import core_from_config
-from kinema.values import kind, number
 
 FLOW_MATCH_EULER = "FlowMatchEulerDiscreteScheduler"
 NAMES = {

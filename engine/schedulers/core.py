@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from kinema.errors import CheckpointError, KinemaError, RequestError
-from kinema.values import whole
+from kinema.fields.values import whole
 
 Numbers = Sequence[float] | np.ndarray | torch.Tensor
 MAX_STEPS = 10_000  # each has its coefficients, and no schedule has a tenth as many levels

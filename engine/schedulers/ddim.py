@@ -9,8 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 import torch
 
-from kinema.config import Range
 from kinema.errors import RequestError
+from kinema.fields.config import Range
 from kinema.schedulers import spacing
 from kinema.schedulers.betas import (
     Beta,

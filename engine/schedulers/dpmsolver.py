@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 
-from kinema.config import Range
 from kinema.errors import CheckpointError, RequestError
+from kinema.fields.config import Range
 from kinema.schedulers import spacing
 from kinema.schedulers.core import Grid, Numbers, Terms, count_steps
 from kinema.schedulers.multistep import MultistepConfig, MultistepCore

@@ -11,13 +11,13 @@ from typing import Any
 
 from kinema.checkpoints.json_object import read_object
 from kinema.checkpoints.opening import is_file
-from kinema.config import from_config as config_from
-from kinema.config import origin
 from kinema.errors import CheckpointError, listed, one_line, shown
+from kinema.fields.config import from_config as config_from
+from kinema.fields.config import origin
 from kinema.schedulers.core import SchedulerCore
 from kinema.schedulers.ddim import DDIM, CogVideoXDDIM
+from kinema.schedulers.diffusers_scheduler import Scheduler
 from kinema.schedulers.dpmsolver import DPMSolverMultistep
-from kinema.schedulers.facade import Scheduler
 from kinema.schedulers.flow_match_euler import FlowMatchEulerDiscrete
 from kinema.schedulers.unipc import UniPCMultistep
 

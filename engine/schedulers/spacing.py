@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 
-from kinema.config import Range
 from kinema.errors import CheckpointError, RequestError, shown
+from kinema.fields.config import Range
 from kinema.schedulers.core import Numbers
 
 Flag = bool | None  # null was the default in earlier years

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from kinema.checkpoints.json_object import read_object
-from kinema.config import JsonObject, described, read_value
 from kinema.errors import CheckpointError, listed, shown
+from kinema.fields.config import JsonObject, described, read_value
 from kinema.text.charsmap import longest_text
 from kinema.text.patterns import least_match
 from kinema.text.tokenizer_parts import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from kinema.config import Length, Range
+from kinema.fields.config import Length, Range
 
 MAX_PIECE = 512  # the characters of one token; published vocabularies have runs of 128 spaces
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from kinema.maps import Maps
+from kinema.buffers.activations import Maps
 
 
 class FeatureCache:

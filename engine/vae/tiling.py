@@ -7,43 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from kinema.errors import RequestError
-from kinema.vae.config import WanVAEConfig
-from kinema.values import check_fields, whole
+from kinema.request.tiling import Tiling
 
-
-@dataclass(frozen=True)
-class Tiling:
-    """Tiles of `min` pixels every `stride` pixels, for clips larger than one tile; the rest overlaps.
-
-    Names and defaults are those of diffusers' `enable_tiling`. When encoding with a VAE that folds pixels into
-    patches the sizes count patches, as there.
-    """
-
-    min_height: int = 256
-    min_width: int = 256
-    stride_height: int = 192
-    stride_width: int = 192
-
-    def __post_init__(self) -> None:
-        check_fields(self, dict.fromkeys(("min_height", "min_width", "stride_height", "stride_width"), whole))
-        for axis, size, stride in zip(("height", "width"), self.size, self.stride, strict=True):
-            if not 0 < stride <= size:
-                raise RequestError(f"tile stride_{axis}={stride} must be positive and at most min_{axis}={size}")
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.min_height, self.min_width
-
-    @property
-    def stride(self) -> tuple[int, int]:
-        return self.stride_height, self.stride_width
-
-    def check(self, config: WanVAEConfig) -> None:
-        """Raise RequestError unless tiles begin and end on latent positions."""
-        factor = config.scale_factor_spatial
-        if any(n % factor for n in (*self.size, *self.stride)):
-            raise RequestError(f"tile sizes and strides must be multiples of {factor} pixels, got {self}")
+__all__ = ["TileGrid", "Tiling", "over_tiles"]
 
 
 @dataclass(frozen=True)
@@ -56,16 +22,16 @@ class TileGrid:
     blend: tuple[int, int]
 
     @staticmethod
-    def of_decoder(tiling: Tiling, config: WanVAEConfig) -> TileGrid:
-        """From latents to patches of pixels."""
-        size, stride = (_divided(pair, config.scale_factor_spatial) for pair in (tiling.size, tiling.stride))
-        kept, whole = (_divided(pair, config.patch) for pair in (tiling.stride, tiling.size))
+    def of_decoder(tiling: Tiling, spatial: int, patch: int) -> TileGrid:
+        """From latents to patches of pixels. spatial: pixels per latent; patch: pixels per output."""
+        size, stride = (_divided(pair, spatial) for pair in (tiling.size, tiling.stride))
+        kept, whole = (_divided(pair, patch) for pair in (tiling.stride, tiling.size))
         return TileGrid(size, stride, kept, (whole[0] - kept[0], whole[1] - kept[1]))
 
     @staticmethod
-    def of_encoder(tiling: Tiling, config: WanVAEConfig) -> TileGrid:
-        """From patches of pixels to latents."""
-        kept, whole = (_divided(pair, config.conv_scale) for pair in (tiling.stride, tiling.size))
+    def of_encoder(tiling: Tiling, scale: int) -> TileGrid:
+        """From patches of pixels to latents. scale: patches per latent."""
+        kept, whole = (_divided(pair, scale) for pair in (tiling.stride, tiling.size))
         return TileGrid(tiling.size, tiling.stride, kept, (whole[0] - kept[0], whole[1] - kept[1]))
 
 

@@ -3,7 +3,7 @@
 from kinema.ops.common.capability import Implementation, Op, Target, takes_the_rest
 from kinema.ops.common.groups import by_group, group_strides
 from kinema.ops.common.numerics import FP8_MAX, INT8_MAX, claim, deliver, dense, wide
-from kinema.ops.common.precision import PRECISIONS, Precision
+from kinema.ops.common.precision import PRECISIONS, Precision, Storage
 from kinema.ops.common.quantized import Quantized, QuantKind
 from kinema.ops.common.rope import Rope
 
@@ -17,6 +17,7 @@ __all__ = [
     "QuantKind",
     "Quantized",
     "Rope",
+    "Storage",
     "Target",
     "by_group",
     "claim",

@@ -7,10 +7,10 @@ Python runs no signal handler while a native call goes on, which may take minute
 from __future__ import annotations
 
 import ctypes
-import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from threading import get_ident, main_thread
 from typing import Any
 
 POLL_MS = 40  # between the moments at which a call lets Python run the handlers of signals
@@ -125,7 +125,7 @@ _idle: list[_Listener] = []
 def interruptible(function: Callable[..., Any], *arguments: Any) -> int:
     """The status of a function of the library that takes a kinema_control last; raises what a handler raised in it."""
     watched = _watched.get()
-    if threading.get_ident() != threading.main_thread().ident:
+    if get_ident() != main_thread().ident:
         alone: int = function(*arguments, watched.reference if watched is not None else None)
         return alone
     try:

@@ -12,7 +12,12 @@ WORK = 10_000  # steps of the search for a shared element; memory that is more e
 
 def outside(first: int, end: int, t: torch.Tensor) -> bool:
     """Whether all of t lies before the address `first`, or from `end` on."""
-    return t.data_ptr() >= end or span(t)[1] <= first
+    start = t.data_ptr()
+    if start >= end:
+        return True
+    if start >= first and t.numel():
+        return False
+    return span(t)[1] <= first
 
 
 def span(t: torch.Tensor) -> tuple[int, int]:
@@ -22,7 +27,9 @@ def span(t: torch.Tensor) -> tuple[int, int]:
         return first, first + t.nbytes
     if not t.numel():
         return first, first
-    reach = 1 + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+    reach = 1
+    for size, stride in zip(t.shape, t.stride(), strict=True):
+        reach += (size - 1) * stride
     return first, first + reach * t.itemsize
 
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from kinema.ops.common.quantized import QuantKind
+
+Storage = Literal["planned", "wide", "exact", "convolution", "fp32", "table"]
+"""How a model keeps a tensor. Matrices of linears: "planned" as the precision says, "wide" in more than 8 bits, "exact"
+in fp32. "convolution": as the implementation of conv3d packs it. "fp32": as it is. "table": its rows stay in its file.
+"""
 
 
 @dataclass(frozen=True)

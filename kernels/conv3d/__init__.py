@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
@@ -73,12 +74,18 @@ class Conv3d(Protocol):
         ...
 
 
+def _winograd_bytes(kernel: Sequence[int]) -> int:
+    from kinema.ops.conv3d.cpu import packed_bytes  # not above: it imports this file
+
+    return packed_bytes(kernel)
+
+
 OP = Op(
     "conv3d",
     ("conv3d", "pack_conv3d"),
     (
         triton_implementation("conv3d"),
-        cpu_implementation("conv3d"),
+        replace(cpu_implementation("conv3d"), packed_bytes=_winograd_bytes),
         Implementation("cpu-direct", "kinema.ops.conv3d.cpu_direct", cpu_unsupported),
         Implementation("reference", "kinema.ops.conv3d.reference"),
     ),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kinema.bench.report import provenance, timing, write_report
-from kinema.cli import main
+from kinema.cli.main import main
 from kinema.ops import plan_ops, target_for
 
 

@@ -10,7 +10,7 @@ import pytest
 from kinema.bench import fidelity, lossy
 from kinema.bench.fidelity import equal_time_steps, mark_dominated
 from kinema.bench.image_distance import SAME, psnr, ssim
-from kinema.cli import main
+from kinema.cli.main import main
 
 
 def test_psnr_of_known_errors():

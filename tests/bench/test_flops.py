@@ -20,11 +20,12 @@ from transformers import UMT5Config as TheirUMT5Config
 from kinema.bench import published_configs as published
 from kinema.bench.model_counts import counted
 from kinema.checkpoints.weights import Weights
-from kinema.image.clip import CLIPVisionConfig, CLIPVisionEncoder
-from kinema.models.wan import WanConfig, WanTransformer
+from kinema.encoders.clip_vision import CLIPVisionConfig, CLIPVisionEncoder
+from kinema.encoders.umt5 import UMT5Config, UMT5Encoder
+from kinema.families.wan.config import WanConfig
+from kinema.families.wan.transformer import WanTransformer
+from kinema.families.wan.vae.autoencoder import WanVAE, WanVAEConfig
 from kinema.ops import build_ops, plan_ops, target_for
-from kinema.text.umt5 import UMT5Config, UMT5Encoder
-from kinema.vae.wan import WanVAE, WanVAEConfig
 
 OPS = build_ops(plan_ops(target_for("cpu"), "reference"))
 TRANSFORMERS = {

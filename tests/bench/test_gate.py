@@ -16,7 +16,7 @@ from kinema.bench.gate import Distance, allowance, distance, refusal
 from kinema.bench.op_calls import Inputs
 from kinema.bench.op_cases import all_cases
 from kinema.bench.ops import TORCH
-from kinema.cli import main
+from kinema.cli.main import main
 from kinema.ops import plan, target_for
 from kinema.ops.common import Implementation, Quantized
 from kinema.ops.unpatchify import reference

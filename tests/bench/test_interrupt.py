@@ -11,7 +11,7 @@ import torch
 
 from kinema.bench import interrupt
 from kinema.bench.interrupt import WAYS, WORKS, interrupted, percentile
-from kinema.cli import main
+from kinema.cli.main import main
 from kinema.ops import build_ops, plan_ops, target_for
 from kinema.ops.common import native
 

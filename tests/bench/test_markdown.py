@@ -7,7 +7,7 @@ from kinema.bench.markdown import table
 from kinema.bench.plots import scaling_of
 from kinema.bench.report import provenance, timing, write_report
 from kinema.bench.rounds import say_if_few
-from kinema.cli import main
+from kinema.cli.main import main
 from kinema.ops import plan_ops, target_for
 
 NARROW = Estimate(2.0, 1.98, 2.02).as_dict()

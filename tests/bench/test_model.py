@@ -10,10 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from kinema.bench import model, model_parts
 from kinema.bench.model_counts import counted
 from kinema.bench.model_parts import calls_of, grid_of, inputs_for, sizes_for
-from kinema.cli import main
-from kinema.machine_memory import peak_bytes, reset_peak
+from kinema.buffers.machine import peak_bytes, reset_peak
+from kinema.cli.main import main
 from kinema.pipeline import VideoPipeline
-from kinema.stats import Stats
+from kinema.request.stats import Stats
 
 
 @pytest.mark.parametrize(

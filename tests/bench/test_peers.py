@@ -10,7 +10,7 @@ import torch
 from kinema.bench import peers
 from kinema.bench.peers import processes
 from kinema.bench.peers.external import FIELDS, External
-from kinema.cli import main
+from kinema.cli.main import main
 from kinema.errors import KinemaError, RequestError
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kinema.bench.readme import BEGIN, END, replaced
-from kinema.cli import main
+from kinema.cli.main import main
 from kinema.errors import RequestError
 
 ROOT = Path(__file__).parents[2]

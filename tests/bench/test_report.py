@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from kinema.bench.report import FIELDS, SCHEMA, model_of, provenance, read_report, timing, write_report
-from kinema.checkpoints import ModelFolder
 from kinema.errors import RequestError
+from kinema.families.registry import open_folder
 from kinema.ops import plan_ops, target_for
 
 
@@ -83,4 +83,4 @@ def test_a_model_is_known_by_its_configurations_wherever_it_lies(tiny, tmp_path)
     assert model_of(moved) == there, "who wrote a folder does not matter"
     (moved / "vae" / "config.json").write_text(json.dumps({**config, "z_dim": 3}))
     assert model_of(moved)["configuration"] != there["configuration"]
-    assert model_of(ModelFolder("sample").path)["model"] == "sample"
+    assert model_of(open_folder("sample").path)["model"] == "sample"

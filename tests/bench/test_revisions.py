@@ -10,7 +10,7 @@ import pytest
 
 from kinema.bench import revisions
 from kinema.bench.report import provenance, timing
-from kinema.cli import main
+from kinema.cli.main import main
 from kinema.errors import RequestError
 from kinema.ops import plan_ops, target_for
 

@@ -12,9 +12,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from kinema.checkpoints import ComponentFiles, ModelFolder, SafetensorsFile, Shapes, save_component, save_model_index
+from kinema.checkpoints import ComponentFiles, SafetensorsFile, Shapes, save_component, save_model_index
 from kinema.checkpoints.safetensors import DTYPES
 from kinema.errors import OutputError
+from kinema.families.registry import open_folder
+from kinema.families.wan.family import FAMILY
 
 DIFFUSERS = {"_class_name": "WanTransformer3DModel", "num_layers": 2}
 TRANSFORMERS = {"architectures": ["UMT5EncoderModel"], "model_type": "umt5"}
@@ -229,10 +231,12 @@ def test_transformers_loads_what_we_write(tmp_path: Path, limit: int | None) -> 
 def test_model_index(tmp_path: Path) -> None:
     components = {"transformer": "WanTransformer3DModel", "vae": "AutoencoderKLWan", "transformer_2": None}
     scheduler = {"scheduler": "FlowMatchEulerDiscreteScheduler"}
-    save_model_index(tmp_path, "WanPipeline", {**components, **scheduler}, {"expand_timesteps": True})
+    save_model_index(
+        tmp_path, "WanPipeline", {**components, **scheduler}, FAMILY.format.slots, {"expand_timesteps": True}
+    )
     for name in ("transformer", "vae", "scheduler"):
         (tmp_path / name).mkdir()
-    model = ModelFolder(tmp_path)
+    model = open_folder(tmp_path)
     assert model.components == ("transformer", "vae", "scheduler")
     assert model.options.expand_timesteps
     index = json.loads((tmp_path / "model_index.json").read_text())

@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 
 from kinema.checkpoints.json_object import parse_object
-from kinema.checkpoints.model_folder import PipelineOptions
-from kinema.config import JsonObject, Length, Range, from_config
+from kinema.encoders.clip_preprocess import ClipPreprocessor
+from kinema.encoders.clip_vision import CLIPVisionConfig
+from kinema.encoders.umt5 import UMT5Config
 from kinema.errors import CheckpointError
-from kinema.image.clip import CLIPVisionConfig
-from kinema.image.preprocess import ClipPreprocessor
-from kinema.models.wan import WanConfig
-from kinema.options import GenerationDefaults
+from kinema.families.wan.config import WanConfig
+from kinema.families.wan.family import WanOptions, _published_defaults
+from kinema.families.wan.vae.config import WanVAEConfig
+from kinema.fields.config import JsonObject, Length, Range, from_config
+from kinema.request.defaults import GenerationDefaults
 from kinema.schedulers.loading import _CORES
-from kinema.text.umt5 import UMT5Config
-from kinema.vae.config import WanVAEConfig
 
 DECLARED: list[type[Any]] = [
-    *(WanConfig, WanVAEConfig, UMT5Config, CLIPVisionConfig, ClipPreprocessor, PipelineOptions, GenerationDefaults),
+    *(WanConfig, WanVAEConfig, UMT5Config, CLIPVisionConfig, ClipPreprocessor, WanOptions, GenerationDefaults),
     *(core.config_class for core in _CORES.values()),
 ]
 FIELDS = [(cls, field.name) for cls in DECLARED for field in dataclasses.fields(cls)]
@@ -220,9 +220,9 @@ def test_defaults_of_a_model_are_checked(tmp_path: Path) -> None:
     ):
         index = JsonObject({"_kinema_defaults": declared}, "m/model_index.json")
         with pytest.raises(CheckpointError, match=r"_kinema_defaults in m/model_index\.json") as caught:
-            GenerationDefaults.of(index, 16)
+            _published_defaults(16).declared_by(index)
         assert said in str(caught.value)
-    assert GenerationDefaults.of({"_kinema_defaults": {"height": 64}}, 48).width == 1280
+    assert _published_defaults(48).declared_by({"_kinema_defaults": {"height": 64}}).width == 1280
 
 
 @pytest.mark.parametrize(

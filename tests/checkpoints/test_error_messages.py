@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from kinema.checkpoints import ComponentFiles, ModelFolder, load_weights
-from kinema.commands.output import complain, emit
+from kinema.checkpoints import ComponentFiles, load_weights
+from kinema.cli.output import complain, emit
 from kinema.errors import (
     CheckpointError,
     KinemaError,
@@ -24,6 +24,7 @@ from kinema.errors import (
     one_line,
     shown,
 )
+from kinema.families.registry import open_folder
 
 HOSTILE = {
     "clears the screen": "\x1b[2J\x1b[H",
@@ -116,7 +117,7 @@ def test_an_index_cannot_write_to_the_terminal(tmp_path: Path, case: str) -> Non
     for index in ({"_class_name": text}, {"_class_name": "WanPipeline", text: ["a", text]}, {"_class_name": [text]}):
         (tmp_path / "model_index.json").write_text(json.dumps(index))
         with pytest.raises(CheckpointError) as caught:
-            ModelFolder(tmp_path)
+            open_folder(tmp_path)
         assert str(caught.value).isprintable()
 
 

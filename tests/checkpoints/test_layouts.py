@@ -14,10 +14,13 @@ import torch
 from safetensors.torch import save_file
 
 import kinema
-from kinema.checkpoints import ModelFolder, open_component
-from kinema.checkpoints.layouts import FOLDERS_OF, loras_in, other_layout
+from kinema.checkpoints import Component
+from kinema.checkpoints import open_component as open_component_folder
+from kinema.checkpoints.layouts import loras_in, other_layout
 from kinema.checkpoints.model_folder import SAMPLE_FOLDER
 from kinema.errors import CheckpointError, KinemaWarning
+from kinema.families.registry import formats, open_folder
+from kinema.families.wan.layouts import FOLDERS_OF
 
 # config.json of Wan's own repositories: model_type, dim
 ORIGINALS = {
@@ -31,9 +34,13 @@ ORIGINALS = {
 }
 
 
+def open_component(path: Any, name: str) -> Component:
+    return open_component_folder(path, name, formats())
+
+
 def said_of(path: Path) -> str:
     with pytest.raises(CheckpointError) as caught:
-        ModelFolder(path)
+        open_folder(path)
     message = str(caught.value)
     assert str(path) in message and message.isprintable()
     return message
@@ -186,7 +193,7 @@ def test_a_cache_of_the_hub(tmp_path: Path) -> None:
 def test_the_name_of_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, fetched: str) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="downloads nothing") as caught:
-        ModelFolder(name)
+        open_folder(name)
     assert f"(`hf download {fetched} --local-dir FOLDER`)" in str(caught.value)
 
 
@@ -196,7 +203,7 @@ def test_the_name_of_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_no_command_is_made_of_anything_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="there is no folder") as caught:
-        ModelFolder(path)
+        open_folder(path)
     assert "hf download" not in str(caught.value)
     assert len(str(caught.value)) < 2000
 
@@ -204,7 +211,7 @@ def test_no_command_is_made_of_anything_else(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize("path", [3, None, b"model", 1.5, ["model"], object()])
 def test_what_is_no_path(path: Any) -> None:
     with pytest.raises(CheckpointError, match="wanted the path of a folder, or 'sample'"):
-        ModelFolder(path)
+        open_folder(path)
 
 
 def test_a_path_that_no_file_can_have(tmp_path: Path) -> None:
@@ -212,10 +219,10 @@ def test_a_path_that_no_file_can_have(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in ("y/" * 3000, "z" * 300, "a\0b", "\ud800", tmp_path / "loop", tmp_path / "pipe", "/dev/null"):
         with pytest.raises(CheckpointError, match="there is no folder"):
-            ModelFolder(path)
+            open_folder(path)
 
 
 def test_a_component_is_still_told_from_a_file(tmp_path: Path) -> None:
     shutil.copytree(SAMPLE_FOLDER / "transformer", tmp_path / "transformer")
-    assert other_layout(tmp_path / "transformer") is None
+    assert other_layout(tmp_path / "transformer", formats()) is None
     assert "holds one component (config.json)" in said_of(tmp_path / "transformer")

@@ -12,9 +12,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from kinema.checkpoints import ModelFolder, PipelineOptions, open_component
-from kinema.checkpoints.model_folder import PIPELINES, SAMPLE_FOLDER, SLOTS
+from kinema.checkpoints import Component
+from kinema.checkpoints import open_component as open_component_folder
+from kinema.checkpoints.model_folder import SAMPLE_FOLDER
 from kinema.errors import CheckpointError
+from kinema.families.registry import formats, open_folder
+from kinema.families.wan.family import FAMILY, WanOptions
 
 WAN_22: dict[str, Any] = {
     "_class_name": "WanPipeline",
@@ -32,12 +35,16 @@ WAN_22: dict[str, Any] = {
 }
 
 
+def open_component(path: Any, name: str) -> Component:
+    return open_component_folder(path, name, formats())
+
+
 def pipeline(folder: Path, **changes: Any) -> Path:
     """A folder with an index and every component's config; `...` removes a key."""
     folder.mkdir(parents=True, exist_ok=True)
     index = {key: value for key, value in {**WAN_22, **changes}.items() if value is not ...}
     (folder / "model_index.json").write_text(json.dumps(index))
-    for name, slot in SLOTS.items():
+    for name, slot in FAMILY.format.slots.items():
         value = index.get(name)
         if isinstance(value, list) and value != [None, None]:
             (folder / name).mkdir(exist_ok=True)
@@ -49,18 +56,18 @@ def pipeline(folder: Path, **changes: Any) -> Path:
 
 def refused(message: str, path: Any) -> str:
     with pytest.raises(CheckpointError, match=message) as caught:
-        ModelFolder(path)
+        open_folder(path)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_a_whole_pipeline(tmp_path: Path) -> None:
-    model = ModelFolder(pipeline(tmp_path))
+    model = open_folder(pipeline(tmp_path))
     assert model.pipeline_class == "WanPipeline"
     assert model.components == ("transformer", "transformer_2", "vae", "text_encoder", "tokenizer", "scheduler")
     assert "image_encoder" not in model
     assert "vae" in model
-    assert model.options == PipelineOptions(boundary_ratio=0.875, expand_timesteps=False)
+    assert model.options == WanOptions(boundary_ratio=0.875, expand_timesteps=False)
     vae = model.component("vae")
     assert (vae.name, vae.class_name, vae.folder) == ("vae", "AutoencoderKLWan", tmp_path / "vae")
     assert vae.config == {"_class_name": "AutoencoderKLWan", "setting": "vae"}
@@ -70,31 +77,31 @@ def test_a_whole_pipeline(tmp_path: Path) -> None:
 
 
 def test_weights_are_looked_for_only_when_asked(tmp_path: Path) -> None:
-    component = ModelFolder(pipeline(tmp_path)).component("vae")
+    component = open_folder(pipeline(tmp_path)).component("vae")
     with pytest.raises(CheckpointError, match="has no weights"):
         component.files()
     save_file({"a": torch.ones(2)}, tmp_path / "vae/diffusion_pytorch_model.safetensors")
     assert list(component.files()) == ["a"]
 
 
-@pytest.mark.parametrize("pipeline_class", PIPELINES)
+@pytest.mark.parametrize("pipeline_class", FAMILY.format.pipelines)
 def test_pipeline_classes(tmp_path: Path, pipeline_class: str) -> None:
-    assert ModelFolder(pipeline(tmp_path, _class_name=pipeline_class)).pipeline_class == pipeline_class
+    assert open_folder(pipeline(tmp_path, _class_name=pipeline_class)).pipeline_class == pipeline_class
 
 
 def test_options_default_when_they_are_absent_or_null(tmp_path: Path) -> None:
     folder = pipeline(tmp_path, boundary_ratio=None, expand_timesteps=...)
-    assert ModelFolder(folder).options == PipelineOptions(None, False)
+    assert open_folder(folder).options == WanOptions(None, False)
     folder = pipeline(tmp_path, boundary_ratio=..., expand_timesteps=True, transformer_2=[None, None])
-    assert ModelFolder(folder).options == PipelineOptions(None, True)
+    assert open_folder(folder).options == WanOptions(None, True)
 
 
 def test_one_expert_is_enough(tmp_path: Path) -> None:
-    assert "transformer" not in ModelFolder(pipeline(tmp_path, transformer=[None, None]))
+    assert "transformer" not in open_folder(pipeline(tmp_path, transformer=[None, None]))
 
 
 def test_prompts_may_come_as_embeddings(tmp_path: Path) -> None:
-    model = ModelFolder(pipeline(tmp_path, text_encoder=[None, None], tokenizer=[None, None]))
+    model = open_folder(pipeline(tmp_path, text_encoder=[None, None], tokenizer=[None, None]))
     assert "text_encoder" not in model
 
 
@@ -114,7 +121,7 @@ BAD_INDEX: dict[str, tuple[dict[str, Any], str]] = {
     "foreign library": ({"vae": ["os", "AutoencoderKLWan"]}, r"vae is os\.AutoencoderKLWan"),
     "local module": ({"transformer": ["my_code", "WanTransformer3DModel"]}, r"my_code\.WanTransformer3DModel"),
     "unknown component": ({"upscaler": ["diffusers", "X"]}, "component 'upscaler' .X., which kinema does not know"),
-    "unknown option": ({"magic": 3}, r"model_index\.json: PipelineOptions does not know magic=3"),
+    "unknown option": ({"magic": 3}, r"model_index\.json: WanOptions does not know magic=3"),
     "one entry": ({"vae": ["diffusers"]}, r"vae is \['diffusers'\], wanted \[library, class\]"),
     "half null": ({"vae": ["diffusers", None]}, r"wanted \[library, class\]"),
     "number for a class": ({"vae": [1, 2]}, r"vae is \[1, 2\], wanted \[library, class\]"),
@@ -152,7 +159,7 @@ def test_missing_component_folders_are_all_named(tmp_path: Path) -> None:
 
 
 def test_bad_component_config(tmp_path: Path) -> None:
-    model = ModelFolder(pipeline(tmp_path))
+    model = open_folder(pipeline(tmp_path))
     for text, message in (
         ("{", r"vae/config\.json is not valid JSON"),
         ("3", "JSON int, wanted an object"),
@@ -170,7 +177,7 @@ def test_bad_component_config(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_needs_no_config(tmp_path: Path) -> None:
-    model = ModelFolder(pipeline(tmp_path))
+    model = open_folder(pipeline(tmp_path))
     (tmp_path / "tokenizer/tokenizer_config.json").unlink()
     assert model.component("tokenizer").config == {}
 
@@ -203,11 +210,11 @@ def test_a_huge_index_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_the_sample_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     pipeline(tmp_path / "sample", boundary_ratio=0.25)
-    assert ModelFolder("./sample").options.boundary_ratio == 0.25, "a path is never the packaged model"
-    assert ModelFolder(Path("sample")).options.boundary_ratio == 0.25
+    assert open_folder("./sample").options.boundary_ratio == 0.25, "a path is never the packaged model"
+    assert open_folder(Path("sample")).options.boundary_ratio == 0.25
     packaged = pipeline(tmp_path / "elsewhere", boundary_ratio=0.75)
     monkeypatch.setattr("kinema.checkpoints.model_folder.SAMPLE_FOLDER", packaged)
-    assert ModelFolder("sample").options.boundary_ratio == 0.75
+    assert open_folder("sample").options.boundary_ratio == 0.75
     monkeypatch.setattr("kinema.checkpoints.model_folder.SAMPLE_FOLDER", tmp_path / "nowhere")
     refused("the sample model is not in this installation", "sample")
 
@@ -233,7 +240,7 @@ def test_a_component_alone(tmp_path: Path) -> None:
     assert open_component(folder / "scheduler", "scheduler").config["setting"] == "scheduler"
     (folder / "text_encoder/config.json").write_text('{"architectures": ["UMT5ForConditionalGeneration"]}')
     assert open_component(folder / "text_encoder", "text_encoder").class_name == "UMT5EncoderModel"
-    assert ModelFolder(folder).component("text_encoder").class_name == "UMT5EncoderModel"
+    assert open_folder(folder).component("text_encoder").class_name == "UMT5EncoderModel"
 
 
 @pytest.mark.parametrize(
@@ -283,8 +290,8 @@ def test_what_diffusers_saves_is_taken(tmp_path: Path) -> None:
         scheduler=UniPCMultistepScheduler(flow_shift=3.0),
         boundary_ratio=0.5,
     ).save_pretrained(tmp_path)
-    model = ModelFolder(tmp_path)
-    assert model.options == PipelineOptions(0.5, False)
+    model = open_folder(tmp_path)
+    assert model.options == WanOptions(0.5, False)
     assert model.components == ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
     for name, module in (("transformer", transformer), ("vae", vae)):
         found = model.component(name).files()

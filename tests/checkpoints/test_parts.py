@@ -15,10 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import kinema
-from kinema.checkpoints import ModelFolder, SafetensorsFile
+from kinema.checkpoints import SafetensorsFile
 from kinema.checkpoints.model_folder import SAMPLE_FOLDER
 from kinema.errors import CheckpointError
-from kinema.parts import PARTS, check_parts
+from kinema.families import registry
+from kinema.families.registry import open_folder
+from kinema.families.wan.family import PARTS
 
 CALL: dict[str, Any] = {
     **{"prompt": "a red circle", "height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 1, "seed": 0},
@@ -157,14 +159,14 @@ def test_nothing_but_headers_is_read(model: Path, monkeypatch: pytest.MonkeyPatc
         raise AssertionError(f"{len(buffer)} bytes of {file.path} were read")
 
     monkeypatch.setattr(SafetensorsFile, "_read_into", read)
-    check_parts(ModelFolder(model), None)
+    registry.open_model(open_folder(model))
     with pytest.raises(AssertionError, match="were read"):
         open_model(model)(**CALL)
 
 
 def test_every_part_with_weights_is_listed(model: Path) -> None:
     held = {file.parent.name for file in model.rglob("*.safetensors")}
-    assert held == set(PARTS) & set(ModelFolder(model).components)
+    assert held == {name for name, part in PARTS.items() if part.tensors} & set(open_folder(model).components)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +197,7 @@ def shrunk_text_encoder(model: Path) -> None:
     """Another text encoder, whole in itself, of other widths."""
     width = 48
     config = json.loads((model / "text_encoder/config.json").read_text()) | {"d_model": width}
-    from kinema.text.umt5 import UMT5Config, tensor_shapes
+    from kinema.encoders.umt5 import UMT5Config, tensor_shapes
 
     shapes = tensor_shapes(UMT5Config.from_dict(config))
     save_file({name: torch.ones(shape) for name, shape in shapes.items()}, model / "text_encoder/model.safetensors")
@@ -203,7 +205,7 @@ def shrunk_text_encoder(model: Path) -> None:
 
 
 def other_vae(model: Path) -> None:
-    from kinema.vae.wan import WanVAEConfig, tensor_shapes
+    from kinema.families.wan.vae.autoencoder import WanVAEConfig, tensor_shapes
 
     config = json.loads((model / "vae/config.json").read_text())
     config |= {"z_dim": 4, "latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}
@@ -284,7 +286,7 @@ def test_weights_of_other_widths_load(model: Path, backend: str, dtype: torch.dt
 
 
 def test_configs_are_read_once(model: Path) -> None:
-    folder = ModelFolder(model)
+    folder = open_folder(model)
     first = folder.component("vae")
     edit(model / "vae/config.json", z_dim=3)
     assert folder.component("vae") is first

@@ -19,8 +19,9 @@ from kinema.bench.random_model import (
     write_random_model,
     write_tokenizer,
 )
-from kinema.checkpoints import ModelFolder, load_weights
+from kinema.checkpoints import load_weights
 from kinema.errors import RequestError
+from kinema.families.registry import open_folder
 from kinema.text.tokenizer import Tokenizer
 
 TINY = Published(
@@ -87,7 +88,7 @@ def test_parameter_counts(preset: str, billions: float) -> None:
 
 
 def test_every_part_passes_our_own_checks(folder: Path) -> None:
-    model = ModelFolder(folder)
+    model = open_folder(folder)
     assert model.pipeline_class == "WanPipeline"
     assert model.options.boundary_ratio == 0.875
     shapes = {
@@ -152,7 +153,7 @@ def test_the_seed_decides_everything(tmp_path: Path, folder: Path) -> None:
 
 def test_layers_and_dtype(tmp_path: Path, folder: Path) -> None:
     write_random_model(tmp_path, TINY, seed=3, dtype=torch.bfloat16, layers=1, text_layers=1)
-    model = ModelFolder(tmp_path)
+    model = open_folder(tmp_path)
     assert model.component("transformer").config["num_layers"] == 1
     assert model.component("text_encoder").config["num_layers"] == 1
     for name, dtype in (("transformer", torch.bfloat16), ("text_encoder", torch.bfloat16), ("vae", torch.float32)):
@@ -206,7 +207,7 @@ def test_tokenizer(tmp_path: Path, text: str) -> None:
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PRESETS, "wan2.1-t2v-1.3b", TINY)
     assert main([str(tmp_path / "m"), "--layers", "1", "--text-layers", "1", "--dtype", "fp16", "--seed", "9"]) == 0
-    assert ModelFolder(tmp_path / "m").component("transformer").files().dtypes["proj_out.bias"] == torch.float16
+    assert open_folder(tmp_path / "m").component("transformer").files().dtypes["proj_out.bias"] == torch.float16
     assert "transformer: " in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     assert main([str(tmp_path / "file")]) == 1

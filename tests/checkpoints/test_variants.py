@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import kinema
-from kinema.checkpoints import ComponentFiles, ModelFolder
+from kinema.checkpoints import ComponentFiles
 from kinema.checkpoints.component_files import variants
 from kinema.checkpoints.model_folder import SAMPLE_FOLDER
 from kinema.errors import CheckpointError
+from kinema.families.registry import open_folder
 
 STEMS = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 CALL: dict[str, Any] = {
@@ -53,7 +54,7 @@ def test_parts_without_the_variant_give_their_plain_files(model: Path, parts: tu
 
     for part in parts:
         make_variant(model, part, keep=keep)
-    folder = ModelFolder(model)
+    folder = open_folder(model)
     chosen = {part for part in STEMS if folder.variant(part, "fp16") == "fp16"}
     assert chosen == set(parts) == set(_identify_model_variants(str(model), "fp16", folder.index))
     pipe = opened(model, "fp16")

@@ -66,7 +66,7 @@ def out(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
     """main() in this process."""
-    from kinema.cli import main
+    from kinema.cli.main import main
 
     def run(*words: object) -> Result:
         capsys.readouterr()
@@ -85,7 +85,7 @@ def process() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     def start(*words: object, before: str = "", **options: Any) -> subprocess.Popen[str]:
         # a test run in the background ignores ctrl-C, and what it starts inherits that
         signals = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)"
-        code = f"import sys\n{signals}\n{before}\nfrom kinema.cli import main\nsys.exit(main(sys.argv[1:]))"
+        code = f"import sys\n{signals}\n{before}\nfrom kinema.cli.main import main\nsys.exit(main(sys.argv[1:]))"
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
         command = [sys.executable, "-c", code, *(str(word) for word in words)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "", **options.pop("env", {})}

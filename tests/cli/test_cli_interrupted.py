@@ -105,7 +105,7 @@ def test_a_disk_that_becomes_full(process, tiny, out):
 import resource
 sys.dont_write_bytecode = True
 resource.setrlimit(resource.RLIMIT_FSIZE, (4500, 4500))
-from kinema.cli import main
+from kinema.cli.main import main
 print([main([*{words}, file]) for file in {[str(file) for file in files]}])
 """
     running = process("--version", before=before)

@@ -42,7 +42,7 @@ def test_closed_streams_do_not_fail_what_was_written(tiny, out, redirection, out
 def test_what_libraries_print_does_not_land_in_the_file(tiny, out):
     """A file that is opened when descriptor 2 is free becomes it."""
     code = (
-        "import os, sys, kinema.cli as cli\n"
+        "import os, sys, kinema.cli.main as cli\n"
         "from kinema.media.writer import VideoWriter\n"
         "write = VideoWriter.write\n"
         "def noisy(writer, frames):\n"
@@ -102,7 +102,7 @@ STREAMS = {
 def test_a_host_without_a_usual_standard_error(tiny, out, monkeypatch, stream):
     """With a progress bar and without, by the API and by main()."""
     import kinema
-    from kinema.cli import main
+    from kinema.cli.main import main
 
     pipe = kinema.VideoPipeline.from_pretrained(tiny, device="cpu")
     monkeypatch.setattr(sys, "stderr", STREAMS[stream]())
@@ -148,7 +148,7 @@ def test_a_warning_is_still_an_error_where_the_host_says_so():
 
 @pytest.mark.parametrize("stream", ["none", "plain", "empty", "closed", "not callable", "window closed"])
 def test_a_host_without_a_usual_standard_output(tiny, out, monkeypatch, capsys, stream):
-    from kinema.cli import main
+    from kinema.cli.main import main
 
     monkeypatch.setattr(sys, "stdout", STREAMS[stream]())
     assert main(["generate", "x", "-m", str(tiny), "-o", str(out / "a.npy"), *map(str, SIZE)]) == 0
@@ -158,7 +158,7 @@ def test_a_host_without_a_usual_standard_output(tiny, out, monkeypatch, capsys, 
 
 ENDING = """
 import atexit, sys, threading, time
-import kinema.cli as cli
+import kinema.cli.main as cli
 
 class Slow:
     def __del__(self):
@@ -214,11 +214,11 @@ def test_worker_processes_end_too():
 
 def test_main_returns_to_its_caller(tiny, out):
     """Only the command ends the process: hosts and tests call main()."""
-    code = "import sys; from kinema.cli import main; print(main(sys.argv[1:])); print('still here')"
+    code = "import sys; from kinema.cli.main import main; print(main(sys.argv[1:])); print('still here')"
     done = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True, timeout=60)
     assert done.stdout.endswith("0\nstill here\n")
 
 
 def test_the_installed_command_is_the_one_that_ends_at_once(request):
     root = request.config.rootpath
-    assert 'kinema = "kinema.cli:console"' in (root / "pyproject.toml").read_text()
+    assert 'kinema = "kinema.cli.main:console"' in (root / "pyproject.toml").read_text()

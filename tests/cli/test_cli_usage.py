@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import kinema
-from kinema.cli import VERBS
+from kinema.cli.main import VERBS
 
 VERB_LIST = "generate, inspect, doctor, tune, bench, train-sample"
 
@@ -53,10 +53,10 @@ def test_help(cli, words):
 
 def test_help_explains_every_option(cli):
     """No option without a word about it."""
-    from kinema.commands.parser import VerbParser
+    from kinema.cli.parser import VerbParser
 
     for module in ("generate", "inspect", "doctor", "tune"):
-        parser = VerbParser(module=f"kinema.commands.{module}")
+        parser = VerbParser(module=f"kinema.cli.{module}")
         with pytest.raises(SystemExit):
             parser.parse_args(["--help"])
         assert all(action.help for action in parser._actions), module
@@ -90,7 +90,7 @@ ASKING = [
 @pytest.mark.parametrize("words", ASKING)
 def test_asking_does_not_import_torch(words):
     code = (
-        "import sys; from kinema.cli import main; main(sys.argv[1:]);"
+        "import sys; from kinema.cli.main import main; main(sys.argv[1:]);"
         "assert not {'torch', 'numpy', 'av', 'PIL'} & set(sys.modules), 'heavy'"
     )
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)

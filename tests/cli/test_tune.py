@@ -11,13 +11,13 @@ pytest.importorskip("triton")
 
 from kinema.bench import op_calls
 from kinema.bench.op_cases import Case
-from kinema.commands import tune
+from kinema.cli import tune
 from kinema.ops.common import tuned
 from kinema.ops.common.launch import Config
 from kinema.ops.conv3d import triton as conv3d
 from kinema.ops.linear import triton as linear
 from kinema.ops.linear.triton_tables import LARGE_FP32
-from kinema.tuner import Tuner
+from kinema.ops.tuner import Tuner
 
 TILES = (LARGE_FP32[0], Config({**LARGE_FP32[0].blocks, "COLUMNS": 32}), Config({"ROWS": 3}))
 CASES = (
@@ -55,7 +55,7 @@ def as_on_a_gpu(monkeypatch):
 
         return timed
 
-    monkeypatch.setattr("kinema.tuner.GpuTimer", timer)
+    monkeypatch.setattr("kinema.ops.tuner.GpuTimer", timer)
     return asked
 
 

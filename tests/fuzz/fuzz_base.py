@@ -58,7 +58,7 @@ class Base:
 def _write_media(folder: Path) -> None:
     from PIL import Image
 
-    from kinema.video import Video
+    from kinema.media.video import Video
 
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)

@@ -22,10 +22,10 @@ from fuzz_base import CLIP, PROMPT, Base
 from fuzz_mutations import dumped, odd_value, spoilt_bytes, spoilt_json
 
 import kinema
-from kinema import parameters
 from kinema.errors import RequestError
+from kinema.loading import parameters
 from kinema.media.inputs import load_image, load_video
-from kinema.request import GenerationRequest
+from kinema.request.generation import GenerationRequest
 
 Group = Callable[[Random, Base, Path], Any]
 PARTS = ("transformer", "vae", "text_encoder")

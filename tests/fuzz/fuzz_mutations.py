@@ -62,8 +62,13 @@ def spoilt_bytes(data: bytes, random: Random, *, front: int | None = None) -> by
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The paths to every value inside a JSON value, itself left out; of long lists only the ends."""
-    found = []
+    """The paths to every value inside a JSON value, itself left out; of long lists only the ends.
+
+    Nor are there any within what lies very deep, which a mutation of before has made.
+    """
+    found: list[tuple[Any, ...]] = []
+    if len(path) > 60:
+        return found
     keys = list(value) if isinstance(value, dict) else list(range(len(value))) if isinstance(value, list) else []
     for key in keys if len(keys) <= 40 else [*keys[:20], *keys[-20:]]:
         found.append((*path, key))
@@ -98,6 +103,6 @@ def spoilt_json(value: Any, random: Random) -> Any:
                 for step in elsewhere:
                     other = other[step]
                 holder[key] = copy.deepcopy(other[name])
-            except (KeyError, IndexError, TypeError):
+            except (KeyError, IndexError, TypeError, RecursionError):  # a value of before that is deep
                 holder[key] = odd_value(random)
     return made

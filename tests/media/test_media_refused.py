@@ -17,7 +17,7 @@ from PIL import Image
 from kinema.errors import RequestError
 from kinema.media.inputs import load_image, load_video
 from kinema.media.pixels import MAX_FRAMES, read_image, read_video
-from kinema.video import Video
+from kinema.media.video import Video
 
 READERS = {
     "load_image": load_image,

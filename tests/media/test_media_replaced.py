@@ -15,8 +15,8 @@ import pytest
 
 from kinema.errors import OutputError
 from kinema.media import exchange, temporary
+from kinema.media.video import Video
 from kinema.media.writer import open_video
-from kinema.video import Video
 
 CLIP = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
 NAMES = ["out.mp4", "out.gif", "out.webp", "out.npy", "out/"]

@@ -13,7 +13,7 @@ from kinema.media.formats import frame_rate
 from kinema.media.inputs import load_video
 from kinema.media.pixels import read_video
 from kinema.media.timing import timing_of
-from kinema.video import Video
+from kinema.media.video import Video
 
 # which frame is shown when: pauses at the beginning, within and at the end, and one frame all the time
 PATTERNS = {

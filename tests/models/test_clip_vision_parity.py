@@ -11,9 +11,9 @@ from transformers import CLIPVisionModel, CLIPVisionModelWithProjection
 from kinema.checkpoints import load_weights
 from kinema.checkpoints.component_files import ComponentFiles
 from kinema.checkpoints.weights import Weights
+from kinema.encoders import clip_vision as clip
+from kinema.encoders.clip_vision import CLIPVisionConfig, CLIPVisionEncoder, tensor_shapes
 from kinema.errors import CheckpointError, RequestError
-from kinema.image import clip
-from kinema.image.clip import CLIPVisionConfig, CLIPVisionEncoder, tensor_shapes
 from kinema.ops import build_ops, plan_ops, target_for
 
 OPS = build_ops(plan_ops(target_for("cpu"), "reference"))  # weights that can be changed, and gradients

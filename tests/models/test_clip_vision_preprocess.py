@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from kinema.encoders.clip_preprocess import ClipPreprocessor
 from kinema.errors import CheckpointError, RequestError
-from kinema.image.preprocess import ClipPreprocessor
 
 # image_processor/preprocessor_config.json of the published Wan folders
 PUBLISHED = {

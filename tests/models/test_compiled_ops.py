@@ -8,14 +8,16 @@ import pytest
 import torch
 
 from kinema.checkpoints import Weights
-from kinema.models import wan
-from kinema.models.wan import WanConfig, WanTransformer
-from kinema.ops import build_ops, compiled, plan_ops, target_for
+from kinema.families.wan import config as wan
+from kinema.families.wan.config import WanConfig
+from kinema.families.wan.transformer import WanTransformer
+from kinema.ops import build_ops, plan_ops, target_for
+from kinema.ops import torch_compile as compiled
 from kinema.ops.attention import KV, BlockCausal, BlockList
 from kinema.ops.common import Rope
-from kinema.ops.compiled import compilable
 from kinema.ops.norm_modulate import Norm
 from kinema.ops.qk_norm_rope import HeadNorm
+from kinema.ops.torch_compile import compilable
 
 CONFIG = WanConfig(
     num_attention_heads=2,

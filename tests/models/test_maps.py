@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from kinema.buffers.activations import MapPool, Maps
 from kinema.checkpoints.weights import Weights
-from kinema.maps import MapPool, Maps
-from kinema.models.wan import WanConfig, WanTransformer, tensor_shapes
+from kinema.families.wan.config import WanConfig, tensor_shapes
+from kinema.families.wan.transformer import WanTransformer
 from kinema.ops import build_ops, plan_ops, target_for
 from kinema.ops.attention import BlockCausal
 

@@ -9,10 +9,10 @@ from transformers import UMT5EncoderModel, UMT5ForConditionalGeneration
 from kinema.checkpoints import load_weights
 from kinema.checkpoints.component_files import ComponentFiles
 from kinema.checkpoints.weights import Weights
+from kinema.encoders import umt5
+from kinema.encoders.umt5 import OWN_EMBEDDING, SHARED_EMBEDDING, UMT5Config, UMT5Encoder, tensor_shapes
 from kinema.errors import CheckpointError, RequestError
 from kinema.ops import build_ops, plan_ops, target_for
-from kinema.text import umt5
-from kinema.text.umt5 import OWN_EMBEDDING, SHARED_EMBEDDING, UMT5Config, UMT5Encoder, tensor_shapes
 
 OPS = build_ops(plan_ops(target_for("cpu")))
 SMALL = {"vocab_size": 50, "d_model": 24, "d_kv": 10, "d_ff": 40, "num_layers": 2, "num_heads": 3}

@@ -10,10 +10,10 @@ from transformers import UMT5EncoderModel
 from transformers.models.umt5.modeling_umt5 import UMT5Attention
 
 from kinema.checkpoints.weights import Weights
+from kinema.encoders import umt5
+from kinema.encoders.umt5 import UMT5Config, UMT5Encoder, offset_buckets
 from kinema.ops import build_ops, plan_ops, target_for
 from kinema.ops.common import Precision, Target
-from kinema.text import umt5
-from kinema.text.umt5 import UMT5Config, UMT5Encoder, offset_buckets
 
 OPS = build_ops(plan_ops(target_for("cpu"), "reference"))  # weights that can be changed, and gradients
 TOLERANCE = 1e-5  # the contract is 1e-4; a tighter bound notices smaller mistakes

@@ -12,11 +12,11 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from kinema.checkpoints.weights import Weights
 from kinema.errors import CheckpointError, RequestError
+from kinema.families.wan.vae.autoencoder import WanVAE, WanVAEConfig, tensor_shapes
 from kinema.ops import build_ops, plan_ops, target_for
 from kinema.vae.feature_cache import FeatureCache
 from kinema.vae.posterior import Posterior
 from kinema.vae.tiling import Tiling
-from kinema.vae.wan import WanVAE, WanVAEConfig, tensor_shapes
 
 WAN21 = {
     "_class_name": "AutoencoderKLWan",

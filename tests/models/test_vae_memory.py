@@ -12,10 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kinema.checkpoints.weights import Weights
+from kinema.families.wan.vae import decoder
+from kinema.families.wan.vae.autoencoder import WanVAE, WanVAEConfig, tensor_shapes
 from kinema.ops import build_ops, plan_ops, target_for
-from kinema.vae import decoder
 from kinema.vae.tiling import Tiling
-from kinema.vae.wan import WanVAE, WanVAEConfig, tensor_shapes
 
 CONFIG = WanVAEConfig(base_dim=32, z_dim=8, num_res_blocks=1, latents_mean=(0.0,) * 8, latents_std=(1.0,) * 8)
 WEIGHTS = {name: torch.full(shape, 0.01) for name, shape in tensor_shapes(CONFIG).items()}

@@ -13,11 +13,13 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 
 from kinema.checkpoints.weights import Weights
+from kinema.families.wan.vae import autoencoder as wan
+from kinema.families.wan.vae import decoder, resample
+from kinema.families.wan.vae.autoencoder import WanVAE, WanVAEConfig, tensor_shapes
 from kinema.ops import Ops, build_ops, plan_ops, target_for
-from kinema.vae import decoder, resample, tiling, wan
+from kinema.vae import tiling
 from kinema.vae.feature_cache import FeatureCache
 from kinema.vae.tiling import Tiling
-from kinema.vae.wan import WanVAE, WanVAEConfig, tensor_shapes
 
 TOLERANCE = 1e-5  # the contract is 1e-4; a tighter bound notices smaller mistakes
 
@@ -546,7 +548,7 @@ def average_pads_behind(setup: Setup) -> None:
     def wrong(x: torch.Tensor, channels: int, time: int, space: int) -> torch.Tensor:
         return right(F.pad(x, (0, 0, 0, 0, 0, x.shape[2] % time)), channels, time, space)
 
-    setup.patch.setattr("kinema.vae.encoder.average_down", wrong)
+    setup.patch.setattr("kinema.families.wan.vae.encoder.average_down", wrong)
 
 
 def duplicate_keeps_the_earlier_copy(setup: Setup) -> None:
@@ -556,7 +558,7 @@ def duplicate_keeps_the_earlier_copy(setup: Setup) -> None:
         y = right(x, channels, time, space)
         return y.flip(2) if time == 2 and y.shape[2] == 2 else y
 
-    setup.patch.setattr("kinema.vae.decoder.duplicate_up", wrong)
+    setup.patch.setattr("kinema.families.wan.vae.decoder.duplicate_up", wrong)
 
 
 def patch_rows_and_columns_swapped(setup: Setup) -> None:

@@ -6,10 +6,11 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
+from kinema.buffers.activations import Maps
 from kinema.checkpoints.weights import Weights
-from kinema.maps import Maps
-from kinema.models import wan
-from kinema.models.wan import WanConfig, WanTransformer, tensor_shapes
+from kinema.families.wan import transformer
+from kinema.families.wan.config import WanConfig, tensor_shapes
+from kinema.families.wan.transformer import WanTransformer
 from kinema.ops import build_ops, plan_ops, target_for
 
 OPS = build_ops(plan_ops(target_for("cpu"), "reference"))  # weights that can be changed, and gradients
@@ -133,7 +134,7 @@ def test_each_block_equals_diffusers(block):
     reference_output(model, latents, timesteps, text, None)
     handle.remove()
     hidden, embedded, modulation, _ = seen["args"]
-    rope = wan.wan_rope((3, 3, 5), 16, OPS.device)
+    rope = transformer.wan_rope((3, 3, 5), 16, OPS.device)
     with torch.no_grad():
         kv = ours.blocks[block].text_kv(embedded)
         for maps in (Maps(enabled=False), Maps()):
@@ -295,8 +296,8 @@ def test_swapped_height_and_width_is_noticed(monkeypatch):
             sin=rope.sin.view(t, w, h, -1).transpose(1, 2).flatten(0, 2),
         )
 
-    wan_rope = wan.wan_rope
-    monkeypatch.setattr(wan, "wan_rope", swapped)
+    wan_rope = transformer.wan_rope
+    monkeypatch.setattr(transformer, "wan_rope", swapped)
     # transposing the grid and back exchanges the roles of the two axes
     assert relative_error(our_output(ours_from(model, config), *inputs), wanted) > TOLERANCE
 

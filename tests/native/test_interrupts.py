@@ -405,6 +405,7 @@ def test_a_program_is_ended_by_ctrl_c(tmp_path):
 import os, signal, threading, torch
 from kinema.ops.attention import KV
 from kinema.ops.attention.cpu import attention
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background may ignore it
 torch.set_num_threads(2)
 q = torch.randn(1, 24, 8192, 64)
 threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()

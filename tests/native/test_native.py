@@ -81,7 +81,7 @@ def run(code: str, **environment: str) -> str:
     return done.stdout
 
 
-DOCTOR = "from kinema.cli import main; main(['doctor'])"
+DOCTOR = "from kinema.cli.main import main; main(['doctor'])"
 
 
 def test_where_the_library_can_be_built_it_is_there():

@@ -6,14 +6,15 @@ import pytest
 import torch
 
 from kinema.checkpoints import Weights
-from kinema.models import wan
-from kinema.models.wan import WanConfig, WanTransformer
+from kinema.encoders.umt5 import UMT5Config, UMT5Encoder
+from kinema.encoders.umt5 import tensor_shapes as text_shapes
+from kinema.families.wan import config as wan
+from kinema.families.wan.config import WanConfig
+from kinema.families.wan.transformer import WanTransformer
+from kinema.families.wan.vae.autoencoder import FeatureCache, WanVAE, WanVAEConfig, tensor_shapes
 from kinema.ops import build_ops, plan_ops, target_for
 from kinema.ops.common import PRECISIONS, Target, native
 from kinema.ops.linear.cpu import pack_linear
-from kinema.text.umt5 import UMT5Config, UMT5Encoder
-from kinema.text.umt5 import tensor_shapes as text_shapes
-from kinema.vae.wan import FeatureCache, WanVAE, WanVAEConfig, tensor_shapes
 
 if not native.instruction_sets():
     pytest.skip("the native kernels are not built", allow_module_level=True)

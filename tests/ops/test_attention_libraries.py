@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kinema.commands import doctor
+from kinema.cli import doctor
 from kinema.errors import UnsupportedError
 from kinema.ops import plan_ops
 from kinema.ops.attention import KV, flash_attn, libraries, sdpa, whole

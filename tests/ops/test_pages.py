@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kinema import machine_memory
+from kinema.buffers import machine as machine_memory
 from kinema.ops.common.pages import CACHE_LINE, HUGE_PAGE, aligned_bytes
 
 SMAPS = Path("/proc/self/smaps")

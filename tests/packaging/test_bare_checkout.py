@@ -94,7 +94,9 @@ def test_without_a_gpu_a_session_says_so_in_a_line(bare):
 
 def test_make_gives_its_variables_to_the_session(root):
     words = ["make", "--dry-run", "gpu-session", "PYTHON=some-python", "DRY=1", "ASK=--only ceilings"]
-    alone = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}  # `make test`
+    alone = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))
+    }  # `make test`
     done = subprocess.run(words, cwd=root, env=alone, capture_output=True, text=True, check=True)
     said = " ".join(done.stdout.replace("\\", " ").split())
     assert said.endswith("bench gpu-session --dry-run --only ceilings")

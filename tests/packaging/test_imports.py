@@ -32,8 +32,8 @@ def cpu_seconds(code: str) -> float:
     "code",
     [
         "import kinema",
-        "from kinema.cli import main; main(['--version'])",
-        "from kinema.cli import main; main(['--help'])",
+        "from kinema.cli.main import main; main(['--version'])",
+        "from kinema.cli.main import main; main(['--help'])",
     ],
 )
 def test_import_is_quick(code):
@@ -136,7 +136,7 @@ def test_doctor_says_that_triton_is_not_there():
     code = """
 import sys
 sys.modules["triton"] = None
-from kinema.cli import main
+from kinema.cli.main import main
 sys.exit(main(["doctor"]))
 """
     assert "\nops\n" in run(code)

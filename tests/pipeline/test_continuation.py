@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from kinema import schedulers
-from kinema.continuation import extend
 from kinema.errors import RequestError
 from kinema.ops.attention import BlockCausal
-from kinema.request import GenerationRequest
+from kinema.request.generation import GenerationRequest
+from kinema.stream.continuation import extend
 
 CALL = {"height": 32, "width": 48, "num_frames": 5, "num_inference_steps": 3, "guidance_scale": 3.0}
 

@@ -10,10 +10,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kinema.batching import Rows
-from kinema.cuda_graph import CapturedForward, record_on_gpu
-from kinema.models.wan import WanBlock, wan_rope
-from kinema.request import GenerationRequest
+from kinema.denoise.batching import Rows
+from kinema.denoise.cuda_graph import CapturedForward, record_on_gpu
+from kinema.families.wan.transformer import WanBlock, wan_rope
+from kinema.request.generation import GenerationRequest
 
 
 class Replayer:
@@ -140,8 +140,8 @@ def test_a_pipeline_replays_on_request(models, monkeypatch):
 def test_a_real_graph_gives_the_same(parts):
     pytest.importorskip("triton")
     from kinema.checkpoints import Weights
-    from kinema.models import wan
-    from kinema.models.wan import WanTransformer
+    from kinema.families.wan import config as wan
+    from kinema.families.wan.transformer import WanTransformer
     from kinema.ops import build_ops, plan_ops, target_for
 
     config = parts[0].config

@@ -8,8 +8,8 @@ import torch
 
 import kinema
 from kinema import schedulers
-from kinema.diffusers_names import CALL_INSTEAD, INSTEAD, LOAD_INSTEAD
 from kinema.errors import CheckpointError, KinemaError, RequestError
+from kinema.fields.diffusers_names import CALL_INSTEAD, INSTEAD, LOAD_INSTEAD
 from kinema.schedulers import Scheduler
 
 CALL = {

@@ -11,7 +11,7 @@ from PIL import Image
 
 from kinema.errors import RequestError
 from kinema.media.inputs import load_image, load_video
-from kinema.video import Video
+from kinema.media.video import Video
 
 
 def clip(frames: int = 7, height: int = 32, width: int = 48) -> np.ndarray:

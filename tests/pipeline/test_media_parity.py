@@ -13,7 +13,7 @@ from kinema.errors import KinemaError, RequestError
 from kinema.media.inputs import load_image
 from kinema.media.postprocess import postprocess, to_uint8
 from kinema.media.preprocess import preprocess_image, preprocess_video
-from kinema.video import Video
+from kinema.media.video import Video
 
 THEIRS = VideoProcessor(vae_scale_factor=8)
 RNG = np.random.default_rng(0)

@@ -19,7 +19,7 @@ def spoil(part, value):
         return lambda pipe: pipe.components.transformer().table.view(-1)[3:4].fill_(value)
     if part == "vae":
         return lambda pipe: pipe.components.vae("decoder")._mean.view(-1)[1:2].fill_(value)
-    return lambda pipe: pipe.components.text_encoder().final_norm.view(-1)[2:3].fill_(value)
+    return lambda pipe: pipe.components.part("text_encoder").final_norm.view(-1)[2:3].fill_(value)
 
 
 NAN, INFINITE = float("nan"), float("inf")

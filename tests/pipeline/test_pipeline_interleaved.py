@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from kinema import GenerationRequest, VideoPipeline, batching
+from kinema import GenerationRequest, VideoPipeline
+from kinema.denoise import batching
 
 # Rows that share a forward are rounded otherwise than alone; latents are of order 1, some reach 5.
 TOLERANCE = 1e-5
@@ -41,7 +42,7 @@ def forwards(monkeypatch):
     class Counting:
         def __init__(self, transformer):
             self.transformer = transformer
-            self.config = transformer.config
+            self.patch_size = transformer.patch_size
             self.encode_context = transformer.encode_context
 
         def __call__(self, latents, *arguments, **named):
@@ -190,7 +191,7 @@ def test_rows_beyond_the_token_limit_are_split_with_the_same_result(models, forw
 
 
 def test_decoding_and_stepping_alternate(models, monkeypatch):
-    monkeypatch.setattr("kinema.vae.decoder.CHUNK_BYTES", 0)  # a latent frame at a time, small as it is
+    monkeypatch.setattr("kinema.families.wan.vae.decoder.CHUNK_BYTES", 0)  # a latent frame at a time, small as it is
     pipe = models("t2v").ours
     wanted = [request(SMALL, num_frames=13), request(LARGE, num_frames=13)]
     expected = [decode(pipe, finished(pipe, one)) for one in wanted]

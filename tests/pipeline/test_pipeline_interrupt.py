@@ -24,7 +24,7 @@ class Waiting:
     """A transformer whose forwards go on until they are interrupted or let go."""
 
     def __init__(self, transformer):
-        self.transformer, self.config = transformer, transformer.config
+        self.transformer, self.patch_size = transformer, transformer.patch_size
         self.encode_context = transformer.encode_context
         self.begun, self.go = threading.Event(), threading.Event()
         self.rows, self.free = [], ()
@@ -156,7 +156,7 @@ def test_preparing_ends_with_an_error(models, monkeypatch):
         begun.set()
         wait(threading.Event())
 
-    monkeypatch.setattr("kinema.pipeline.encode_prompts", encode)
+    monkeypatch.setattr("kinema.families.wan.family.encode_prompts", encode)
     thread = soon(stop.set, begun)
     with pytest.raises(Interrupted, match="the request was interrupted"):
         pipe.prepare(GenerationRequest(**CALL), stop=stop)

@@ -22,16 +22,16 @@ PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 48, 3),
 def record(pipe, monkeypatch) -> list[tuple[str, ...]]:
     """What is loaded right after each load, in the order of loads."""
     seen = []
-    load = pipe.components._get
+    load = pipe.components.part
 
-    def recording(name, loader):
+    def recording(name):
         known = name in pipe.components.loaded
-        part = load(name, loader)
+        part = load(name)
         if not known:
             seen.append(pipe.components.loaded)
         return part
 
-    monkeypatch.setattr(pipe.components, "_get", recording)
+    monkeypatch.setattr(pipe.components, "part", recording)
     return seen
 
 

@@ -13,7 +13,7 @@ from kinema import GenerationRequest
 from kinema.errors import KinemaWarning, RequestError
 from kinema.media import inputs
 from kinema.media.pixels import Pixels
-from kinema.video import Video
+from kinema.media.video import Video
 
 CALL = {
     **{"prompt": "a red circle", "height": 32, "width": 48, "max_sequence_length": 24},

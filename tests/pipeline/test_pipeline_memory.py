@@ -13,22 +13,24 @@ import pytest
 import torch
 
 import kinema
-from kinema import GenerationRequest, machine_memory
-from kinema.activation_memory import (
+from kinema import GenerationRequest
+from kinema.buffers import machine as machine_memory
+from kinema.checkpoints.weights import Weights
+from kinema.denoise.batching import MAX_TOKENS_PER_FORWARD
+from kinema.errors import RequestError
+from kinema.families.wan.config import WanConfig, tensor_shapes
+from kinema.families.wan.memory import (
     decode_bytes,
     denoise_bytes,
     encode_bytes,
     native_denoise_bytes,
     native_scratch_bytes,
 )
-from kinema.batching import MAX_TOKENS_PER_FORWARD
-from kinema.checkpoints.weights import Weights
-from kinema.errors import RequestError
-from kinema.memory import PROCESS_BYTES, predict, weight_bytes
-from kinema.models.wan import WanConfig, WanTransformer, tensor_shapes
+from kinema.families.wan.transformer import WanTransformer
+from kinema.loading.options import LoadOptions
+from kinema.memory.predict import PROCESS_BYTES, predict, weight_bytes
 from kinema.ops import build_ops, plan_ops, target_for
 from kinema.ops.common import PRECISIONS, Target
-from kinema.options import LoadOptions
 from kinema.vae.feature_cache import FeatureCache
 from kinema.vae.tiling import Tiling
 
@@ -43,7 +45,7 @@ import json, sys
 import torch
 import kinema
 import kinema.pipeline
-from kinema.memory import predict
+from kinema.memory.predict import predict
 
 def status(field):
     with open("/proc/self/status") as lines:
@@ -62,7 +64,7 @@ pipe = kinema.VideoPipeline.from_pretrained(
 )
 before = status("VmRSS")
 request = pipe.complete(kinema.GenerationRequest(**call))
-prediction = predict(pipe.folder, request, pipe.ops.plan, pipe.options)
+prediction = predict(pipe.model, request, pipe.ops.plan, pipe.options)
 state = pipe.prepare(request)
 peaks = {"text": peak()}
 while not state.done:
@@ -165,7 +167,7 @@ LOAD = """
 import sys
 import torch
 import kinema
-from kinema.machine_memory import held_bytes
+from kinema.buffers.machine import held_bytes
 from kinema.ops import build_ops, plan_ops, target_for
 cpu = torch.device("cpu")
 ops = build_ops(plan_ops(target_for("cpu", sys.argv[2])))
@@ -212,7 +214,7 @@ def test_live_tensors_of_decoding_and_encoding(models, middle, kind, tiling):
 # In a process of its own: where others have freed memory, the blocks fall into holes, which go back by themselves.
 FREE = """
 import torch
-from kinema import machine_memory
+from kinema.buffers import machine as machine_memory
 cpu = torch.device("cpu")
 blocks = [torch.ones(16_000) for _ in range(3000)]  # 64 kB each: too small to be pages of their own
 held = machine_memory.held_bytes(cpu)
@@ -245,7 +247,7 @@ def test_freed_memory_goes_back_before_each_part_is_loaded_and_when_it_is_packed
     models, monkeypatch, keep_loaded, times
 ):
     calls = []
-    monkeypatch.setattr("kinema.components.return_freed_bytes", lambda: calls.append(1))
+    monkeypatch.setattr("kinema.loading.components.return_freed_bytes", lambda: calls.append(1))
     models.fresh("t2v", keep_loaded=keep_loaded)(**CALL)
     assert len(calls) == times
 
@@ -257,10 +259,10 @@ PIECES = ["transformer", "vae.encoder", "vae.decoder", "text_encoder", "image_en
 def test_predicted_weights_are_those_that_are_loaded(models, tensors_of, precision):
     # native kernels fill up panels of columns, which is a tenth of these tiny weights and nothing of real ones
     pipe = models.fresh("i2v_clip", precision=precision, backend="reference")
-    predicted = weight_bytes(pipe.folder, PRECISIONS["cpu"][precision])
+    predicted = weight_bytes(pipe.model, plan_ops(target_for("cpu", precision), "reference"))
     for name in PIECES:
         component, _, half = name.partition(".")
-        part = getattr(pipe.components, component)(*([half] if half else []))
+        part = pipe.components.vae(half) if half else pipe.components.part(component)
         if name == "text_encoder":
             part.embedding = None  # it stays in its file
         held = {id(t): t for t in tensors_of(getattr(part, half) if half else part)}
@@ -313,7 +315,7 @@ def test_the_remedies_are_those_that_are_left(models, monkeypatch):
 
 def stages(pipe, **changes) -> dict[str, int]:
     request = pipe.complete(GenerationRequest(**{**CALL, "height": 480, "width": 640, "num_frames": 81, **changes}))
-    return predict(pipe.folder, request, pipe.ops.plan, pipe.options).stages
+    return predict(pipe.model, request, pipe.ops.plan, pipe.options).stages
 
 
 def test_predictions_follow_the_request(models):
@@ -345,7 +347,7 @@ def test_frames_that_are_streamed_are_not_charged_as_a_whole_clip(models):
     pipe = models("t2v").ours
     whole, streamed = (
         [
-            predict(pipe.folder, pipe.complete(clip), pipe.ops.plan, pipe.options, streamed=way).stages["decode"]
+            predict(pipe.model, pipe.complete(clip), pipe.ops.plan, pipe.options, streamed=way).stages["decode"]
             for clip in (GenerationRequest(**{**CALL, "height": 480, "width": 640, "num_frames": n}) for n in (81, 161))
         ]
         for way in (False, True)
@@ -357,7 +359,7 @@ def test_frames_that_are_streamed_are_not_charged_as_a_whole_clip(models):
 def test_what_fits_only_if_it_is_streamed_is_streamed(models, monkeypatch):
     pipe = models.fresh("t2v")
     request = pipe.complete(GenerationRequest(**{**CALL, "num_frames": 801}))
-    peaks = [predict(pipe.folder, request, pipe.ops.plan, pipe.options, streamed=way).peak for way in (True, False)]
+    peaks = [predict(pipe.model, request, pipe.ops.plan, pipe.options, streamed=way).peak for way in (True, False)]
     assert peaks[0] < peaks[1]
     monkeypatch.setattr("kinema.pipeline.available_bytes", lambda device: sum(peaks) // 2)
     monkeypatch.setattr("kinema.pipeline.held_bytes", lambda device: 0)
@@ -381,7 +383,7 @@ def test_rows_of_a_captured_forward_are_counted_together(models):
     plan = replace(plan, choices=tuple(replace(choice, backend="reference") for choice in plan.choices))
     request = pipe.complete(GenerationRequest(**{**CALL, "height": 480, "width": 640, "num_frames": 81}))
     with_graphs, without = (
-        predict(pipe.folder, request, plan, LoadOptions(cuda_graphs=graphs)).stages["denoise"]
+        predict(pipe.model, request, plan, LoadOptions(cuda_graphs=graphs)).stages["denoise"]
         for graphs in (True, False)
     )
     assert with_graphs - without > maps / 2
@@ -390,7 +392,7 @@ def test_rows_of_a_captured_forward_are_counted_together(models):
 def test_parts_count_together_or_one_after_the_other(models):
     folder = models("two_experts").folder
     kept = kinema.VideoPipeline.from_pretrained(folder, device="cpu")
-    parts = weight_bytes(kept.folder, PRECISIONS["cpu"]["fp32"], winograd=kept.ops.plan.backend("conv3d") == "cpu")
+    parts = weight_bytes(kept.model, kept.ops.plan)
     released = kinema.VideoPipeline.from_pretrained(folder, device="cpu", keep_loaded=False)
     del parts["vae.encoder"]  # no request without an image packs it
     for stage, largest in {"text": "text_encoder", "denoise": "transformer", "decode": "vae.decoder"}.items():
@@ -460,6 +462,6 @@ def test_this_machine_has_memory():
 def test_the_peak_is_this_process_own():
     """A process begins with the peak of its parent in getrusage, which is not its own."""
     ballast = torch.ones(2**27)  # 512 MiB, in the parent
-    code = "import torch; from kinema.machine_memory import peak_bytes; print(peak_bytes(torch.device('cpu')))"
+    code = "import torch; from kinema.buffers.machine import peak_bytes; print(peak_bytes(torch.device('cpu')))"
     told = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     assert 2**26 < told < 2**29 <= ballast.nbytes

@@ -34,8 +34,8 @@ def seen(monkeypatch):
 
         monkeypatch.setattr(name, spy)
 
-    for name in ("encode_prompts", "forward_together", "postprocess"):
-        spied(f"kinema.pipeline.{name}")
+    for name in ("families.wan.family.encode_prompts", "pipeline.forward_together", "pipeline.postprocess"):
+        spied(f"kinema.{name}")
     return found
 
 
@@ -128,21 +128,19 @@ def test_an_error_gives_the_number_back(models, monkeypatch):
 
 @pytest.mark.parametrize("keep_loaded", [True, False])
 def test_a_part_is_loaded_once_for_all_threads(models, monkeypatch, keep_loaded):
-    from kinema import components
+    from kinema.loading import components
 
     pipe, loads, expected = models.fresh("t2v", keep_loaded=keep_loaded), [], models("t2v").ours(**CALL).frames
     together, results = threading.Barrier(4, timeout=30), []
 
-    def slowly(load):
-        def loading(component, *given):
-            loads.append(component.name)
-            time.sleep(0.05)
-            return load(component, *given)
+    build = components._built
 
-        return loading
+    def slowly(record, files, ops):
+        loads.append(files.component.name)
+        time.sleep(0.05)
+        return build(record, files, ops)
 
-    parts = {name: (cls, config, slowly(load)) for name, (cls, config, load) in components.PARTS.items()}
-    monkeypatch.setattr(components, "PARTS", parts)
+    monkeypatch.setattr(components, "_built", slowly)
 
     def use():
         together.wait()
@@ -160,9 +158,9 @@ def test_a_part_is_loaded_once_for_all_threads(models, monkeypatch, keep_loaded)
 
 def test_halves_of_a_vae_are_packed_once(models, monkeypatch):
     pipe, packed, together = models.fresh("t2v"), [], threading.Barrier(4, timeout=30)
-    from kinema.vae import wan
+    from kinema.families.wan.vae import autoencoder as wan
 
-    pipe.components._part("vae")
+    pipe.components.part("vae")
     decoder = wan.Decoder
 
     def slowly(*given):
@@ -199,7 +197,7 @@ def test_waiting_for_another_thread_to_load_is_loading(models, monkeypatch):
     thread.start()
     holding.wait(30)
     threading.Timer(0.1, release.set).start()
-    pipe.components.tokenizer()
+    pipe.components.part("tokenizer")
     thread.join()
     assert pipe.components.loading() >= 0.09
     idle = []

@@ -12,7 +12,7 @@ import torch
 import kinema
 from kinema import GenerationRequest
 from kinema.errors import KinemaError
-from kinema.options import LoadOptions
+from kinema.loading.options import LoadOptions
 from kinema.vae.tiling import Tiling
 
 CALL = {
@@ -284,8 +284,8 @@ def test_a_request_keeps_its_own_lists():
 
 
 def test_every_field_has_a_check():
-    from kinema.options import _CHECKS as of_loading
-    from kinema.request import _CHECKS as of_requests
+    from kinema.loading.options import _CHECKS as of_loading
+    from kinema.request.generation import _CHECKS as of_requests
 
     assert set(of_requests) == {field.name for field in fields(GenerationRequest)}
     assert set(of_loading) == {field.name for field in fields(LoadOptions)}
@@ -305,7 +305,7 @@ def test_every_field_has_a_check():
 )
 def test_defaults_that_a_model_declares_are_checked_too(name, value):
     from kinema.errors import CheckpointError
-    from kinema.options import GenerationDefaults
+    from kinema.request.defaults import GenerationDefaults
 
     with pytest.raises(CheckpointError, match=f"_kinema_defaults in model_index.json: {name} is"):
-        GenerationDefaults.of({"_kinema_defaults": {name: value}}, 16)
+        GenerationDefaults().declared_by({"_kinema_defaults": {name: value}})

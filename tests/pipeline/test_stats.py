@@ -6,10 +6,11 @@ import threading
 import pytest
 import torch
 
-from kinema import machine_memory, stats
-from kinema.machine_memory import reset_peak
-from kinema.peak_memory import PeakMemory
-from kinema.stats import GpuClock, Stats
+from kinema.buffers import machine as machine_memory
+from kinema.buffers.machine import reset_peak
+from kinema.buffers.peak import PeakMemory
+from kinema.request import stats
+from kinema.request.stats import GpuClock, Stats
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -168,7 +169,7 @@ def test_where_the_mark_cannot_be_set_back_what_is_held_counts(monkeypatch):
 
 
 def test_no_run_is_kept_alive_by_being_measured():
-    from kinema import peak_memory
+    from kinema.buffers import peak as peak_memory
 
     before = len(peak_memory._running)
     measured = [PeakMemory(CPU) for _ in range(5)]

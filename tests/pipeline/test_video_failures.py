@@ -17,8 +17,8 @@ import pytest
 from kinema.errors import Interrupted, OutputError, RequestError
 from kinema.media import staging
 from kinema.media.staging import check_writable
+from kinema.media.video import Video
 from kinema.media.writer import open_video
-from kinema.video import Video
 
 NAMES = ["out.mp4", "out.gif", "out.webp", "out.npy", "out.png", "out.jpg", "out/"]
 NOISE = np.random.default_rng(0).integers(0, 256, (6, 96, 96, 3), dtype=np.uint8)

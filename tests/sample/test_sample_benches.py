@@ -5,7 +5,7 @@ import json
 import pytest
 
 from kinema.bench import steps
-from kinema.cli import main
+from kinema.cli.main import main
 from kinema.sample import distance
 
 

@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file
 
 from kinema import VideoPipeline
-from kinema.cli import main
+from kinema.cli.main import main
 from kinema.errors import RequestError
+from kinema.media.video import Video
 from kinema.sample.clip_folder import ClipFolder
 from kinema.sample.start import read_words
 from kinema.sample.training import generator_for
-from kinema.video import Video
 
 
 def write(folder, name, frames, captions, suffix=".npy"):

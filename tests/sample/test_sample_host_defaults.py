@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from kinema.checkpoints import Weights
+from kinema.families.wan.vae.autoencoder import WanVAE
 from kinema.sample.digits import digit_field
 from kinema.sample.distance import features
 from kinema.sample.shapes import shape_field
 from kinema.sample.train_dit import train_dit
 from kinema.sample.train_vae import initial_vae, train_vae, training_clips
-from kinema.vae.wan import WanVAE
 
 
 def neighbour(name):

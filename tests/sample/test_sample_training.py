@@ -10,8 +10,10 @@ import torch
 
 from kinema import VideoPipeline
 from kinema.checkpoints import Weights
+from kinema.encoders.umt5 import UMT5Config
 from kinema.errors import CheckpointError, RequestError
-from kinema.models.wan import WanConfig
+from kinema.families.wan.config import WanConfig
+from kinema.families.wan.vae.autoencoder import WanVAE, WanVAEConfig
 from kinema.ops import build_ops, plan_ops, target_for
 from kinema.sample.batches import Pools, _noise_levels, batches, tokenize, training_batch
 from kinema.sample.evaluate import Quiz, adherence
@@ -26,8 +28,6 @@ from kinema.sample.train_dit import Models, flow_loss, initial_dit, train_dit
 from kinema.sample.train_vae import initial_vae, is_hidden, latent_statistics, train_vae, training_clips, with_past_taps
 from kinema.sample.training import Run, generator_for
 from kinema.sample.uninterrupted import uninterrupted
-from kinema.text.umt5 import UMT5Config
-from kinema.vae.wan import WanVAE, WanVAEConfig
 
 OPS = build_ops(plan_ops(target_for("cpu"), "reference"))
 WORLD = World(0, 64)

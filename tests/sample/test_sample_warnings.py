@@ -5,7 +5,7 @@ import warnings
 import pytest
 
 from kinema import GenerationRequest, VideoPipeline
-from kinema.cli import main
+from kinema.cli.main import main
 from kinema.errors import KinemaWarning
 
 TRAINED = {"height": 64, "width": 64, "num_frames": 17, "num_inference_steps": 1, "seed": 0}

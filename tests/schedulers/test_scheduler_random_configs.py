@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from kinema import schedulers
-from kinema.config import Range
 from kinema.errors import KinemaError
+from kinema.fields.config import Range
 from kinema.schedulers.loading import _CORES
 
 ODD = [None, True, 0, -1, 3, 10**6, 10**30, 0.0, 0.5, -1.0, 1e-30, 1e308, math.nan, -math.inf, "", "x", [], [0.1], {}]

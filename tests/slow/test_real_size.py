@@ -33,23 +33,22 @@ def run_python(code: str, *arguments: str) -> str:
 
 LOAD = """
 import sys, torch
-from kinema.machine_memory import peak_bytes
+from kinema.buffers.machine import peak_bytes
 from kinema.pipeline import VideoPipeline
 pipe = VideoPipeline.from_pretrained(sys.argv[1], precision=sys.argv[2])
 before = peak_bytes(torch.device("cpu"))
-for load in (pipe.components.text_encoder, pipe.components.transformer, pipe.components.vae):
-    load()
+for name in ("text_encoder", "transformer", "vae"):
+    pipe.components.part(name)
 print(peak_bytes(torch.device("cpu")) - before)
 """
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_loading_peaks_near_one_copy(folder, precision):
-    from kinema.checkpoints import ModelFolder
-    from kinema.memory import component_shapes
+    from kinema.families.registry import open_folder, open_model
 
     stored = {"fp32": 4, "bf16": 2}[precision]
-    shapes = component_shapes(ModelFolder(folder))
+    shapes = {name: tensors for name, _, tensors in open_model(open_folder(folder)).tensors()}
     size = sum(
         prod(shape) * (4 if name == "vae" else stored)
         for name, part in shapes.items()

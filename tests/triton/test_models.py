@@ -6,11 +6,12 @@ import torch
 pytest.importorskip("triton")
 
 from kinema.checkpoints import Weights
-from kinema.models import wan
-from kinema.models.wan import WanConfig, WanTransformer
+from kinema.families.wan import config as wan
+from kinema.families.wan.config import WanConfig
+from kinema.families.wan.transformer import WanTransformer
+from kinema.families.wan.vae.autoencoder import WanVAE, WanVAEConfig, tensor_shapes
 from kinema.ops import build_ops, plan_ops
 from kinema.ops.common import PRECISIONS, Target
-from kinema.vae.wan import WanVAE, WanVAEConfig, tensor_shapes
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 VAES = {

@@ -15,7 +15,7 @@ from kinema.ops.common import PRECISIONS, Target, tuned
 from kinema.ops.common.launch import Config, configure
 from kinema.ops.linear import triton as linear
 from kinema.ops.linear.triton_tables import LARGE_FP32
-from kinema.tuner import LEAST_ROUNDS, LONG, ROUNDS, Tuner, fastest
+from kinema.ops.tuner import LEAST_ROUNDS, LONG, ROUNDS, Tuner, fastest
 
 CPU = torch.device("cpu")
 TABLE = {0: tuple(Config({"BLOCK": size}) for size in (16, 32, 64))}

@@ -16,8 +16,8 @@ from kinema.bench.random_model import write_random_model
 
 if TYPE_CHECKING:  # they need libraries that a machine with a GPU may lack
     from kinema.pipeline import VideoPipeline
-    from kinema.request import GenerationRequest
-from kinema.request_state import RequestState
+    from kinema.request.generation import GenerationRequest
+from kinema.denoise.state import RequestState
 
 LAYERS = 4
 STEPS = 3  # eager, recorded, replayed
@@ -31,7 +31,7 @@ SMALL_VAE = {"base_dim": 8, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1}
 
 def ask(session: Session) -> None:
     from kinema.pipeline import VideoPipeline
-    from kinema.request import GenerationRequest
+    from kinema.request.generation import GenerationRequest
 
     published = replace(PRESETS["wan2.1-t2v-1.3b"], text_encoder={**UMT5_XXL, **TEXT})
     with tempfile.TemporaryDirectory() as folder:
@@ -43,7 +43,7 @@ def ask(session: Session) -> None:
 
 def _generate(session: Session, folder: Path, published: Published) -> None:
     from kinema.pipeline import VideoPipeline
-    from kinema.request import GenerationRequest
+    from kinema.request.generation import GenerationRequest
 
     write_random_model(folder, published, dtype=torch.bfloat16, layers=session.pick(LAYERS, 1))
     pipe = VideoPipeline.from_pretrained(folder, device=str(session.device), precision="bf16")
@@ -60,10 +60,10 @@ def _generate(session: Session, folder: Path, published: Published) -> None:
 
 def _measure(session: Session, case: str, pipe: VideoPipeline, request: GenerationRequest) -> None:
     """Stage by stage, what the caches of the stage before held is handed back. Every part stays loaded."""
-    from kinema.memory import predict
+    from kinema.memory.predict import predict
 
     request = pipe.complete(request)
-    prediction = predict(pipe.folder, request, pipe.ops.plan, pipe.options)
+    prediction = predict(pipe.model, request, pipe.ops.plan, pipe.options)
     states: list[RequestState] = []
 
     def denoise() -> None:

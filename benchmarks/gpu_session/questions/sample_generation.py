@@ -14,7 +14,7 @@ SMALL = {"num_inference_steps": 2, "num_frames": 5, "height": 16, "width": 16}
 
 def ask(session: Session) -> None:
     from kinema.pipeline import VideoPipeline
-    from kinema.request import GenerationRequest
+    from kinema.request.generation import GenerationRequest
 
     hashes: dict[str, list[str]] = {}
     for case, graphs in (("recorded", True), ("eager", False)):

@@ -11,9 +11,9 @@ from kinema.bench.gpu_session.drawn import Drawn, drawn_weights, flowing
 from kinema.bench.gpu_session.question import Question, Session
 from kinema.bench.published_configs import VAE_21
 from kinema.checkpoints.weights import Weights
+from kinema.families.wan.vae import decoder
+from kinema.families.wan.vae.autoencoder import WanVAE, WanVAEConfig, tensor_shapes
 from kinema.ops import build_ops, plan_ops
-from kinema.vae import decoder
-from kinema.vae.wan import WanVAE, WanVAEConfig, tensor_shapes
 
 LATENT = (5, 60, 104)  # 17 frames of 480×832
 FEW = (2, 8, 8)  # what is decoded in float64

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kinema.bench.gpu_session.results import read
-from kinema.cli import main
+from kinema.cli.main import main
 
 sys.path.insert(0, str(Path(__file__).parent))  # for planted.py
 

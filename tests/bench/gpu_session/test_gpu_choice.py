@@ -7,7 +7,7 @@ from planted import ends, question, results
 
 from kinema.bench.gpu_session.choice import chosen, known, lacks, ordered
 from kinema.bench.gpu_session.question import MAX_LIMIT, Question
-from kinema.cli import main
+from kinema.cli.main import main
 from kinema.errors import RequestError
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from kinema.bench.gpu_session.results import read
 from kinema.bench.readme import BEGIN, END, replaced
-from kinema.cli import main
+from kinema.cli.main import main
 
 ROOT = Path(__file__).parents[3]
 SYNTHETIC = Path(__file__).with_name("synthetic.jsonl")

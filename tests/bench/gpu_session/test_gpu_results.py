@@ -97,7 +97,7 @@ def test_a_line_that_was_cut_short_is_dropped_and_the_next_is_whole(path):
 
 def test_a_rehearsal_and_a_gpu_never_share_a_file(session):
     """Neither loses what the other found."""
-    from kinema.cli import main
+    from kinema.cli.main import main
 
     written(session.path, RUN, RESULT, END)
     before = session.path.read_text()

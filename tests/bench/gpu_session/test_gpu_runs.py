@@ -7,7 +7,7 @@ from planted import ends, question, results
 
 from kinema.bench.gpu_session.results import read
 from kinema.bench.gpu_session.session import DrySession
-from kinema.cli import main
+from kinema.cli.main import main
 
 HEAD = {
     "kind": "run", "schema": 1, "time": "2000-01-01T00:00:00+00:00", "command": "x", "kinema": "0", "commit": "ab",

@@ -9,7 +9,8 @@ from kinema.bench import gate
 from kinema.bench.gpu_session.drawn import Drawn, drawn_weights
 from kinema.bench.gpu_session.wan_forward import SMALL
 from kinema.bench.gpu_session.wan_twin import WanTwin
-from kinema.models.wan import WanTransformer, tensor_shapes
+from kinema.families.wan.config import tensor_shapes
+from kinema.families.wan.transformer import WanTransformer
 from kinema.ops import build_ops, plan_ops
 from kinema.ops.common import PRECISIONS, Precision, Target
 

@@ -1,0 +1,1 @@
+"""Memory: buffers that layers and steps reuse, and what the process and the machine have."""

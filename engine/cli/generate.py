@@ -1,0 +1,129 @@
+"""kinema generate: a prompt in, a file out."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kinema.cli.load import (
+    MODEL_HELP,
+    add_load_arguments,
+    add_scheduler_arguments,
+    choose_scheduler,
+    load_options,
+)
+from kinema.cli.output import emit, emit_json
+from kinema.cli.parser import text
+from kinema.cli.request import add_request_arguments, request_from
+
+if TYPE_CHECKING:
+    from kinema.request.stats import Stats
+
+COLLECTED = ("gif", "webp")  # formats whose frames are all held until the last is there
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", type=text, help="what the video shows")
+    parser.add_argument(
+        "-o",
+        "--output",
+        default="out.mp4",
+        metavar="PATH",
+        help="the suffix gives the format: .mp4, .gif, .webp, .npy, .png and .jpg (one frame), name/ for a folder of "
+        "PNG files (%(default)s)",
+    )
+    parser.add_argument("-m", "--model", default="sample", help=f"{MODEL_HELP} (%(default)s)")
+    parser.add_argument("--fps", type=float, help="frames per second of the file (left out: the model's)")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    parser.add_argument("--no-progress", action="store_true", help="no progress bar, not even on a terminal")
+    add_request_arguments(parser)
+    add_scheduler_arguments(parser)
+    add_load_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from kinema.media.staging import check_writable
+
+    started = time.perf_counter()
+    paths = _output_paths(arguments.output, arguments.num_videos_per_prompt or 1)
+    for path in paths[:1]:
+        check_writable(path, fps=arguments.fps)  # before torch is even imported
+
+    from kinema.media.host_copy import to_host
+    from kinema.media.postprocess import to_uint8
+    from kinema.media.writer import open_video
+    from kinema.pipeline import VideoPipeline
+    from kinema.request.progress import steps_bar, waiting
+
+    request = request_from(arguments)
+    pipe = VideoPipeline.from_pretrained(arguments.model, **load_options(arguments))
+    choose_scheduler(pipe, arguments)
+    request = pipe.complete(request, streamed=True)
+    num_frames, height, width = request.clip
+    fps = pipe.defaults.fps if arguments.fps is None else arguments.fps
+    pipe.geometry.latent_size(*request.clip)
+    destinations = [check_writable(path, fps=fps, num_frames=num_frames, height=height, width=width) for path in paths]
+    streamed = destinations[0].format.name not in COLLECTED
+    opened = time.perf_counter()
+
+    show = False if arguments.no_progress or arguments.json else None
+    with waiting("loading the model and reading the prompt", show):
+        state = pipe.prepare(request, streamed=streamed)
+    with steps_bar(state.num_steps, show, title="denoise") as advance:
+        while not state.done:
+            pipe.step([state])
+            advance()
+    stats = state.stats
+    with (
+        ExitStack() as files,
+        stats.stage("decode and write", pipe.components.loading),
+        steps_bar(num_frames, show, unit="frame", title="decode") as advance,
+    ):
+        writers = [files.enter_context(open_video(path, fps)) for path in paths]
+        for chunk in to_host(pipe.decode_chunks(state)):
+            for writer, frames in zip(writers, to_uint8(chunk), strict=True):
+                writer.write(frames)
+            advance(chunk.shape[2])
+    stats = state.measured()
+    stats.seconds = {"start": opened - started, **stats.seconds}
+
+    wall = time.perf_counter() - started
+    if arguments.json:
+        size = {"num_frames": num_frames, "height": height, "width": width, "fps": fps}
+        emit_json({"paths": paths, **size, **stats.summary(), "wall_seconds": wall})
+    else:
+        clip = f"{num_frames} frames of {width}x{height} at {fps:g} fps, {num_frames / fps:.2f} s"
+        emit("\n".join([*(f"{path}: {clip}, {_size(Path(path))}" for path in paths), *_cost(stats, wall)]))
+    return 0
+
+
+def _output_paths(output: str, count: int) -> list[str]:
+    """out.mp4, or out-0.mp4, out-1.mp4, … for several videos. A final '/', which means a folder, stays."""
+    if count == 1:
+        return [output]
+    path, end = Path(output), "/" if output.endswith("/") else ""
+    stem, suffix = (path.name, "") if end else (path.stem, path.suffix)
+    return [f"{path.with_name(f'{stem}-{i}{suffix}')}{end}" for i in range(count)]
+
+
+def _size(path: Path) -> str:
+    files = path.iterdir() if path.is_dir() else (path,)
+    return f"{sum(file.stat().st_size for file in files) / 1000:,.1f} kB"
+
+
+def _cost(stats: Stats, wall: float) -> Sequence[str]:
+    """A line per stage that did something, and the total."""
+    each = stats.seconds.get("denoise", 0.0) / max(stats.steps, 1)
+    notes = {"denoise": f"{stats.steps} steps, {each:.3g} s each"}
+    lines = [
+        f"  {name:16} {seconds:9.2f} s  {notes.get(name, '')}".rstrip()
+        for name, seconds in stats.seconds.items()
+        if seconds >= 0.0005
+    ]
+    peak = f"peak memory {stats.peak_bytes / 2**30:.2f} GiB" if stats.peak_bytes else ""
+    facts = ", ".join(fact for fact in (peak, f"seed {stats.seed}") if fact)
+    return [*lines, f"  {'total':16} {wall:9.2f} s  {facts}"]

@@ -1,1 +1,0 @@
-"""The command line's verbs, one file each: `add_arguments(parser)` and `run(arguments)`."""

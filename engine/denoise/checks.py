@@ -1,0 +1,31 @@
+"""What is said of a request before it runs, and of numbers that are none when it has."""
+
+from __future__ import annotations
+
+import torch
+
+from kinema.errors import KinemaError, warn
+from kinema.request.defaults import GenerationDefaults
+from kinema.request.generation import GenerationRequest
+
+
+def warn_beyond_training(request: GenerationRequest, trained: GenerationDefaults, declared: bool) -> None:
+    """Say that a small model was not trained for such a clip. declared: its folder says what it was trained for."""
+    num_frames, height, width = request.clip
+    problems = []
+    if (height, width) != (trained.height, trained.width):
+        problems.append(f"of {trained.width}x{trained.height} pixels, asked for {width}x{height}")
+    if num_frames > trained.num_frames:
+        problems.append(f"of at most {trained.num_frames} frames, asked for {num_frames}")
+    if declared and problems:
+        warn(f"this model was trained on clips {', '.join(problems)}: what comes is worse", stacklevel=3)
+
+
+def check_finite(result: torch.Tensor, what: str) -> torch.Tensor:
+    """`result` [B, ...] itself; KinemaError if it holds NaN or infinity."""
+    if not bool(torch.isfinite(result.sum(dtype=torch.float64))):  # either makes the sum one of them, in one pass
+        raise KinemaError(
+            f"{what} hold NaN or infinity: the model overflowed in its precision (try precision='fp32'), or its "
+            "weights or what it was given hold them"
+        )
+    return result

@@ -1,0 +1,234 @@
+"""All that belongs to one request while it runs: what prepare, step and decode_chunks hand on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from kinema import schedulers
+from kinema.denoise.batching import Rows
+from kinema.denoise.cuda_graph import CapturedForward
+from kinema.errors import RequestError
+from kinema.families.base import Conditioning, Context, Denoiser, Model
+from kinema.fields.diffusers_names import DiffusersNames, lacks
+from kinema.fields.values import floats, kind, number
+from kinema.ops.common.interrupts import StopFlag
+from kinema.request.generation import GenerationRequest
+from kinema.request.stats import Stats
+from kinema.schedulers import SchedulerState
+
+if TYPE_CHECKING:
+    from kinema.ops import Ops
+
+
+@dataclass(eq=False)
+class RequestState(DiffusersNames):
+    """Everything of one request: nothing of it lives on a model, so requests can be interleaved at will.
+
+    latents: [B, C, T, h, w] fp32. text, negative: prompt embeddings [B, L, C], None without guidance.
+    guidance: scale per expert, in their order. stop: ends native work of this request; see `interrupt`.
+
+    A callback of diffusers gets a pipeline, and one of kinema this: it has the attributes that callbacks change there
+    (`_interrupt`, `_guidance_scale`), and refuses those that it does not have.
+    """
+
+    request: GenerationRequest
+    model: Model
+    latents: torch.Tensor
+    schedule: SchedulerState
+    guidance: dict[str, float]
+    text: torch.Tensor
+    negative: torch.Tensor | None
+    conditioning: Conditioning
+    stats: Stats
+    stop: StopFlag = field(default_factory=StopFlag)
+    captured: CapturedForward = field(default_factory=CapturedForward)
+    _contexts: tuple[tuple[str, int], list[Context]] | None = None
+    _interrupted: bool = False
+    _halfway: bool = False
+
+    _instead = dict.fromkeys(
+        (
+            *("vae", "transformer", "transformer_2", "scheduler", "text_encoder", "tokenizer", "components"),
+            *("image_encoder", "image_processor", "device", "dtype", "to", "set_progress_bar_config"),
+        ),
+        "a callback is given the state of its request: use the pipeline that was called",
+    )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in self.__dataclass_fields__ and not hasattr(type(self), name):
+            raise lacks(RequestState, name)
+        if name == "latents" and hasattr(self, "conditioning"):
+            value = self.conditioning.hold(value)  # whoever changed them
+        object.__setattr__(self, name, value)
+
+    def __post_init__(self) -> None:
+        self.latents = self.latents  # now that the conditioning is there
+
+    @property
+    def step_index(self) -> int:
+        """Steps done so far."""
+        return self.schedule.index - self.schedule.begin
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.schedule.timesteps)
+
+    @property
+    def timestep(self) -> torch.Tensor:
+        """What the next step feeds the transformer, 0-dim."""
+        return self.schedule.timestep
+
+    @property
+    def expert(self) -> str:
+        """The transformer that the next step is for."""
+        return self.model.expert(self.timestep, self.schedule.core.config.num_train_timesteps)
+
+    @property
+    def done(self) -> bool:
+        return self.interrupt or self.schedule.done
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the run is to end. Any thread may set it; a step that runs then is given up within a fraction of a
+        second, and the request stays as it was before that step.
+
+        Its frames can still be decoded; set it once more to end that too.
+        """
+        return self._interrupted or self.stop.is_set
+
+    @interrupt.setter
+    def interrupt(self, value: bool) -> None:
+        if value:
+            self.stop.set()
+        else:
+            self._interrupted = False
+            self.stop.clear()
+
+    def heed_interrupt(self) -> None:
+        """Note that the run was ended, and let native work go on: what follows is another stage."""
+        if self.stop.is_set:
+            self._interrupted = True
+            self.stop.clear()
+
+    @property
+    def guidance_scale(self) -> float:
+        """The first expert's. Setting it sets all experts', from the next step on; 1 or less turns guidance off."""
+        return next(iter(self.guidance.values()))
+
+    @guidance_scale.setter
+    def guidance_scale(self, value: float) -> None:
+        scale = number("guidance_scale", value)
+        if scale > 1 and self.negative is None:
+            raise RequestError(
+                f"guidance_scale = {scale:g}: this request was prepared without guidance, so it has no negative "
+                "embeddings; begin with a guidance_scale above 1 and lower it where guidance is to be off"
+            )
+        self.guidance = dict.fromkeys(self.guidance, scale)
+
+    @property
+    def guidance_scale_2(self) -> float:
+        """The second expert's alone."""
+        return list(self.guidance.values())[-1]
+
+    @guidance_scale_2.setter
+    def guidance_scale_2(self, value: float) -> None:
+        if len(self.guidance) < 2:
+            raise RequestError("guidance_scale_2 is for a model with two experts, this one has one: leave it out")
+        self.guidance = {**self.guidance, list(self.guidance)[-1]: number("guidance_scale_2", value)}
+
+    @property
+    def guided(self) -> bool:
+        return self.negative is not None and self.guidance_scale > 1
+
+    # by these names, callbacks that were written for diffusers read and change a run
+    _interrupt = interrupt
+    _guidance_scale = guidance_scale
+    _guidance_scale_2 = guidance_scale_2
+    do_classifier_free_guidance = guided
+    num_timesteps = num_steps
+
+    def rows(self, transformer: Denoiser, expert: str) -> list[Rows]:
+        """What the transformer is given for the next step: the latents once for every context's rows."""
+        latents = self.conditioning.model_input(self.latents)
+        timesteps = self.conditioning.timesteps(self.timestep, latents, transformer.patch_size[0])
+        rows = []
+        for context in self.contexts(expert, transformer):
+            repeats = context.rows // latents.shape[0]
+            repeated = timesteps.repeat(repeats, *[1] * (timesteps.ndim - 1))
+            rows.append(Rows(latents.repeat(repeats, 1, 1, 1, 1), repeated, context))
+        return rows
+
+    def contexts(self, expert: str, transformer: Denoiser) -> list[Context]:
+        """The prompts' keys and values for `expert`, computed when they are first used.
+
+        One context of the conditional rows [B] and, behind them, the unconditional ones [B]; two where the negative
+        embeddings have another length. Unconditional rows are left out where guidance is 1: one forward, not two.
+        """
+        texts = [self.text]
+        if self.guided and self.guidance[expert] != 1.0 and self.negative is not None:
+            texts.append(self.negative)
+        key = (expert, len(texts))
+        if self._contexts is None or self._contexts[0] != key:
+            self.forget_context()
+            if len({text.shape[1] for text in texts}) == 1:
+                texts = [torch.cat(texts)]
+            rows = [self.conditioning.image_rows(text.shape[0]) for text in texts]
+            encoded = [transformer.encode_context(*given) for given in zip(texts, rows, strict=True)]
+            self._contexts = (key, encoded)
+        return self._contexts[1]
+
+    def advance(self, ops: Ops, predictions: Sequence[torch.Tensor], expert: str) -> None:
+        """Guide and take one scheduler step. predictions: [R, C, T, h, w] for each of `contexts`."""
+        cond, *uncond = predictions if len(predictions) > 1 else torch.split(predictions[0], self.latents.shape[0])
+        guidance = self.guidance[expert] if uncond else 1.0
+        self._halfway = True  # a signal may end this; latents and history would then be of different steps
+        self.latents = schedulers.step(ops, self.schedule, self.latents, cond, *uncond, guidance=guidance)
+        self._halfway = False
+        self.stats.forwards += 1 + len(uncond)
+
+    def check_whole(self) -> None:
+        """RequestError if a step was ended in the middle."""
+        if self._halfway:
+            raise RequestError("this request was stopped in the middle of a step: prepare it anew")
+
+    def measured(self) -> Stats:
+        """The request's figures, with what is known only at its end."""
+        self.stats.complete(self.step_index, interrupted=not self.schedule.done)
+        return self.stats
+
+    def forget_context(self) -> None:
+        """Free the prompt's keys and values, and the graph that reads them; another step would compute them again."""
+        self._contexts = None
+        self.captured.forget()
+
+    def tensors(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
+        """The tensors that a step callback asked for: latents, prompt_embeds, negative_prompt_embeds."""
+        offered = {"latents": self.latents, "prompt_embeds": self.text}
+        if self.negative is not None:
+            offered["negative_prompt_embeds"] = self.negative
+        unknown = [name for name in names if name not in offered]
+        if unknown:
+            raise RequestError(f"callback_on_step_end_tensor_inputs {unknown}: this request has {sorted(offered)}")
+        return {name: offered[name] for name in names}
+
+    def replace_tensors(self, changed: Mapping[str, torch.Tensor]) -> None:
+        """Take over what a callback returned; new embeddings make a new context."""
+        current = self.tensors(list(changed))
+        for name, tensor in changed.items():
+            if not isinstance(tensor, torch.Tensor) or tensor.shape != current[name].shape:
+                raise RequestError(
+                    f"a callback returned for {name} {kind(tensor)}: wanted a tensor of shape "
+                    f"{tuple(current[name].shape)}"
+                )
+            if tensor is not current[name]:
+                floats(name, tensor, "[B, L, C]" if tensor.ndim == 3 else "[B, C, T, h, w]")
+        new = {name: tensor.to(current[name]) for name, tensor in changed.items()}
+        self.latents = new.get("latents", self.latents)
+        self.text = new.get("prompt_embeds", self.text)
+        self.negative = new.get("negative_prompt_embeds", self.negative)
+        if any(not torch.equal(new[name], current[name]) for name in new if name != "latents"):
+            self.forget_context()

@@ -1,0 +1,1 @@
+"""What a request will need, stage by stage."""

@@ -1,0 +1,62 @@
+"""Pictures and videos of a request, read once, at the door."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+
+from kinema.errors import warn
+from kinema.media.pixels import read_image, read_video
+from kinema.request.generation import GenerationRequest
+
+
+class Sizes(Protocol):
+    """Which clips a model can make: `kinema.families.geometry.Geometry`."""
+
+    @property
+    def frame_step(self) -> int: ...
+
+    def longest(self, num_frames: int) -> int: ...
+
+    def latent_size(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]: ...
+
+
+def read_media(
+    request: GenerationRequest, sizes: Sizes, fits: Callable[[GenerationRequest], object]
+) -> GenerationRequest:
+    """The request with its pictures and its video read: as `Pixels`, and nothing else sees a file.
+
+    Everything but the length is known; a video whose length nobody asks for gives it, cut to one that the model can
+    make, with a warning. fits: raises if such a request is too much; a video is read no further than that.
+    """
+    if request.image is not None:
+        request = replace(request, image=read_image(request.image))
+    if request.last_image is not None:
+        request = replace(request, last_image=read_image(request.last_image, "last_image"))
+    if request.video is None:
+        return request
+    assert request.height is not None and request.width is not None
+    sizes.latent_size(request.num_frames or sizes.longest(1), request.height, request.width)
+    video = read_video(
+        *(request.video, request.height, request.width, request.num_frames),
+        fits=lambda num_frames: fits(replace(request, num_frames=num_frames)),
+    )
+    frames = video.num_frames
+    length = min(frames, sizes.longest(frames))
+    if length < frames:
+        warn(
+            f"the video has {frames} frames, and this model makes {length} or {length + sizes.frame_step}: "
+            f"its first {length} are taken",
+            stacklevel=3,
+        )
+    return replace(request, video=video.first(length), num_frames=length)
+
+
+def video_frames(request: GenerationRequest) -> torch.Tensor:
+    """The video of a completed request, [1, 3, T, H, W] in [−1, 1]."""
+    _, height, width = request.clip
+    frames: torch.Tensor = request.video.values(height, width)
+    return frames.transpose(0, 1).unsqueeze(0).contiguous()

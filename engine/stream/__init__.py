@@ -1,0 +1,1 @@
+"""Clips that go on, piece by piece, each conditioned on what came before."""

@@ -1,0 +1,63 @@
+"""A clip goes on, one latent frame after the other, each conditioned on the ones before it.
+
+The plain loop: every step runs the whole window through the transformer, past frames at timestep 0 and the new one at
+its noise level, under a block-causal mask (diffusion forcing, Chen et al. 2024, arXiv 2407.01392). It needs a model
+that was trained so, as the sample model is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from kinema import schedulers
+from kinema.errors import RequestError
+from kinema.ops.attention import BlockCausal
+from kinema.ops.running import running
+from kinema.schedulers import draw_noise
+
+if TYPE_CHECKING:
+    from kinema.denoise.state import RequestState
+    from kinema.pipeline import VideoPipeline
+
+
+def extend(pipe: VideoPipeline, state: RequestState, latent_frames: int, *, window: int = 5) -> None:
+    """Let a finished request's clip go on until it has `latent_frames` latent frames.
+
+    window: latent frames that the transformer sees at once, the new one included. The new frames' noise comes from
+    the request's own generators, and they take as many steps, with the same guidance, as the clip did.
+    """
+    if not state.schedule.done:
+        raise RequestError(f"the request has done {state.step_index} of {state.num_steps} steps: finish it first")
+    if window < 2:
+        raise RequestError(f"window is {window}: wanted 2 or more, what is seen of the past and the new frame")
+    if len(pipe.model.experts) > 1 or not state.conditioning.plain or pipe.geometry.patch[0] != 1:
+        raise RequestError("only text-to-video models with one expert and a temporal patch of 1 continue a clip")
+    state.heed_interrupt()
+    frames = list(torch.split(state.latents, 1, dim=2))
+    with running("the continuation", pipe.options.threads, state.stop):
+        while len(frames) < latent_frames:
+            frames.append(_next_frame(pipe, state, torch.cat(frames[-(window - 1) :], dim=2)))
+    state.latents = torch.cat(frames, dim=2)
+
+
+def _next_frame(pipe: VideoPipeline, state: RequestState, past: torch.Tensor) -> torch.Tensor:
+    """The latent frame [B, C, 1, h, w] that follows `past` [B, C, P, h, w]."""
+    (expert,) = pipe.model.experts
+    transformer = pipe.components.transformer(expert)
+    contexts, guidance = state.contexts(expert, transformer), state.guidance[expert]
+    per_frame = past.shape[3] * past.shape[4] // (pipe.geometry.patch[1] * pipe.geometry.patch[2])
+    schedule = schedulers.start(state.schedule.core, state.schedule.grid, generator=state.schedule.generator)
+    new = draw_noise(past[:, :, :1].shape, state.schedule.generator).to(past)
+    while not schedule.done:
+        clip = torch.cat((past, new), dim=2)
+        predictions = []
+        for context in contexts:
+            rows = clip.repeat(context.rows // len(clip), 1, 1, 1, 1)
+            levels = torch.zeros(len(rows), rows.shape[2], dtype=torch.float32, device=rows.device)
+            levels[:, -1] = schedule.timestep
+            predictions.append(transformer(rows, levels, context, causal=BlockCausal(per_frame))[:, :, -1:])
+        cond, *uncond = torch.split(torch.cat(predictions), len(past))
+        new = schedulers.step(pipe.ops, schedule, new, cond, *uncond, guidance=guidance if uncond else 1.0)
+    return new
