@@ -90,8 +90,7 @@ def generated(
     captions = [caption(scene, generator) for scene in scenes]
     given = {name: value for name, value in options.items() if value is not None}
     state = pipe.prepare(GenerationRequest(captions, seed=seed, **given))
-    while not state.done:
-        pipe.step([state])
+    pipe.run(state)
     if frames is not None:
         extend(pipe, state, 1 + math.ceil((frames - 1) / pipe.model.configs["vae"].scale_factor_temporal))
     videos = pipe.finish(state).videos

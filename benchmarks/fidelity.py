@@ -167,10 +167,8 @@ def generate(setting: Setting, prompts: int, latents: list[torch.Tensor] | None 
 
     texts = [PROMPTS[i % len(PROMPTS)] for i in range(prompts)]
     state = setting.pipe.prepare(GenerationRequest(**{**setting.request, "prompt": texts}))
-    while not state.done:
-        setting.pipe.step([state])
-        if latents is not None:
-            latents.append(state.latents.double().cpu())
+    keep = None if latents is None else lambda step, timestep: latents.append(state.latents.double().cpu())
+    setting.pipe.run(state, keep)
     return np.concatenate([to_uint8(chunk) for chunk in setting.pipe.decode_chunks(state)], axis=1)
 
 

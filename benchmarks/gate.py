@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from kinema.bench.op_calls import Inputs
+from kinema.ops.calls import Inputs
 from kinema.ops.common import Quantized, Target
 
 # where activations are rounded to 8 bits, a value between two steps may go to either; to bf16 only some kernels do

@@ -67,8 +67,7 @@ def measure(pipe: VideoPipeline, request: GenerationRequest) -> tuple[Stats, str
     from kinema.media.postprocess import to_uint8
 
     state = pipe.prepare(request, streamed=True)
-    while not state.done:
-        pipe.step([state])
+    pipe.run(state)
     digest = hashlib.sha256()
     with state.stats.stage("decode", pipe.components.loading):
         for chunk in pipe.decode_chunks(state):

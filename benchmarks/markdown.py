@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kinema.bench.cells import duration, row
 from kinema.cli.output import emit
 from kinema.errors import OutputError, RequestError
 
@@ -100,11 +101,6 @@ def table(rows: Sequence[Row]) -> list[str]:
     return [*lines, *(row([cells[i] or "" for _, cells in columns]) for i in range(len(rows)))]
 
 
-def row(cells: Sequence[str]) -> str:
-    """A line of a table."""
-    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
-
-
 def _name(row: Row) -> str | None:
     return f"{row['name']} (dominated)" if row.get("dominated") else str(row["name"])
 
@@ -118,14 +114,6 @@ def _median(row: Row) -> str | None:
 def _interval(row: Row) -> str | None:
     seconds = row.get("seconds", {})
     return f"{duration(seconds['low'])} to {duration(seconds['high'])}" if seconds.get("low") is not None else None
-
-
-def duration(seconds: float) -> str:
-    """In the unit that it needs, with three figures."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds * 1e6:.3g} µs"
 
 
 def _rate(key: str) -> Callable[[Row], str | None]:

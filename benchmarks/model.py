@@ -33,8 +33,7 @@ from kinema.request.generation import GenerationRequest
 model, options, request = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
 pipe = VideoPipeline.from_pretrained(model, **options)
 state = pipe.prepare(GenerationRequest(**request))
-while not state.done:
-    pipe.step([state])
+pipe.run(state)
 next(pipe.decode_chunks(state)).cpu()
 print("frame", flush=True)
 """

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import torch
 
-from kinema.bench.op_calls import Call
 from kinema.ops.attention import KV, BlockCausal, BlockList
+from kinema.ops.calls import Call
 from kinema.ops.common import Quantized
 from kinema.ops.conv3d import Conv3dWeight
 from kinema.ops.linear import LinearWeight
@@ -30,7 +30,7 @@ class Count:
 
 
 def count(op: str, call: Call, result: Any) -> Count:
-    """What `call`, one of op_calls.py, has to do; `result` is what it returned (of meta tensors, its shapes)."""
+    """What `call`, one of calls.py, has to do; `result` is what it returned (of meta tensors, its shapes)."""
     unit, flops, exponentials, unread = _WORK[op](result, *call.args, **call.keywords)
     return Count(unit, flops, exponentials, _traffic((call.args, call.keywords)) + _traffic(result) - unread)
 

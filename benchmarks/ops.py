@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
     import torch
 
-    from kinema.bench.op_calls import Call
-    from kinema.bench.op_cases import Case
     from kinema.bench.op_counts import Count
     from kinema.bench.peaks import Peaks
     from kinema.bench.report import Report
+    from kinema.ops.calls import Call
+    from kinema.ops.cases import Case
     from kinema.ops.common import Implementation, Target
 
 TIMED = "one call of an op in this process, its weights packed, its inputs in place, and memory for its result at hand"
@@ -47,12 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     import torch
 
-    from kinema.bench.op_cases import all_cases, cpu_cases
     from kinema.bench.peaks import probe, units_of
     from kinema.bench.report import check_report, provenance, write_report
     from kinema.bench.rounds import say_if_few
     from kinema.buffers.machine import keeping_freed_bytes
     from kinema.ops import plan_ops, target_for
+    from kinema.ops.cases import all_cases, cpu_cases
     from kinema.ops.common import PRECISIONS
     from kinema.request.progress import steps_bar
 
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not work:
         raise RequestError(
             f"no case of {', '.join(arguments.op or ['any op'])} in {', '.join(t.precision.name for t in targets)} has "
-            f"{wanted!r} in its name; the cases are in benchmarks/op_cases.py"
+            f"{wanted!r} in its name; the cases are in engine/ops/cases.py"
         )
     rows: list[Report] = []
     units = units_of(targets)
@@ -185,9 +185,9 @@ def gated(
 ) -> tuple[dict[str, Callable[[], Any]], Count]:
     """The calls that may be timed and the work of each; `rows` learns of errors and refusals."""
     from kinema.bench import gate
-    from kinema.bench.op_calls import Inputs
     from kinema.bench.op_counts import count
     from kinema.bench.torch_ops import torch_call
+    from kinema.ops.calls import Inputs
 
     plain_functions = next(i for i in implementations if i.backend == REFERENCE).load()
     exact = case.prepare(plain_functions, target, gate.ExactInputs(target.device))
@@ -229,7 +229,7 @@ def gated(
 
 
 def _prepared(case: Case, target: Target, implementation: Implementation) -> Call:
-    from kinema.bench.op_calls import Inputs
+    from kinema.ops.calls import Inputs
 
     return case.prepare(implementation.load(), target, Inputs(target.device))
 

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from kinema.bench.pyplot import load_pyplot
 from kinema.bench.report import Report
 from kinema.bench.steps import plot as quality_over_steps
-from kinema.errors import OutputError, RequestError
+from kinema.errors import OutputError
 
 Row = dict[str, Any]
 
@@ -163,16 +164,3 @@ def _scaling(points: dict[str, list[tuple[int, float]]], pyplot: Any) -> Any:
         axes.plot([tokens for tokens, _ in found], [seconds for _, seconds in found], marker="o", label=part)
     axes.legend(frameon=False, fontsize=8)
     return axes
-
-
-def load_pyplot() -> Any:
-    """matplotlib.pyplot without a window; RequestError where it is not installed."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise RequestError("plots need matplotlib: `pip install matplotlib` (in a checkout: `make tools`)") from error
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "kinema"  # the same report gives the same file
-    from matplotlib import pyplot
-
-    return pyplot

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from kinema.bench.plots import load_pyplot
+    from kinema.bench.pyplot import load_pyplot
     from kinema.bench.report import check_report, write_report
     from kinema.media.staging import check_writable
 
@@ -119,7 +119,7 @@ def plot(report: Report, path: str) -> None:
     """Both curves over the steps, with the intervals of the first and the floor of the second."""
     import numpy as np
 
-    from kinema.bench.plots import load_pyplot
+    from kinema.bench.pyplot import load_pyplot
     from kinema.media.video import Video
     from kinema.sample.adherence import wilson_interval
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from kinema.bench.op_calls import Call
 from kinema.ops.attention import KV
+from kinema.ops.calls import Call
 
 
 @dataclass(frozen=True)

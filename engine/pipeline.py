@@ -6,8 +6,9 @@ noise (seed) ────────── latents ┴─ denoise loop ─ VAE 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+import os
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,21 +18,22 @@ import torch
 from kinema import schedulers
 from kinema.buffers.machine import available_bytes, held_bytes
 from kinema.checkpoints import ModelFolder
-from kinema.denoise.batching import forward_together
 from kinema.denoise.callbacks import StepCallback, call_back, check_callback
 from kinema.denoise.checks import check_finite, warn_beyond_training
 from kinema.denoise.start import encode_video, first_latents
 from kinema.denoise.state import RequestState
-from kinema.errors import Interrupted, RequestError
+from kinema.denoise.step import step_together
+from kinema.errors import RequestError
 from kinema.families.base import Conditioning
 from kinema.families.registry import open_folder, open_model
-from kinema.fields.values import each_of_kind, of_kind
+from kinema.fields.values import of_kind
 from kinema.loading import parameters
 from kinema.loading.components import Components, Path, ops_for
 from kinema.loading.diffusers_pipeline import DiffusersPipeline
 from kinema.loading.options import LoadOptions
 from kinema.media.host_copy import to_host
 from kinema.media.postprocess import check_library, postprocess
+from kinema.media.writer import write_clips
 from kinema.memory.predict import check_fits, predict
 from kinema.ops.common.interrupts import StopFlag
 from kinema.ops.running import each_within, running
@@ -40,6 +42,8 @@ from kinema.request.media import read_media
 from kinema.request.output import VideoOutput
 from kinema.request.progress import steps_bar
 from kinema.request.stats import Stats
+
+OnStep = Callable[[int, torch.Tensor], object]
 
 
 class VideoPipeline(DiffusersPipeline):
@@ -89,10 +93,13 @@ class VideoPipeline(DiffusersPipeline):
         names = check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs, guided=request.guided)
         state = self.prepare(request)
         with steps_bar(state.num_steps, **{**self.bar, **({} if progress is None else {"show": progress})}) as advance:
-            for step, timestep in self.run(state):
+
+            def on_step(step: int, timestep: torch.Tensor) -> None:
                 if callback_on_step_end is not None and state.step_index > step:
                     call_back(callback_on_step_end, state, step, timestep, names)
                 advance()
+
+            self.run(state, on_step)
         output = self.finish(state)
         return output if return_dict else (output.frames,)
 
@@ -131,50 +138,20 @@ class VideoPipeline(DiffusersPipeline):
         guidance = self.model.guidance(request)
         return RequestState(request, self.model, latents, schedule, guidance, text, negative, conditioning, stats, stop)
 
-    def run(self, state: RequestState) -> Iterator[tuple[int, torch.Tensor]]:
-        """All steps that are left, one for each item: (steps done before it, its timestep)."""
+    def run(self, state: RequestState, on_step: OnStep | None = None) -> None:
+        """All steps that are left. on_step(steps done before it, its timestep) is called after each."""
         while not state.done:
             step, timestep = state.step_index, state.timestep
             self.step([state])
-            yield step, timestep
+            if on_step is not None:
+                on_step(step, timestep)
 
     def step(self, states: Sequence[RequestState]) -> None:
         """One denoising step of every request that is not done; those of like shape share a forward.
 
         A request whose `interrupt` is set meanwhile stays as it was before this step; the others take it.
         """
-        groups: dict[str, list[RequestState]] = {}
-        for state in each_of_kind("states", states, RequestState):
-            state.check_whole()
-            if not state.done:
-                groups.setdefault(state.expert, []).append(state)
-        for expert, group in groups.items():
-            while left := [state for state in group if not state.done]:
-                try:
-                    self._step(expert, left)
-                    break
-                except Interrupted:
-                    if not any(state.interrupt for state in left):  # by a flag of the caller's
-                        raise
-            if all(state.done or state.expert != expert for state in group):
-                self.components.release(expert)
-
-    def _step(self, expert: str, group: list[RequestState]) -> None:
-        with ExitStack() as stages:
-            for state in group:
-                stages.enter_context(state.stats.stage("denoise", self.components.loading))
-            with self._running("a step", *group):
-                transformer = self.components.transformer(expert)
-                rows = [state.rows(transformer, expert) for state in group]
-                if self.cuda_graphs and len(group) == len(rows[0]) == 1:
-                    predictions = [group[0].captured(transformer, rows[0][0])]
-                else:
-                    predictions = forward_together(transformer, [part for parts in rows for part in parts])
-            # past the flags: whoever sets one now comes after this step
-            with self._running("a step"):
-                taken = iter(predictions)
-                for state, parts in zip(group, rows, strict=True):
-                    state.advance(self.ops, [next(taken) for _ in parts], expert)
+        step_together(self.components, states, threads=self.options.threads, graphs=self.cuda_graphs)
 
     def decode_chunks(self, state: RequestState) -> Iterator[torch.Tensor]:
         """The clip as it is decoded: [B, 3, t, H, W] in [−1, 1], chunk after chunk, in bounded memory.
@@ -213,6 +190,23 @@ class VideoPipeline(DiffusersPipeline):
                 with self._running("decoding"):
                     frames = postprocess(check_finite(whole, "the decoded frames"), output_type)
         return VideoOutput(frames, self.defaults.fps, output_type, state.measured())
+
+    def write(
+        self,
+        state: RequestState,
+        paths: Path | Sequence[Path],
+        *,
+        fps: float | None = None,
+        on_frames: Callable[[int], object] | None = None,
+    ) -> Stats:
+        """Decode into files, one for each sample, chunk by chunk and so in bounded memory; what the run cost.
+
+        fps: the model's, if it is left out. on_frames(frames) is called after each chunk.
+        """
+        files = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+        with state.stats.stage("decode and write", self.components.loading):
+            write_clips(self.decode_chunks(state), files, self.defaults.fps if fps is None else fps, on_frames)
+        return state.measured()
 
     def complete(self, request: GenerationRequest, *, streamed: bool = False) -> GenerationRequest:
         """The request with this model's defaults where it says nothing, and its pictures and video read.

@@ -7,9 +7,9 @@ import hashlib
 import torch
 
 from kinema.bench.gate import ExactInputs
-from kinema.bench.op_calls import Inputs
 from kinema.bench.random_model import RandomTensors, is_norm, standard_deviation
 from kinema.checkpoints.weights import Shapes, Weights
+from kinema.ops.calls import Inputs
 from kinema.ops.common import PRECISIONS, Target
 
 

@@ -25,8 +25,8 @@ from typing import Any
 
 import torch
 
-from kinema.bench.op_calls import Inputs
-from kinema.bench.op_cases import all_cases
+from kinema.ops.calls import Inputs
+from kinema.ops.cases import all_cases
 from kinema.ops.common import PRECISIONS, Implementation, Target
 from kinema.ops.common.launch import Launch, forced, options, recording, watching
 from kinema.ops.plan import OPS

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from kinema.bench import op_calls as calls
 from kinema.bench.gpu_session.drawn import Drawn, ExactDrawn, flowing
-from kinema.bench.op_calls import Call
+from kinema.ops import calls
+from kinema.ops.calls import Call
 
 Prepare = Callable[..., Call]
 
@@ -35,7 +35,7 @@ TINY = Sizes(5, 1, 16, (1, 2, 2), 4, (2, 2))  # for the interpreter
 
 
 def little_calls(sizes: Sizes) -> dict[str, Prepare]:
-    """By op; to be given functions, a target and inputs (op_calls.py)."""
+    """By op; to be given functions, a target and inputs (calls.py)."""
     tokens, heads, head_dim, grid = sizes.tokens, sizes.heads, sizes.head_dim, sizes.grid
     dim, channels = heads * head_dim, sizes.channels
     kernel = (3, 3, 3) if sizes is not TINY else (1, 1, 1)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from kinema.bench.cells import row
 from kinema.bench.gpu_session.results import Line
 from kinema.bench.gpu_session.table import cells, nothing
-from kinema.bench.markdown import row
 
 LIBRARIES = ("torch", "triton", "CUDA", "cuDNN")
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from kinema.bench.cells import duration
 from kinema.bench.gpu_session.choice import Known, ordered
 from kinema.bench.gpu_session.results import Line
-from kinema.bench.markdown import duration
 
 WIDTH = 120
 

@@ -15,9 +15,9 @@ import torch
 from kinema.bench import gate
 from kinema.bench.gpu_session.drawn import Drawn, flowing
 from kinema.bench.gpu_session.little_calls import ODD, little
-from kinema.bench.op_cases import all_cases
+from kinema.ops.cases import all_cases
 
-LARGE = {"attention": "1.3B 32760 self", "linear": "1.3B 32760 out", "conv3d": "VAE 96"}  # cases of op_cases.py
+LARGE = {"attention": "1.3B 32760 self", "linear": "1.3B 32760 out", "conv3d": "VAE 96"}  # cases of engine/ops/cases.py
 
 
 def main(words: Sequence[str]) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,9 +52,6 @@ def run(arguments: argparse.Namespace) -> int:
     for path in paths[:1]:
         check_writable(path, fps=arguments.fps)  # before torch is even imported
 
-    from kinema.media.host_copy import to_host
-    from kinema.media.postprocess import to_uint8
-    from kinema.media.writer import open_video
     from kinema.pipeline import VideoPipeline
     from kinema.request.progress import steps_bar, waiting
 
@@ -74,21 +70,9 @@ def run(arguments: argparse.Namespace) -> int:
     with waiting("loading the model and reading the prompt", show):
         state = pipe.prepare(request, streamed=streamed)
     with steps_bar(state.num_steps, show, title="denoise") as advance:
-        while not state.done:
-            pipe.step([state])
-            advance()
-    stats = state.stats
-    with (
-        ExitStack() as files,
-        stats.stage("decode and write", pipe.components.loading),
-        steps_bar(num_frames, show, unit="frame", title="decode") as advance,
-    ):
-        writers = [files.enter_context(open_video(path, fps)) for path in paths]
-        for chunk in to_host(pipe.decode_chunks(state)):
-            for writer, frames in zip(writers, to_uint8(chunk), strict=True):
-                writer.write(frames)
-            advance(chunk.shape[2])
-    stats = state.measured()
+        pipe.run(state, lambda step, timestep: advance())
+    with steps_bar(num_frames, show, unit="frame", title="decode") as advance:
+        stats = pipe.write(state, paths, fps=fps, on_frames=advance)
     stats.seconds = {"start": opened - started, **stats.seconds}
 
     wall = time.perf_counter() - started

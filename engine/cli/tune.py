@@ -11,7 +11,7 @@ from kinema.cli.output import emit, emit_json
 from kinema.errors import RequestError, UnsupportedError
 
 if TYPE_CHECKING:
-    from kinema.bench.op_cases import Case
+    from kinema.ops.cases import Case
     from kinema.ops.common import Op, Target
     from kinema.ops.tuner import Outcome, Tuner
 
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-m",
         "--model",
-        help=f"tune what a generation with this model calls: {MODEL_HELP} (left out: Wan's usual sizes)",
+        help=f"tune what a generation with this model calls: {MODEL_HELP} (left out: calls of usual sizes)",
     )
     parser.add_argument("--again", action="store_true", help="measure anew what is tuned already")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     asked = [name for name in CLIP if getattr(arguments, name) is not None]
     if arguments.model is None and asked:
         raise RequestError(
-            f"{', '.join(asked)} given without a model: add --model, or leave it out for Wan's usual sizes"
+            f"{', '.join(asked)} given without a model: add --model, or leave it out for the usual sizes"
         )
     from kinema.ops import target_for
     from kinema.ops.common import tuned
@@ -109,8 +109,8 @@ def production(tuner: Tuner, ops: list[Op], target: Target) -> list[str]:
     """Tune for the production cases, the most common first. Returns the names of those that memory is too small for."""
     import torch
 
-    from kinema.bench.op_calls import Inputs
-    from kinema.bench.op_cases import all_cases
+    from kinema.ops.calls import Inputs
+    from kinema.ops.cases import all_cases
     from kinema.ops.tables import triton_of
 
     passed = []
@@ -136,7 +136,7 @@ def kinds(case: Case, functions: Any, target: Target) -> set[str]:
     """The kinds of calls with candidates that a case makes on the target; nothing runs and nothing is allocated."""
     import torch
 
-    from kinema.bench.op_calls import Inputs
+    from kinema.ops.calls import Inputs
     from kinema.ops.common import Target
     from kinema.ops.common.launch import architecture, is_hip, recording, watching
 

@@ -1,4 +1,4 @@
-"""The CLIP vision transformer: the image encoder of Wan 2.1 image-to-video (ViT-H/14).
+"""The CLIP vision transformer: an image encoder (ViT-H/14).
 
 Radford et al. 2021, arXiv 2103.00020; Dosovitskiy et al. 2021, arXiv 2010.11929.
 """
@@ -166,7 +166,7 @@ class CLIPVisionEncoder:
         return self._hidden(pixel_values, self.layers)
 
     def penultimate(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The hidden state before the last layer: what Wan conditions on. [B, 3, H, W] → [B, 1+n, C]."""
+        """The hidden state before the last layer, which video models condition on. [B, 3, H, W] → [B, 1+n, C]."""
         return self._hidden(pixel_values, self.layers[:-1])
 
     def _hidden(self, pixel_values: torch.Tensor, layers: list[CLIPLayer]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The UMT5 encoder: the text encoder of Wan.
+"""The UMT5 encoder, for text.
 
 A T5 encoder (RMS norms, gated MLP, no biases, unscaled attention) in which every layer has its own table of
 relative position biases. Chung et al. 2023, arXiv 2304.09151; Raffel et al. 2020, arXiv 1910.10683.

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import torch
 
 from kinema.checkpoints import Component, FolderFormat, ModelFolder, Slot, Tensors, Weights, load_weights
-from kinema.errors import RequestError
+from kinema.errors import RequestError, warn
 from kinema.families.geometry import Geometry
 from kinema.ops import Ops, Plan
 from kinema.ops.attention import BlockCausal
@@ -233,6 +233,12 @@ class Model(ABC):
             )
         if request.guidance_scale_2 is not None and len(self.experts) < 2:
             raise RequestError("guidance_scale_2 is for a model with two experts, this one has one: leave it out")
+        if not request.guided and (request.guidance_scale_2 or 0) > 1:
+            warn(
+                f"guidance_scale_2 = {request.guidance_scale_2:g} is not applied: guidance_scale = "
+                f"{request.guidance_scale:g} turns guidance off for both experts, as in diffusers",
+                stacklevel=4,
+            )
         trained = scheduler.config.num_train_timesteps
         if request.num_inference_steps is not None and request.num_inference_steps > trained:
             raise RequestError(

@@ -25,6 +25,7 @@ class Format:
 
 
 FOLDER = Format("png folder", ("",))
+FRAME_NAME = "frame_{:05d}.png"  # in a folder of pictures
 FORMATS = (
     # H.264 in yuv420p stores one colour sample per 2x2 pixels, and libx264 stops at 16384.
     Format("mp4", (".mp4",), "av", max_side=16384, even_sizes=True),

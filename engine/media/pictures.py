@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image
 
-from kinema.media.staging import FRAME_NAME
+from kinema.media.formats import FRAME_NAME
 from kinema.media.timing import note
 
 JPEG_QUALITY = 95

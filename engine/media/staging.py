@@ -17,7 +17,6 @@ from kinema.media.formats import FOLDER, Destination, check_fits, parse_destinat
 from kinema.media.libraries import needed
 from kinema.media.temporary import lock, remove_abandoned, temporary_name
 
-FRAME_NAME = "frame_{:05d}.png"
 _FRAME = re.compile(r"frame_\d{5,}\.png")
 _ADVICE = {
     errno.ENOSPC: "free some space or write elsewhere",

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from types import TracebackType
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from kinema.errors import KinemaError, OutputError, RequestError
 from kinema.media.formats import FOLDER, check_fits, frame_rate
+from kinema.media.host_copy import to_host
+from kinema.media.postprocess import to_uint8
 from kinema.media.staging import Staging, cannot_write, check_writable
 
 # What an encoder or the file system raises when it cannot go on; all of it reaches the user as one OutputError.
@@ -144,3 +147,19 @@ class VideoWriter:
         if self.destination.format.one_frame:
             return StillEncoder(staging.place, name)
         return AnimationEncoder(staging.place, name, self.fps)
+
+
+def write_clips(
+    chunks: Iterable[torch.Tensor],
+    paths: Sequence[str | os.PathLike[str]],
+    fps: float | Fraction,
+    on_frames: Callable[[int], object] | None = None,
+) -> None:
+    """Frames [B, 3, t, H, W] in [−1, 1], chunk after chunk, into B files. on_frames is told how many were written."""
+    with ExitStack() as files:
+        writers = [files.enter_context(open_video(path, fps)) for path in paths]
+        for chunk in to_host(chunks):
+            for writer, frames in zip(writers, to_uint8(chunk), strict=True):
+                writer.write(frames)
+            if on_frames is not None:
+                on_frames(chunk.shape[2])

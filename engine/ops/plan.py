@@ -127,7 +127,7 @@ def stored_bytes(plan: Plan, shape: Sequence[int], storage: Storage) -> int:
     if storage == "table":
         return 0
     if storage == "convolution":
-        packed = implementation_of(plan, "conv3d").packed_bytes
+        packed = getattr(implementation_of(plan, "conv3d").load(), "packed_bytes", None)  # if not as it is
         return 4 * count if packed is None else packed(shape)
     if storage in ("planned", "wide") and precision.weights.itemsize > 1:
         return precision.weights.itemsize * count

@@ -1,4 +1,4 @@
-"""UniPCMultistep: a predictor of order p and a corrector of order p + 1 (arXiv 2302.04867); Wan's scheduler."""
+"""UniPCMultistep: a predictor of order p and a corrector of order p + 1 (arXiv 2302.04867)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts as Wan and its relatives expect them."""
+"""Prompts as text-to-video models expect them."""
 
 from __future__ import annotations
 

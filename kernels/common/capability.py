@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -39,7 +39,6 @@ class Implementation:
     reluctant: the reasons why it runs there only when it is asked for by name.
     partial: a library's: it takes the common calls of the contract and hands the others to `takes_the_rest`.
     quantizes: the reasons why it has no kernel for calls that quantize to a kind; only attention's are asked.
-    packed_bytes: what a weight of a shape takes when it is packed, where that is not its elements in fp32.
     """
 
     backend: str
@@ -48,7 +47,6 @@ class Implementation:
     reluctant: Callable[[Target], list[str]] = no_reason
     partial: bool = False
     quantizes: Callable[[Target, QuantKind], list[str]] = no_eight_bits
-    packed_bytes: Callable[[Sequence[int]], int] | None = None
 
     def load(self) -> ModuleType:
         return importlib.import_module(self.module)

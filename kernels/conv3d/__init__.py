@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
@@ -74,18 +73,12 @@ class Conv3d(Protocol):
         ...
 
 
-def _winograd_bytes(kernel: Sequence[int]) -> int:
-    from kinema.ops.conv3d.cpu import packed_bytes  # not above: it imports this file
-
-    return packed_bytes(kernel)
-
-
 OP = Op(
     "conv3d",
     ("conv3d", "pack_conv3d"),
     (
         triton_implementation("conv3d"),
-        replace(cpu_implementation("conv3d"), packed_bytes=_winograd_bytes),
+        cpu_implementation("conv3d"),
         Implementation("cpu-direct", "kinema.ops.conv3d.cpu_direct", cpu_unsupported),
         Implementation("reference", "kinema.ops.conv3d.reference"),
     ),

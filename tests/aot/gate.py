@@ -8,8 +8,8 @@ from chips import TENSOR_COLUMNS, Chip
 from listing import WIDE_LOADS
 from measure import Measure
 
-from kinema.bench.op_cases import Case
 from kinema.bench.op_counts import Unit
+from kinema.ops.cases import Case
 
 OPS_WITH_PRODUCTS = ("attention", "conv3d", "linear", "patch_embed")
 # the tensor cores' instruction for products of a unit. fp32 may stay off them, or go in parts; the table knows

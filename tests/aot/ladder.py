@@ -27,7 +27,7 @@ from gate import broken, worse
 from recorded import Recorded, record, triton_of
 from table import Table
 
-from kinema.bench.op_cases import Case, all_cases
+from kinema.ops.cases import Case, all_cases
 
 QUICK_CHIPS = ("sm_89", "sm_90a")
 QUICK_PRECISIONS = {"linear": ("bf16", "fp8"), "quantize": ("int8",), "conv3d": ("fp32",), "scheduler_step": ("fp32",)}

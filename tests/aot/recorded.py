@@ -10,9 +10,9 @@ import torch
 from chips import Chip
 from compiled import Job, job
 
-from kinema.bench.op_calls import Inputs
-from kinema.bench.op_cases import Case
 from kinema.bench.op_counts import Count, count
+from kinema.ops.calls import Inputs
+from kinema.ops.cases import Case
 from kinema.ops.common import PRECISIONS, Implementation, Target
 from kinema.ops.plan import OPS
 

@@ -26,7 +26,7 @@ from measure import Measure
 from recorded import triton_of
 from sass import MMA, kind, parse
 
-from kinema.bench.op_cases import Case, all_cases
+from kinema.ops.cases import Case, all_cases
 from kinema.ops.common import PRECISIONS, Target
 from kinema.ops.plan import OPS
 

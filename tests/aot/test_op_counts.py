@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from kinema.bench.gpus import GPUS, bound
-from kinema.bench.op_calls import Inputs
-from kinema.bench.op_cases import all_cases
 from kinema.bench.op_counts import Count, count
+from kinema.ops.calls import Inputs
+from kinema.ops.cases import all_cases
 from kinema.ops.common import PRECISIONS, Quantized, Target
 from kinema.ops.plan import OPS
 

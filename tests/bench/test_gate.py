@@ -11,13 +11,14 @@ from importlib import import_module
 import pytest
 import torch
 
-from kinema.bench import op_calls, torch_ops
+from kinema.bench import torch_ops
 from kinema.bench.gate import Distance, allowance, distance, refusal
-from kinema.bench.op_calls import Inputs
-from kinema.bench.op_cases import all_cases
 from kinema.bench.ops import TORCH
 from kinema.cli.main import main
+from kinema.ops import calls as op_calls
 from kinema.ops import plan, target_for
+from kinema.ops.calls import Inputs
+from kinema.ops.cases import all_cases
 from kinema.ops.common import Implementation, Quantized
 from kinema.ops.unpatchify import reference
 
@@ -152,7 +153,7 @@ def test_a_case_that_cannot_be_made_has_a_reason(tmp_path, capsys, monkeypatch):
         raise RuntimeError("no inputs")
 
     cases = [dataclasses.replace(case, prepare=fail) if case.op == "unpatchify" else case for case in all_cases()]
-    monkeypatch.setattr("kinema.bench.op_cases.all_cases", lambda: cases)
+    monkeypatch.setattr("kinema.ops.cases.all_cases", lambda: cases)
     report, _ = run_ops(tmp_path, capsys, "--op", "unpatchify", "--op", "patch_embed")
     assert {row["failed"] for row in report["rows"] if row["op"] == "unpatchify"} == {"RuntimeError: no inputs"}
     assert all("samples" in row for row in report["rows"] if row["op"] == "patch_embed")

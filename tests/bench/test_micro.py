@@ -8,9 +8,9 @@ from functools import lru_cache
 import pytest
 import torch
 
-from kinema.bench.op_cases import all_cases
 from kinema.bench.ops import REFERENCE, TORCH, candidates, gated
 from kinema.ops import target_for
+from kinema.ops.cases import all_cases
 
 CASES = {
     ("linear", "sample 80 qkv"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kinema.bench.gpus import GPUS, of_device
-from kinema.bench.op_cases import all_cases
+from kinema.ops.cases import all_cases
 
 
 @pytest.fixture(autouse=True)

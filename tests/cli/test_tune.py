@@ -9,9 +9,9 @@ import torch
 
 pytest.importorskip("triton")
 
-from kinema.bench import op_calls
-from kinema.bench.op_cases import Case
 from kinema.cli import tune
+from kinema.ops import calls as op_calls
+from kinema.ops.cases import Case
 from kinema.ops.common import tuned
 from kinema.ops.common.launch import Config
 from kinema.ops.conv3d import triton as conv3d
@@ -44,7 +44,7 @@ def as_on_a_gpu(monkeypatch):
     if torch.cuda.is_available():
         pytest.skip("kernels are not interpreted here")
     monkeypatch.setattr(tune, "check_gpu", lambda target: None)
-    monkeypatch.setattr("kinema.bench.op_cases.all_cases", lambda: CASES)
+    monkeypatch.setattr("kinema.ops.cases.all_cases", lambda: CASES)
     monkeypatch.setitem(linear.TABLES, "linear/large_fp32", {0: TILES})
     asked = []
 
@@ -118,7 +118,7 @@ def test_what_does_not_fit_into_memory_is_passed_over(cli, as_on_a_gpu, monkeypa
         raise torch.OutOfMemoryError("full")
 
     cases = (replace(CASES[0], name="huge", prepare=full), CASES[2])
-    monkeypatch.setattr("kinema.bench.op_cases.all_cases", lambda: cases)
+    monkeypatch.setattr("kinema.ops.cases.all_cases", lambda: cases)
     monkeypatch.setattr(tune, "kinds", lambda case, functions, target: {case.name})
     result = cli("tune")
     assert result.code == 0 and "linear huge: out of memory, passed over" in result.out
@@ -127,7 +127,7 @@ def test_what_does_not_fit_into_memory_is_passed_over(cli, as_on_a_gpu, monkeypa
 
 def test_a_vae_is_fp32_in_every_precision(cli, as_on_a_gpu, monkeypatch):
     cases = (Case("conv3d", "small", ("fp32",), partial(op_calls.conv3d, 3, 4, (1, 3, 3), (1, 4, 4))), CASES[0])
-    monkeypatch.setattr("kinema.bench.op_cases.all_cases", lambda: cases)
+    monkeypatch.setattr("kinema.ops.cases.all_cases", lambda: cases)
     monkeypatch.setitem(conv3d.TABLES, "conv3d/fp32", {0: (conv3d.PRODUCT[0], Config({"ROWS": 32, "FEATURES": 16}))})
     report = json.loads(cli("tune", "--precision", "bf16", "--json").out)
     assert [outcome["key"] for outcome in report["outcomes"]] == ["conv3d/fp32: 16 4 4 16"]

@@ -15,8 +15,8 @@ import torch
 
 from kinema.bench.gpu_session.kernel_cache import take
 from kinema.bench.gpu_session.question import Question, Session
-from kinema.bench.op_calls import Inputs
-from kinema.bench.op_cases import all_cases
+from kinema.ops.calls import Inputs
+from kinema.ops.cases import all_cases
 from kinema.ops.common import PRECISIONS, Target
 
 AHEAD = "KINEMA_TRITON_AHEAD"  # the folder that --triton-cache names

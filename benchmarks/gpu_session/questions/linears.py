@@ -6,12 +6,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from kinema.bench import op_calls
 from kinema.bench.gpu_session.drawn import Drawn, ExactDrawn, flowing
 from kinema.bench.gpu_session.kernels import tiles, time_kernel
 from kinema.bench.gpu_session.question import Question, Session
-from kinema.bench.op_calls import Call
 from kinema.bench.torch_ops import torch_call
+from kinema.ops import calls as op_calls
+from kinema.ops.calls import Call
 from kinema.ops.linear import reference
 
 TOKENS, DIM, FFN = 32760, 1536, 8960

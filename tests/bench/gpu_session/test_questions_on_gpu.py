@@ -14,7 +14,7 @@ from kinema.bench.gpu_session.cudnn_fp8 import E4M3, CudnnAttention
 from kinema.bench.gpu_session.questions import conformance, counters, host_time
 from kinema.bench.gpu_session.sanitizer import SAMPLES
 from kinema.bench.gpu_session.watched import LARGE
-from kinema.bench.op_cases import all_cases
+from kinema.ops.cases import all_cases
 from kinema.ops.common.launch import Config, Launch
 
 

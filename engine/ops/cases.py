@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
-from kinema.bench import op_calls as calls
-from kinema.bench.op_calls import Call, Functions, Inputs
+from kinema.ops import calls
+from kinema.ops.calls import Call, Functions, Inputs
 from kinema.ops.common import Target
 
 ALL = ("fp32", "bf16", "fp16", "fp8", "int8")

@@ -1,4 +1,4 @@
-"""How a case of op_cases.py calls its op: weights packed, inputs laid out in memory as a model lays them out."""
+"""How a case of cases.py calls its op: weights packed, inputs laid out in memory as a model lays them out."""
 
 from __future__ import annotations
 

@@ -1,0 +1,53 @@
+"""One denoising step of many requests: those of like shape share a forward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from kinema.denoise.batching import forward_together
+from kinema.denoise.state import RequestState
+from kinema.errors import Interrupted
+from kinema.fields.values import each_of_kind
+from kinema.loading.components import Components
+from kinema.ops.running import running
+
+
+def step_together(components: Components, states: Sequence[RequestState], *, threads: int | None, graphs: bool) -> None:
+    """A step of each that is not done. One whose `interrupt` is set meanwhile stays as it was; the others take it.
+
+    graphs: the forwards of a lone request are recorded, and replayed.
+    """
+    groups: dict[str, list[RequestState]] = {}
+    for state in each_of_kind("states", states, RequestState):
+        state.check_whole()
+        if not state.done:
+            groups.setdefault(state.expert, []).append(state)
+    for expert, group in groups.items():
+        while left := [state for state in group if not state.done]:
+            try:
+                _step(components, expert, left, threads, graphs)
+                break
+            except Interrupted:
+                if not any(state.interrupt for state in left):  # by a flag of the caller's
+                    raise
+        if all(state.done or state.expert != expert for state in group):
+            components.release(expert)
+
+
+def _step(components: Components, expert: str, group: list[RequestState], threads: int | None, graphs: bool) -> None:
+    with ExitStack() as stages:
+        for state in group:
+            stages.enter_context(state.stats.stage("denoise", components.loading))
+        with running("a step", threads, *(state.stop for state in group)):
+            transformer = components.transformer(expert)
+            rows = [state.rows(transformer, expert) for state in group]
+            if graphs and len(group) == len(rows[0]) == 1:
+                predictions = [group[0].captured(transformer, rows[0][0])]
+            else:
+                predictions = forward_together(transformer, [part for parts in rows for part in parts])
+        # past the flags: whoever sets one now comes after this step
+        with running("a step", threads):
+            taken = iter(predictions)
+            for state, parts in zip(group, rows, strict=True):
+                state.advance(components.ops, [next(taken) for _ in parts], expert)
