@@ -12,7 +12,7 @@ from kinema.families.wan import config as wan
 from kinema.families.wan.config import WanConfig
 from kinema.families.wan.transformer import WanTransformer
 from kinema.ops import build_ops, plan_ops, target_for
-from kinema.ops import torch_compile as compiled
+from kinema.ops import operators as compiled
 from kinema.ops.attention import KV, BlockCausal, BlockList
 from kinema.ops.common import Rope
 from kinema.ops.norm_modulate import Norm
