@@ -113,7 +113,7 @@ def calls_of(pipe: VideoPipeline, inputs: Inputs) -> dict[str, Callable[[], Any]
     return {
         "transformer": torch.no_grad()(transformer),
         "vae": torch.no_grad()(lambda: parts.vae("decoder").decode(inputs.decoded)),
-        "text": torch.no_grad()(lambda: parts.text_encoder()(inputs.ids)),
+        "text": torch.no_grad()(lambda: parts.part("text_encoder")(inputs.ids)),
     }
 
 

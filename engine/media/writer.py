@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from types import TracebackType
@@ -150,7 +150,7 @@ class VideoWriter:
 
 
 def write_clips(
-    chunks: Iterable[torch.Tensor],
+    chunks: Iterator[torch.Tensor],
     paths: Sequence[str | os.PathLike[str]],
     fps: float | Fraction,
     on_frames: Callable[[int], object] | None = None,
