@@ -15,7 +15,7 @@ _PRECISION = "choose it while loading: precision= of from_pretrained (fp32, bf16
 _DEVICE = "choose it while loading: device= of from_pretrained (cpu, cuda or cuda:1)"
 _HUB = "kinema downloads nothing: fetch the folder first (hf download) and give its path"
 _TRAINING = "this is for inference; diffusers trains, and what it saves is loaded here"
-_TEXTS = "kinema.families.wan.prompts.encode_texts(pipe.components, texts, 512) gives what prompt_embeds= takes"
+_TEXTS = "kinema.encoders.prompts.encode_texts(pipe.components, texts, 512) gives what prompt_embeds= takes"
 _BLEND = "no model that kinema loads has it: leave it out"
 
 INSTEAD: dict[str, str] = {
