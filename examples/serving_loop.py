@@ -1,7 +1,7 @@
 """A server's loop, continuous batching by hand: python examples/serving_loop.py [folder for the clips]
 
 Each turn admits what has arrived, takes one denoising step of every running request, whatever its size and however far
-it is, and returns what is done. Requests of like shape share a forward; no result depends on what runs beside it.
+it is, and saves what is done. Requests of like shape share a forward; a result is the same alone, but for rounding.
 """
 
 import sys
