@@ -54,7 +54,7 @@ class GenerationRequest:
     tiling: Tiling | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what no model could do; `check_request` does the same for what this model cannot do."""
+        """Refuse what no model could do; `Model.check` does the same for what a model cannot do."""
         check_fields(self, _CHECKS)
         self._either("prompt", "prompt_embeds", needed=True)
         self._either("negative_prompt", "negative_prompt_embeds")

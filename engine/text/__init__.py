@@ -1,1 +1,1 @@
-"""From a prompt to what the transformer attends to: cleaning, token ids, the UMT5 encoder."""
+"""From a prompt to token ids: cleaning and tokenizing."""

@@ -188,7 +188,13 @@ def sample():
         conversion(draw, "cvt.rn.f16.f32", fp16_bits),
         conversion(draw, "ex2.approx.ftz.f32", exp2_bits),
     )
-    head = {"gpu": "none: tests/bench/gpu_session/recorded.py", "capability": 0, "driver": 0, "runtime": 0, "seed": 1}
+    head = {
+        "gpu": "none: tests/bench/gpu_session/recorded_vectors.py",
+        "capability": 0,
+        "driver": 0,
+        "runtime": 0,
+        "seed": 1,
+    }
     return Recording(head, vectors, {"mma e4m3": "needs compute capability 89"})
 
 

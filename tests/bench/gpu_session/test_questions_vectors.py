@@ -152,7 +152,7 @@ def test_a_recording_is_read_as_it_was_written(tmp_path):
 
 
 def test_the_stored_recording_is_the_one_that_is_made_here():
-    """`python tests/bench/gpu_session/recorded.py` writes it."""
+    """`python tests/bench/gpu_session/recorded_vectors.py` writes it."""
     stored = read_recording(recorded.SAMPLE)
     assert [v.name for v in stored.vectors] == [v.name for v in recorded.sample().vectors]
     assert all(judge(vector).wrong == 0 for vector in stored.vectors)
