@@ -29,6 +29,7 @@ QUICK_WITHOUT = frozenset(
         *("cli/test_cli_interrupted.py", "cli/test_cli_streams.py"),
         *("native/test_threads.py", "native/test_interrupts.py"),
         *("native/test_misuse.py", "native/test_random_calls.py"),
+        *("checkpoints/test_load_memory.py", "checkpoints/test_checkpoint_writer.py"),
         *("models/test_vae_memory.py", "models/test_compiled_ops.py", "pipeline/test_pipeline_memory.py"),
     }
 )

@@ -48,6 +48,7 @@ MIRRORS = {
     "kinema_unpatchify_args": unpatchify_cpu.UnpatchifyArguments,
 }
 
+USUAL = pytest.mark.usual
 needs_library = pytest.mark.skipif(not native.instruction_sets(), reason="the native kernels are not built")
 
 
@@ -114,12 +115,14 @@ def test_where_the_library_can_be_built_it_is_there():
     assert native.instruction_sets(), "the native kernels are missing or old: make native"
 
 
+@USUAL
 @needs_library
 def test_an_instruction_set_can_be_forced():
     code = "from kinema.ops.common import native; print(native.cpu().isa)"
     assert run(code, KINEMA_CPU_ISA="portable") == "portable\n"
 
 
+@USUAL
 @needs_library
 def test_an_instruction_set_that_is_not_there_is_a_reason_that_names_the_known():
     report = run(DOCTOR, KINEMA_CPU_ISA="altivec")
@@ -128,11 +131,13 @@ def test_an_instruction_set_that_is_not_there_is_a_reason_that_names_the_known()
     )
 
 
+@USUAL
 def test_without_the_library_doctor_says_what_to_do(tmp_path):
     report = run(DOCTOR, KINEMA_CPU_LIBRARY=str(tmp_path / "none.so"))
     assert "not cpu: the native kernels are not built: install a C++ compiler and CMake, then kinema again" in report
 
 
+@USUAL
 def test_a_library_of_another_interface_is_not_called(tmp_path):
     compiler = os.environ.get("CXX", "c++")
     source = tmp_path / "old.cpp"
@@ -484,7 +489,7 @@ LARGE = [
 
 
 @pytest.mark.parametrize(("into", "out", "taps", "frames", "height", "width", "upsample"), LARGE)
-@pytest.mark.parametrize("past", ["random", "silent above", "silent"])
+@pytest.mark.parametrize("past", ["random", *(pytest.param(p, marks=USUAL) for p in ("silent above", "silent"))])
 @pytest.mark.parametrize("tile", [4, 2, 0])
 def test_convolutions_of_large_pictures(isa, threads, into, out, taps, frames, height, width, upsample, past, tile):
     """Where pictures are cut; results and caches are the same on any number of threads."""
@@ -689,6 +694,7 @@ def test_large_steps_go_past_the_caches(isa, beside):
     assert torch.allclose(torch.cat((first, second)).double(), wanted, rtol=1e-6, atol=1e-5)
 
 
+@USUAL
 def test_torchs_threads_do_the_work():
     """A second set of threads would wait while torch's spin: no call of ours starts one."""
     if native.torch_parallel() is None:
