@@ -22,14 +22,24 @@ INSTALLED := $(VENV)/installed-$(shell ls -d kernels/*/ benchmarks/ | cksum | cu
 NATIVE := CMakeLists.txt $(wildcard csrc/*.cpp csrc/include/* csrc/cpu/*)
 CPP = git ls-files '*.c' '*.cpp' '*.cc' '*.h' '*.cu' '*.cuh' | xargs -r $(BIN)/clang-format
 
-.PHONY: video test test-slow test-gpu gpu-session mutants mutants-native sanitize tsan aot aot-update native bench fuzz
-.PHONY: tools lint format types clean
+.PHONY: video test test-quick test-all test-slow test-gpu gpu-session mutants mutants-native sanitize tsan aot aot-update
+.PHONY: native bench fuzz tools lint format types clean
 
 video: $(INSTALLED)
 	@$(BIN)/kinema generate "$$PROMPT" --model "$(MODEL)" --output "$$OUT" --seed $(SEED)
 
+PYTEST := $(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow"
 test: $(VENV)/test-tools
-	$(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow"
+	$(PYTEST)
+
+# for while one works: the processor's best native kernels alone, and no interpreted Triton (tests/conftest.py)
+test-quick: $(VENV)/test-tools
+	KINEMA_TESTS=quick $(PYTEST)
+
+# with every table of native kernels, also where it has no code of its own, and every matrix as long as it gets
+test-all: $(VENV)/test-tools
+	KINEMA_TESTS=all $(PYTEST)
+	$(BIN)/pytest -m slow
 
 test-slow: $(VENV)/test-tools
 	$(BIN)/pytest -m slow

@@ -2,13 +2,16 @@
 
 A test module of an op sets `OP` and its tests ask for `impl`: they then run for every implementation of that op
 and every device that can run here. A module of all ops sets `OPS`, and a test's `of` names the ops that it is for.
-Tests of ops working together ask for `ops`.
+Tests of ops working together ask for `ops`. Tests that plant mistakes are marked `planted`: what they ask of is the
+cases, which all implementations share, so they run on the reference alone.
 """
 
 import dataclasses
+import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,11 +20,18 @@ import torch
 from kinema.errors import UnsupportedError
 from kinema.ops import build_ops, plan_ops
 from kinema.ops.common import PRECISIONS, Precision, Target
-from kinema.ops.common.native import ISA_VARIABLE, forced, instruction_sets
+from kinema.ops.common.native import forced
 from kinema.ops.plan import OPS
+
+_spec = importlib.util.spec_from_file_location("native_tables", Path(__file__).parents[1] / "native_tables.py")
+native_tables = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(native_tables)
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 NATIVE = ("cpu", "cpu-direct")
+SUITE = os.environ.get(native_tables.SUITE_VARIABLE)
+# Triton's interpreter takes longer than all others together
+LEFT_OUT = ("triton",) if SUITE == "quick" and not torch.cuda.is_available() else ()
 
 # A narrow dtype between ops is a GPU's precision; a backend that can run one elsewhere says so for this target.
 FLOWING = {
@@ -170,23 +180,35 @@ def _fails(check, candidate, case) -> bool:
 
 
 def pytest_generate_tests(metafunc):
+    planted = metafunc.definition.get_closest_marker("planted") and SUITE != "all"
     if "impl" in metafunc.fixturenames:
         if hasattr(metafunc.module, "OPS"):
             names = getattr(metafunc.function, "of", [op.name for op in metafunc.module.OPS])
             ops = [op for op in metafunc.module.OPS if op.name in names]
             params = [param for op in ops for param in _candidates(op, every_table=False)]
         else:
-            params = list(_candidates(metafunc.module.OP))
+            params = list(_candidates(metafunc.module.OP, called=_called(metafunc.module)))
+        if planted:
+            params = [param for param in params if param.values[0][1].backend == "reference"]
         metafunc.parametrize("impl", params, indirect=True)
     if "ops" in metafunc.fixturenames:
-        backends = dict.fromkeys(i.backend for op in OPS for i in op.implementations)
+        backends = dict.fromkeys(i.backend for op in OPS for i in op.implementations if i.backend not in LEFT_OUT)
+        backends = ["reference"] if planted else backends
         params = [pytest.param((b, d), id=f"{b}-{d}") for b in backends for d in DEVICES]
         metafunc.parametrize("ops", params, indirect=True)
 
 
-def _candidates(op, every_table=True):
-    """every_table: native kernels of each instruction set, else of the best alone, with the op in the test's name."""
+def _called(module):
+    """What a module of contracts is about, as native_tables calls it: the op, or one of the ways to compute it."""
+    return Path(module.__file__).stem.removeprefix("test_").removesuffix("_contract")
+
+
+def _candidates(op, every_table=True, called=""):
+    """every_table: native kernels of each instruction set that has its own code for what is `called`, else of the best
+    alone, with the op in the test's name."""
     for implementation in op.implementations:
+        if implementation.backend in LEFT_OUT:
+            continue
         for name in DEVICES:
             device = torch.device(name)
             targets = [Target(device, p) for kind in PRECISIONS.values() for p in kind.values()]
@@ -194,12 +216,17 @@ def _candidates(op, every_table=True):
             # skipped only where no precision can run: the capability record says why, and that is the skip's reason
             marks = [pytest.mark.skip(reason="; ".join(reasons[0]))] if all(reasons) else []  # no GPU, no triton, …
             # native kernels exist once per instruction set; KINEMA_CPU_ISA picks one
-            tables = instruction_sets() if implementation.backend in NATIVE and name == "cpu" else []
-            tables = [isa for isa in tables if isa == os.environ.get(ISA_VARIABLE, isa)]
+            direct = "conv3d, direct" if implementation.backend == "cpu-direct" else called
+            tables = native_tables.tables(direct) if implementation.backend in NATIVE and name == "cpu" else []
             for isa in (tables if every_table else tables[:1]) or [None]:
                 label = f"{implementation.backend}-{name}" + (f"-{isa}" if isa else "")
                 label = label if every_table else f"{op.name}-{implementation.backend}-{name}"
                 yield pytest.param((op, implementation, device, isa), id=label, marks=marks)
+
+
+@pytest.fixture(autouse=True)
+def poisoned(poisoned_memory):
+    """An op that leaves a part of its result unwritten is noticed, also where no test gives it `out`."""
 
 
 @pytest.fixture(autouse=True, scope="package")

@@ -538,6 +538,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.planted
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_planted_mistakes_are_noticed(impl, mistake):
     if impl.backend != "reference":

@@ -159,6 +159,7 @@ def with_mistake(mistake):
     return lambda q, kv, bias=None, causal=None, blocks=None, residual=None, **rest: mistaken(q, kv, **rest, **mistake)
 
 
+@pytest.mark.planted
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_planted_mistakes_are_noticed(impl, mistake):
     if impl.backend != "reference":

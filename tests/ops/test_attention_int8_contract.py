@@ -189,6 +189,7 @@ def with_mistake(changes):
     return run
 
 
+@pytest.mark.planted
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_planted_mistakes_are_noticed(impl, mistake):
     if impl.backend != "reference":

@@ -360,6 +360,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.planted
 @pytest.mark.parametrize("name", MISTAKES)
 def test_planted_mistakes_are_noticed(impl, name):
     assert impl.catches(check_conv3d, CASES, **MISTAKES[name](impl))

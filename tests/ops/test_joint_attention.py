@@ -130,6 +130,7 @@ def test_cogvideox_as_one_tensor(ops):
     assert_same((y[:, TEXT:], y[:, :TEXT]), wanted)
 
 
+@pytest.mark.planted
 def test_cogvideox_mistakes_are_noticed(ops):
     attn, table = cogvideox()
     video, text = tokens()

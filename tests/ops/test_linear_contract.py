@@ -402,6 +402,7 @@ MISTAKES = {
 BY_COST = dict(sorted(CASES.items(), key=lambda named: math.prod(named[1].size)))
 
 
+@pytest.mark.planted
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_planted_mistakes_are_noticed(impl, mistake):
     if mistake == "result_cut":

@@ -303,6 +303,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.planted
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_planted_mistakes_are_noticed(impl, mistake):
     if mistake == "result_cut":
@@ -310,6 +311,7 @@ def test_planted_mistakes_are_noticed(impl, mistake):
     assert impl.catches(check_norm_modulate, CASES, **MISTAKES[mistake](impl))
 
 
+@pytest.mark.planted
 def test_statistics_in_bf16_are_noticed_in_bf16(impl):
     """Where the result is rounded to bf16 anyway."""
     impl.flowing(BF16)

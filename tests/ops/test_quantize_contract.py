@@ -145,11 +145,13 @@ MISTAKES = {
 }
 
 
+@pytest.mark.planted
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_planted_mistakes_are_noticed(impl, mistake):
     assert impl.catches(check_quantize, CASES, quantize=MISTAKES[mistake])
 
 
+@pytest.mark.planted
 def test_ties_rounded_away_from_zero_are_noticed(impl):
     kinds = {"fp8": "fp8", "int8": "int8"}
     assert impl.catches(check_ties, kinds, quantize=mutant_quantize(rounding=away_from_zero))

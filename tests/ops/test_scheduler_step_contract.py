@@ -170,11 +170,13 @@ MISTAKES = {
 }
 
 
+@pytest.mark.planted
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_planted_mistakes_are_noticed(impl, mistake):
     assert impl.catches(check_scheduler_step, CASES, **wrapped(impl, MISTAKES[mistake]))
 
 
+@pytest.mark.planted
 def test_outputs_written_one_after_the_other_are_noticed(impl):
     assert impl.catches(check_scheduler_step, CASES, **one_output_after_the_other(impl)) == "over_sample_and_history"
 

@@ -144,6 +144,7 @@ def a_view(op, x, grid, patch, order):
 MISTAKES = [other_order, default_order, swapped_grid, swapped_patch, unwritten_tail, a_view]
 
 
+@pytest.mark.planted
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_planted_mistakes_are_noticed(impl, mistake):
     assert impl.catches(check_unpatchify, CASES, **wrapped(impl, mistake))

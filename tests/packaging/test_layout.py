@@ -98,3 +98,14 @@ def test_everything_that_make_installs_is_pinned(root):
     lines = (root / "constraints.txt").read_text().splitlines()
     pinned = {line.partition("==")[0] for line in lines if "==" in line}
     assert {re.split(r"[><=\[;]", dependency)[0] for dependency in wanted} <= pinned
+
+
+def test_every_verb_that_a_document_names_is_one_of_make(root):
+    phony = re.findall(r"^\.PHONY: (.*)$", (root / "Makefile").read_text(), re.MULTILINE)
+    verbs = {verb for line in phony for verb in line.split()}
+    for path in (root / "CONTRIBUTING.md", root / "README.md", *(root / "docs").glob("*.md"), root / ".ci" / "run"):
+        for words in re.findall(r"(?:^ *|`)make ((?:[a-z-]+ ?)+)", path.read_text(), re.MULTILINE):
+            assert set(words.split()) <= verbs, f"{path.relative_to(root)}: make {words}"
+    shown = (root / "CONTRIBUTING.md").read_text()
+    unnamed = {verb for verb in verbs if not re.search(rf"make ([a-z-]+ )*{verb}\b", shown)}
+    assert unnamed <= {"test-gpu", "aot-update", "fuzz", "tools", "clean"}, "CONTRIBUTING.md says what a verb is for"

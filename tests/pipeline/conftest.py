@@ -186,6 +186,11 @@ class Models:
         return Model(folder, theirs, open_on_cpu(folder))
 
 
+@pytest.fixture(autouse=True)
+def poisoned(poisoned_memory: None) -> None:
+    """A buffer that is read before it is written is noticed, wherever it comes from."""
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     return Models(tmp_path_factory.mktemp("models"))
