@@ -601,10 +601,10 @@ def blend_too_narrow(setup: Setup) -> None:
 
 
 def tiles_of_pixels_when_encoding(setup: Setup) -> None:
-    right = tiling.TileGrid.of_encoder
+    right, patch = tiling.TileGrid.of_encoder, setup.config.patch
 
-    def wrong(given: Tiling, config: WanVAEConfig) -> tiling.TileGrid:
-        return right(Tiling(*(n // config.patch for n in (*given.size, *given.stride))), config)
+    def wrong(given: Tiling, scale: int) -> tiling.TileGrid:
+        return right(Tiling(*(n // patch for n in (*given.size, *given.stride))), scale)
 
     setup.patch.setattr(tiling.TileGrid, "of_encoder", wrong)
 

@@ -48,13 +48,13 @@ def test_the_tree_is_what_setup_maps(root, package_dir, bare):
 
 def test_a_tree_is_renewed_and_what_is_right_stays(bare, root):
     assert bare().returncode == 0
-    stale, moved, kept = (bare.tree / "kinema" / name for name in ("gone.py", "cli.py", "pipeline.py"))
+    stale, moved, kept = (bare.tree / "kinema" / name for name in ("gone.py", "errors.py", "pipeline.py"))
     stale.symlink_to(root / "engine" / "gone.py")
     moved.unlink()
-    moved.symlink_to(root / "elsewhere" / "cli.py")
+    moved.symlink_to(root / "elsewhere" / "errors.py")
     before = kept.lstat()
     assert bare().returncode == 0
-    assert not stale.is_symlink() and moved.resolve() == root / "engine" / "cli.py"
+    assert not stale.is_symlink() and moved.resolve() == root / "engine" / "errors.py"
     assert kept.lstat().st_ino == before.st_ino
 
 

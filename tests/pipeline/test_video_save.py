@@ -17,8 +17,9 @@ from kinema.media.formats import frame_rate
 from kinema.media.inputs import load_video
 from kinema.media.pictures import durations
 from kinema.media.staging import check_writable
-from kinema.media.video import Video, VideoOutput
+from kinema.media.video import Video
 from kinema.media.writer import open_video
+from kinema.request.output import VideoOutput
 from kinema.request.stats import Stats
 
 RATES = [

@@ -50,5 +50,5 @@ def test_the_command_line_says_it_in_a_line(tmp_path, capsys):
 
 
 def test_large_vocabularies_are_not_listed(pipe):
-    tokenizer = pipe.components.tokenizer()
+    tokenizer = pipe.components.part("tokenizer")
     assert len(tokenizer.words()) == 79 and tokenizer.words(most=20) == []

@@ -11,7 +11,7 @@ import torch
 
 from kinema import schedulers
 from kinema.errors import RequestError
-from kinema.ops.plan import build_ops, plan_ops, target_for
+from kinema.ops import build_ops, plan_ops, target_for
 from kinema.ops.scheduler_step import reference
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
