@@ -30,7 +30,8 @@ QUICK_WITHOUT = frozenset(
         *("native/test_threads.py", "native/test_interrupts.py"),
         *("native/test_misuse.py", "native/test_random_calls.py"),
         *("checkpoints/test_load_memory.py", "checkpoints/test_checkpoint_writer.py"),
-        *("models/test_vae_memory.py", "models/test_compiled_ops.py", "pipeline/test_pipeline_memory.py"),
+        *("models/test_vae_memory.py", "models/test_compiled_ops.py", "media/test_media_memory.py"),
+        *("pipeline/test_pipeline_memory.py", "pipeline/test_continuation.py", "pipeline/test_video_failures.py"),
     }
 )
 HERE = Path(__file__).parent

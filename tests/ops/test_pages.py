@@ -16,6 +16,11 @@ CHOICE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 ON = CHOICE.is_file() and "[never]" not in CHOICE.read_text()
 
 
+@pytest.fixture(autouse=True)
+def poisoned():
+    """Not here: poison takes the memory that is measured."""
+
+
 @pytest.mark.parametrize("count", [1, 63, 4096, HUGE_PAGE - 1, HUGE_PAGE, 2 * HUGE_PAGE + 100])
 def test_blocks_are_aligned_and_hold_what_is_written(count):
     block = aligned_bytes(count)

@@ -32,6 +32,7 @@ print("the same")
 """
 
 
+@pytest.mark.usual
 def test_a_host_gets_the_same_clip():
     done = subprocess.run([sys.executable, "-c", HOST], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (0, "the same\n"), done.stderr[-2000:]
