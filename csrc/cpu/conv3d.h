@@ -172,8 +172,8 @@ inline void conv3d(const kinema_conv3d_args &a, Call &call) {
             const int64_t bottom = (least(first + bands.band, shape.out_h) - 1) * a.stride_h + a.kernel_h;
             lines.lay_out(b, laid, bottom, call, turn);
             laid = bottom;
-            const int64_t silent = lines.silent(top, bottom);
-            const auto skip = [&](int64_t t) { return least(most(0, silent - t * a.stride_t), a.kernel_t - 1); };
+            const int64_t zeros = lines.leading_zero_frames(top, bottom);
+            const auto skip = [&](int64_t t) { return least(most(0, zeros - t * a.stride_t), a.kernel_t - 1); };
             for (int64_t t = 0, count; t < shape.out_t; t += count) {
                 for (count = 1; count < bands.frames(shape) - t && skip(t + count) == skip(t);)
                     ++count;

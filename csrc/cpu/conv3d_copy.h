@@ -189,8 +189,8 @@ struct Lines {
         lay_out(b, from, end, call, [](int64_t, int64_t) {});
     }
 
-    // How many of the first frames are zero in lines `from` to `end`: what they would add is left out.
-    int64_t silent(int64_t from, int64_t end) const {
+    // Number of leading all-zero frames in lines `from` to `end`; their contribution is skipped.
+    int64_t leading_zero_frames(int64_t from, int64_t end) const {
         for (int64_t t = 0; t < shape.history; ++t)
             for (int64_t y = from; y < end; ++y)
                 if (marks[t * kept + y % kept] != 0)

@@ -91,8 +91,8 @@ struct Winograd {
 struct Band {
     const Winograd &w;
     const Lines &lines;
-    int64_t b, first, rows; // sample, and rows of tiles
-    int64_t silent;         // frames of the past that are zero
+    int64_t b, first, rows;      // sample, and rows of tiles
+    int64_t leading_zero_frames; // of the past
     char *scratch;
 
     int64_t groups() const { return ceil_div(rows * w.tiles_w, MR); }
@@ -135,7 +135,7 @@ inline void transform_block(const Band &band, const Block &block) {
     for (int64_t g = 0; g < block.groups; ++g) {
         const int64_t tile = (block.group + g) * MR;
         const int count = static_cast<int>(least(tiles - tile, MR));
-        for (int64_t t = most(0, band.silent - block.frame); t < block.frames + w.shape.history; ++t) {
+        for (int64_t t = most(0, band.leading_zero_frames - block.frame); t < block.frames + w.shape.history; ++t) {
             float *to = block.left + g * w.left_group + t * w.channels * MR;
             if (w.doubled)
                 transform_group<3>(band, tile, count, block.frame + t, to);
@@ -162,8 +162,9 @@ inline void multiply_place(
             for (int64_t t = 0; t < block.frames; ++t) {
                 for (const int64_t end = least(ahead + piece, w.depth * NR); ahead < end; ahead += 16)
                     __builtin_prefetch(ahead_of(next, ahead * 4), 0, 2);
-                // what only a silent past would add is left out
-                const int64_t start = most(0, band.silent - block.frame - t) * w.channels, k = most(from, start);
+                // what only an all-zero past would add is left out
+                const int64_t start = most(0, band.leading_zero_frames - block.frame - t) * w.channels,
+                              k = most(from, start);
                 if (k < to)
                     multiply_f32(
                         count, columns, left + g * w.left_group + (t * w.channels + k) * MR, Packed{}, panel + k * NR,
@@ -297,7 +298,9 @@ inline void winograd(const kinema_conv3d_args &args, Call &call) {
             const int64_t rows = least(w.band, w.tiles_h - first), end = (first + rows - 1) * w.step + w.size;
             lines.lay_out(b, laid, end, call);
             laid = end;
-            convolve_band({w, lines, b, first, rows, lines.silent(first * w.step, end), memory + w.lines_bytes}, call);
+            convolve_band(
+                {w, lines, b, first, rows, lines.leading_zero_frames(first * w.step, end), memory + w.lines_bytes},
+                call);
         }
 }
 

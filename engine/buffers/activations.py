@@ -1,4 +1,7 @@
-"""Memory for the maps between layers: what one no longer needs is the next one's, and a step's is the next step's."""
+"""Reusable activation buffers: a layer's output takes memory that an earlier layer no longer needs.
+
+And each step reuses the last step's.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from kinema.ops.common.pages import aligned_bytes
 MOST_VIEWS = 64  # of clips of many sizes
 
 
-class Maps:
+class ActivationBuffers:
     """Buffers by name, for one forward or clip at a time. Autograd keeps what it was given, so with it there are none.
 
     An allocator hands large maps back to the system, which clears each page of the next: a twentieth of a forward.
@@ -55,12 +58,12 @@ class Maps:
             flat = self._flat[name] = _flat(count, like)
         return flat[:count]
 
-    def onto(self, x: torch.Tensor) -> torch.Tensor | None:
+    def in_place(self, x: torch.Tensor) -> torch.Tensor | None:
         """x itself, for an op whose result takes its place; None: the op makes its own."""
         return x if self._enabled and not torch.is_grad_enabled() else None
 
 
-class MapPool:
+class BufferPool:
     """A model's maps: one lot for each forward that runs at the same time, kept for the next ones until `release`.
 
     Nothing of a request stays in them: whoever takes a lot writes before it reads.
@@ -68,14 +71,14 @@ class MapPool:
 
     def __init__(self, enabled: bool = True) -> None:
         self._enabled = enabled
-        self._idle: list[Maps] = []
+        self._idle: list[ActivationBuffers] = []
 
     @contextmanager
-    def lease(self) -> Iterator[Maps]:
+    def lease(self) -> Iterator[ActivationBuffers]:
         try:
             maps = self._idle.pop()
         except IndexError:  # the first, or others run in other threads
-            maps = Maps(self._enabled)
+            maps = ActivationBuffers(self._enabled)
         try:
             yield maps
         finally:

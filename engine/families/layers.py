@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from kinema.buffers.activations import Maps
+from kinema.buffers.activations import ActivationBuffers
 from kinema.checkpoints.weights import Weights
 from kinema.ops import Ops
 from kinema.ops.linear import Activation, LinearWeight
@@ -43,8 +43,8 @@ class Mlp:
         """x: [B, S, in] → residual + mlp(x), [B, S, out]."""
         return self.ops.linear(self.ops.linear(x, self.up, activation=self.activation), self.down, residual=residual)
 
-    def onto(self, x: torch.Tensor, norm: Norm, gate: torch.Tensor, maps: Maps) -> torch.Tensor:
+    def onto(self, x: torch.Tensor, norm: Norm, gate: torch.Tensor, maps: ActivationBuffers) -> torch.Tensor:
         """x + gate · mlp(norm(x)), [B, S, C], where x was; "wide" of `maps` is overwritten."""
         wide = maps.get("wide", (*x.shape[:2], self.up.out_features), x)
         hidden = self.ops.linear(x, self.up, norm=norm, activation=self.activation, out=wide)
-        return self.ops.linear(hidden, self.down, gate=gate, residual=x, out=maps.onto(x))
+        return self.ops.linear(hidden, self.down, gate=gate, residual=x, out=maps.in_place(x))

@@ -21,7 +21,7 @@ from kinema.ops import (
     scheduler_step,
     unpatchify,
 )
-from kinema.ops.common import PRECISIONS, Implementation, Op, QuantKind, Storage, Target, takes_the_rest
+from kinema.ops.common import PRECISIONS, Implementation, Op, QuantKind, Storage, Target, fallback_for
 from kinema.ops.table import Choice, Plan
 
 OPS: tuple[Op, ...] = (
@@ -85,7 +85,7 @@ def _choose_quantizing(op: Op, target: Target, backend: str, kind: QuantKind) ->
 
     def narrowed(i: Implementation) -> Implementation:
         if i.backend == "reference":
-            return replace(i, reluctant=lambda _: [f"{kind} is no faster in PyTorch"])
+            return replace(i, not_preferred=lambda _: [f"{kind} is no faster in PyTorch"])
         return replace(i, unsupported=lambda target: i.unsupported(target) or i.quantizes(target, kind))
 
     try:
@@ -108,7 +108,7 @@ def _choose(op: Op, target: Target, backend: str) -> Choice:
             raise UnsupportedError(f"backend {backend!r} cannot run {op.name} here: {'; '.join(reasons)}")
         elif reasons:
             rejected.append((implementation.backend, "; ".join(reasons)))
-        elif not forced and (reluctance := implementation.reluctant(target)):
+        elif not forced and (reluctance := implementation.not_preferred(target)):
             rejected.append((implementation.backend, "; ".join(reluctance)))
         elif chosen is None:
             chosen = implementation
@@ -117,7 +117,7 @@ def _choose(op: Op, target: Target, backend: str) -> Choice:
     if chosen is None:
         against = ", ".join(f"{name}: {reason}" for name, reason in rejected)
         raise UnsupportedError(f"nothing runs {op.name} here ({against})")
-    rest = takes_the_rest(op, target).backend if chosen.partial else None
+    rest = fallback_for(op, target).backend if chosen.partial else None
     return Choice(op.name, chosen.backend, tuple(rejected), rest)
 
 

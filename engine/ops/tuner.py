@@ -1,4 +1,4 @@
-"""Times the candidates of the kernels' tables on the calls that come by, and keeps the fastest: `kinema tune`.
+"""Times each candidate of the kernels' tables on the calls that a run makes, and keeps the fastest: `kinema tune`.
 
 Nothing else in kinema measures to choose: a launch only looks up what was found here.
 """
@@ -89,7 +89,7 @@ class Tuner:
         self._report = report
 
     def watch(self, ops: Ops) -> Ops:
-        """The same ops, whose calls come by here."""
+        """The same ops, whose calls are seen here."""
         names = [field.name for field in fields(ops) if field.name not in ("plan", "_pack")]
         passing: dict[str, Any] = {name: partial(self.call, getattr(ops, name)) for name in names}
         return replace(ops, **passing)

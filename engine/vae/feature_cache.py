@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from kinema.buffers.activations import Maps
+from kinema.buffers.activations import ActivationBuffers
 
 
 class FeatureCache:
@@ -15,12 +15,12 @@ class FeatureCache:
     between layers have their memory here too, all tiles the same: new ones for each frame would leave a heap of holes.
     """
 
-    def __init__(self, maps: Maps | None = None) -> None:
+    def __init__(self, maps: ActivationBuffers | None = None) -> None:
         self.started = False
         """Whether the clip's first frame, which no layer resamples in time, has gone through."""
         self.last = False
         """Whether nothing follows what goes through now: each past is let go when it has been read."""
-        self.maps = Maps() if maps is None else maps
+        self.maps = ActivationBuffers() if maps is None else maps
         self._past: dict[str, torch.Tensor] = {}
         self._tiles: dict[tuple[int, int], FeatureCache] = {}
 

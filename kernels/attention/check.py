@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from kinema.ops.attention import KV, Attention, BlockCausal, BlockList
-from kinema.ops.common import QuantKind, deliver
+from kinema.ops.common import QuantKind, write_result
 from kinema.ops.common.arguments import FLOATS, INTEGERS, check_channels_dense, check_floats, check_out, misfit
 from kinema.ops.common.quantized import KINDS
 
@@ -184,5 +184,5 @@ def _without_the_empty(
             continue
         batch, heads, tokens, head_dim = x.shape
         nothing = x.new_zeros(batch, tokens, heads * head_dim)
-        results.append(deliver(nothing if residual is None else (nothing + residual).to(x.dtype), y))
+        results.append(write_result(nothing if residual is None else (nothing + residual).to(x.dtype), y))
     return tuple(results)

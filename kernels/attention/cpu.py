@@ -8,7 +8,7 @@ import torch
 
 from kinema.ops.attention import KV, BlockCausal, BlockList, reference
 from kinema.ops.attention.check import checked
-from kinema.ops.common import QuantKind, claim
+from kinema.ops.common import QuantKind, output_buffer
 from kinema.ops.common.arguments import unchecked
 from kinema.ops.common.native import address, check_readable, cpu, rope_table, workspace
 from kinema.ops.common.threads import thread_count
@@ -103,7 +103,7 @@ def attention(
     batch, heads, _, head_dim = queries[0].shape
     check_readable("q", queries[0])
     results = tuple(
-        claim(buffer, (batch, t.shape[2], heads * head_dim), torch.float32, t.device)
+        output_buffer(buffer, (batch, t.shape[2], heads * head_dim), torch.float32, t.device)
         for t, buffer in zip(queries, outputs, strict=True)
     )
     if residual is not None:

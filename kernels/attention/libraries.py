@@ -179,4 +179,4 @@ def why_not_used(version: Version) -> str:
 FLASH_ATTN = Implementation(
     "flash-attn", "kinema.ops.attention.flash_attn", flash_attn_unsupported, flash_attn_reluctant, partial=True
 )
-SDPA = Implementation("torch", "kinema.ops.attention.sdpa", reluctant=sdpa_reluctant, partial=True)
+SDPA = Implementation("torch", "kinema.ops.attention.sdpa", not_preferred=sdpa_reluctant, partial=True)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from kinema.ops.attention import FP8_BLOCK, FP8_PEAK, INT8_TOP, KV, BlockCausal, BlockList
 from kinema.ops.attention.check import checked
-from kinema.ops.common import FP8_MAX, QuantKind, deliver, wide
+from kinema.ops.common import FP8_MAX, QuantKind, wide, write_result
 
 FP8_TILE = 128  # keys that are weighted together in 8 bits
 
@@ -57,7 +57,7 @@ def attention(
     if residual is not None:
         y = residual + y
     parts = torch.split(y, [segment.shape[2] for segment in queries], dim=1)
-    return tuple(deliver(part.contiguous(), buffer) for part, buffer in zip(parts, outputs, strict=True))
+    return tuple(write_result(part.contiguous(), buffer) for part, buffer in zip(parts, outputs, strict=True))
 
 
 def _sizes(total: int, block: int) -> list[int]:

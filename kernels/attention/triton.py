@@ -14,7 +14,7 @@ from kinema.ops.attention.triton_combine import combine_kernel
 from kinema.ops.attention.triton_kernel import Bias, Keys, Lists, Parts, Queries, attention_kernel
 from kinema.ops.attention.triton_prepare import Prepared, prepare
 from kinema.ops.attention.triton_tables import TABLES
-from kinema.ops.common import PRECISIONS, QuantKind, Target, claim
+from kinema.ops.common import PRECISIONS, QuantKind, Target, output_buffer
 from kinema.ops.common.launch import Config, architecture, configure, is_hip, launch
 from kinema.ops.common.triton_device import IMPRECISE_FP8, describable, processors
 from kinema.ops.common.triton_target import fp8_unsupported
@@ -58,7 +58,7 @@ def attention(
     if scale == 0.0:  # the kernel's must not be, and all keys weigh the same
         queries, scale = tuple(torch.zeros_like(part) for part in queries), 1.0
     shapes = [(batch, part.shape[2], heads * head_dim) for part in queries]
-    results = tuple(claim(o, shape, dtype, device) for o, shape in zip(outputs, shapes, strict=True))
+    results = tuple(output_buffer(o, shape, dtype, device) for o, shape in zip(outputs, shapes, strict=True))
     total_q, total_k = sum(part.shape[2] for part in queries), sum(s.k.shape[2] for s in segments)
 
     fp8 = quantize == "fp8"

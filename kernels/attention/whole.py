@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from kinema.ops.attention import KV, OP
-from kinema.ops.common import PRECISIONS, Target, deliver, takes_the_rest
+from kinema.ops.common import PRECISIONS, Target, fallback_for, write_result
 from kinema.ops.common.arguments import unchecked
 from kinema.ops.common.launch import architecture, is_hip
 
@@ -84,7 +84,7 @@ def delivered(
     if residual is not None:
         y = residual + y
     parts = torch.split(y, [part.shape[2] for part in queries], dim=1)
-    return tuple(deliver(part.contiguous(), buffer) for part, buffer in zip(parts, outputs, strict=True))
+    return tuple(write_result(part.contiguous(), buffer) for part, buffer in zip(parts, outputs, strict=True))
 
 
 def rest(queries: tuple[torch.Tensor, ...], quantize: str | None) -> Callable[..., Any]:
@@ -96,7 +96,7 @@ def rest(queries: tuple[torch.Tensor, ...], quantize: str | None) -> Callable[..
 
 @lru_cache(maxsize=64)
 def _rest(device: torch.device, precision: str, arch: int, hip: bool) -> Callable[..., Any]:
-    return unchecked(takes_the_rest(OP, Target(device, PRECISIONS["cuda"][precision])).load().attention)
+    return unchecked(fallback_for(OP, Target(device, PRECISIONS["cuda"][precision])).load().attention)
 
 
 def _cleared(segment: KV) -> torch.Tensor:

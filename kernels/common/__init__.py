@@ -1,8 +1,8 @@
 """What all ops share: where a model runs, who can run an op there, and the records that pass between ops."""
 
-from kinema.ops.common.capability import Implementation, Op, Target, takes_the_rest
+from kinema.ops.common.capability import Implementation, Op, Target, fallback_for
 from kinema.ops.common.groups import by_group, group_strides
-from kinema.ops.common.numerics import FP8_MAX, INT8_MAX, claim, deliver, dense, wide
+from kinema.ops.common.numerics import FP8_MAX, INT8_MAX, dense, output_buffer, wide, write_result
 from kinema.ops.common.precision import PRECISIONS, Precision, Storage
 from kinema.ops.common.quantized import Quantized, QuantKind
 from kinema.ops.common.rope import Rope
@@ -20,10 +20,10 @@ __all__ = [
     "Storage",
     "Target",
     "by_group",
-    "claim",
-    "deliver",
     "dense",
+    "fallback_for",
     "group_strides",
-    "takes_the_rest",
+    "output_buffer",
     "wide",
+    "write_result",
 ]

@@ -36,15 +36,15 @@ class Implementation:
 
     module: import path of the file that holds the op's functions; imported only if it is chosen.
     unsupported: the reasons why it cannot run on a target; an empty list means that it can.
-    reluctant: the reasons why it runs there only when it is asked for by name.
-    partial: a library's: it takes the common calls of the contract and hands the others to `takes_the_rest`.
+    not_preferred: the reasons why it runs there only when it is asked for by name.
+    partial: supports only the common calls of the contract; the others go to `fallback_for(op, target)`.
     quantizes: the reasons why it has no kernel for calls that quantize to a kind; only attention's are asked.
     """
 
     backend: str
     module: str
     unsupported: Callable[[Target], list[str]] = no_reason
-    reluctant: Callable[[Target], list[str]] = no_reason
+    not_preferred: Callable[[Target], list[str]] = no_reason
     partial: bool = False
     quantizes: Callable[[Target, QuantKind], list[str]] = no_eight_bits
 
@@ -61,9 +61,9 @@ class Op:
     implementations: tuple[Implementation, ...]
 
 
-def takes_the_rest(op: Op, target: Target) -> Implementation:
+def fallback_for(op: Op, target: Target) -> Implementation:
     """Who runs the calls that a partial implementation leaves: the best of those that take every call."""
     for implementation in op.implementations:
-        if not (implementation.partial or implementation.unsupported(target) or implementation.reluctant(target)):
+        if not (implementation.partial or implementation.unsupported(target) or implementation.not_preferred(target)):
             return implementation
     raise AssertionError(f"{op.name} has no reference")

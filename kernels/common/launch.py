@@ -1,8 +1,8 @@
 """One door through which every Triton kernel is launched.
 
-A launch is a record: kernel, grid, arguments, configuration. On a GPU (and in the interpreter) it runs. Of meta tensors
-nothing runs, so an op called on them is its own fake. And inside `recording(arch)` it is kept instead: that is
-how the kernels are compiled ahead of time, exactly as production launches them, on a machine without a GPU.
+A launch is a record: kernel, grid, arguments, configuration. On a GPU (and in the interpreter) it runs. On meta tensors
+nothing runs, so an op doubles as its own shape-only (fake) kernel. And inside `recording(arch)` it is kept instead:
+that is how the kernels are compiled ahead of time, exactly as production launches them, on a machine without a GPU.
 
 Configurations come from tables. Where a table has candidates, `kinema tune` finds the fastest for a kind of call, and
 `configure` looks that up; it never measures.

@@ -234,7 +234,7 @@ _local = threading.local()
 
 
 def workspace(count: int) -> int:
-    """The address of scratch for one call: this thread's, which only grows: a repeated step allocates nothing."""
+    """Address of this thread's scratch buffer. It only grows, so repeated steps do not allocate."""
     held: torch.Tensor | None = getattr(_local, "workspace", None)
     if held is None or held.numel() < count:
         held = _local.workspace = None  # the old one is given back first

@@ -20,7 +20,7 @@ def dense(t: torch.Tensor | None) -> torch.Tensor | None:
     return t if t is None or t.stride()[-1] == 1 or t.shape[-1] == 1 else t.contiguous()
 
 
-def claim(
+def output_buffer(
     out: torch.Tensor | None, shape: Sequence[int], dtype: torch.dtype, device: torch.device, *, contiguous: int = 1
 ) -> torch.Tensor:
     """The buffer a kernel writes into: the caller's `out`, of this shape and dtype, or a new one.
@@ -39,6 +39,6 @@ def claim(
     return out
 
 
-def deliver(result: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+def write_result(result: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
     """`result`, written into `out` if the caller owns the output buffer."""
     return result if out is None else out.copy_(result)

@@ -27,7 +27,7 @@ def aligned_bytes(count: int) -> torch.Tensor:
 
 
 def _huge_pages(count: int) -> torch.Tensor | None:
-    """uint8 [count] at a huge page; None if the system maps nothing of that size, which the heap can tell better."""
+    """uint8 [count] at a huge page; None if the system cannot map that much: the heap's own error is clearer."""
     try:
         mapping = mmap.mmap(-1, count + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError:

@@ -114,7 +114,7 @@ def _tile(kernel: Sequence[int]) -> int:
     out, into, *taps, height, width = kernel
     if (height, width) != (3, 3) or into < WINOGRAD_CHANNELS or out <= FEW_OUTPUTS:
         return 0
-    # with no taps of time it is one that follows a doubling, of whose pixels F(2×2) multiplies a quarter too
+    # a kernel without temporal taps follows an upsampling: F(2×2) then needs only 9 of its 16 products
     small = 36 * 4 * math.prod(taps) * out * into <= LARGE_TILE_BYTES
     return 4 if math.prod(taps) > 1 and small else 2
 

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from kinema.ops.common import Target, deliver, wide
+from kinema.ops.common import Target, wide, write_result
 from kinema.ops.conv3d import Conv3dWeight
 from kinema.ops.conv3d.check import checked, kernel_and_padding
 
@@ -73,7 +73,7 @@ def conv3d(
     y = _channels_last(_convolve(h.to(weight.weight.dtype), weight, (top, left))).to(x.dtype)
     if residual is not None:
         y = y + residual
-    return deliver(y, out)
+    return write_result(y, out)
 
 
 def _channels_last(x: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 import triton
 
-from kinema.ops.common import Target, claim, dense
+from kinema.ops.common import Target, dense, output_buffer
 from kinema.ops.common.launch import Config, Table, configure, launch
 from kinema.ops.common.triton_numerics import FEWEST_FP32
 from kinema.ops.conv3d import Conv3dWeight
@@ -87,7 +87,7 @@ def conv3d(
         batch, columns, *size = shape
         y = torch.empty(batch, *size, columns, dtype=x.dtype, device=x.device).movedim(-1, 1)
     else:
-        y = claim(out, shape, x.dtype, x.device, contiguous=0)
+        y = output_buffer(out, shape, x.dtype, x.device, contiguous=0)
     if norm is not None or activation != "none" or cache is not None:
         x, upsample, past = _prepare(x, norm, activation, upsample, cache, past)
     _multiply(x, weight, upsample, past, frame, residual, y)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kinema.ops.common import Quantized, Target, claim, group_strides
+from kinema.ops.common import Quantized, Target, group_strides, output_buffer
 from kinema.ops.common.native import (
     ACTIVATIONS,
     BF16,
@@ -158,7 +158,7 @@ def linear(
         scale = first.scale.reshape(-1)
         first = first.data
     batch, tokens, features = first.shape
-    y = claim(out, (batch, tokens, weight.out_features), torch.float32, first.device)
+    y = output_buffer(out, (batch, tokens, weight.out_features), torch.float32, first.device)
     if scale is None:
         check_readable("x", first)
     if residual is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from kinema.ops.common import FP8_MAX, INT8_MAX, Quantized, QuantKind, Target, by_group, deliver
+from kinema.ops.common import FP8_MAX, INT8_MAX, Quantized, QuantKind, Target, by_group, write_result
 from kinema.ops.common.arguments import unchecked
 from kinema.ops.linear import Activation, LinearWeight
 from kinema.ops.linear.check import check_pack, checked
@@ -142,7 +142,7 @@ def epilogue(
         y = (grouped * g.to(y.dtype)).flatten(1, 2)
     if residual is not None:
         y = residual + y
-    return deliver(y.to(dtype), out)
+    return write_result(y.to(dtype), out)
 
 
 def project(x: torch.Tensor | Quantized, weight: ReferenceWeight, dtype: torch.dtype) -> torch.Tensor:

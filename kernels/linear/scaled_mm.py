@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from kinema.ops.common import Op, Precision, Quantized, QuantKind, Target, takes_the_rest
+from kinema.ops.common import Op, Precision, Quantized, QuantKind, Target, fallback_for
 from kinema.ops.common.arguments import unchecked
 from kinema.ops.common.launch import architecture, is_hip
 from kinema.ops.linear import Activation, LinearWeight, reference
@@ -115,4 +115,4 @@ def _best(op: Op, x: torch.Tensor, kind: QuantKind | None) -> Any:
 
 @lru_cache(maxsize=64)
 def _found(op: Op, device: torch.device, dtype: torch.dtype, kind: QuantKind | None, arch: int, hip: bool) -> Any:
-    return takes_the_rest(op, Target(device, Precision(kind or "plain", dtype, dtype, kind))).load()
+    return fallback_for(op, Target(device, Precision(kind or "plain", dtype, dtype, kind))).load()

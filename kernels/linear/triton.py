@@ -1,4 +1,4 @@
-"""`linear` in Triton: weights, and what a launch is told. triton_kernel.py has the kernel, triton_tables.py tiles."""
+"""`linear` in Triton: weights and launch arguments. triton_kernel.py has the kernel, triton_tables.py tiles."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from kinema.ops.common import Quantized, QuantKind, Target, claim, dense, group_strides
+from kinema.ops.common import Quantized, QuantKind, Target, dense, group_strides, output_buffer
 from kinema.ops.common.arguments import unchecked
 from kinema.ops.common.launch import Config, architecture, configure, launch
 from kinema.ops.common.triton_device import IMPRECISE_FP8, describable, processors
@@ -85,7 +85,7 @@ def linear(
     first, second, x_scale, dtype = _sources(x, weight, norm)
     batch, tokens, features = first.shape
     more = 0 if second is None else second.shape[2]
-    y = claim(out, (batch, tokens, weight.out_features), dtype, first.device)
+    y = output_buffer(out, (batch, tokens, weight.out_features), dtype, first.device)
     gate = dense(gate)
     gate_b, gate_g, gate_tokens = group_strides(tokens, gate)
     gate_is_row = gate is None or gate.shape[1] == 1

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from kinema.ops.common import Quantized, QuantKind, claim, group_strides
+from kinema.ops.common import Quantized, QuantKind, group_strides, output_buffer
 from kinema.ops.common.native import E4M3, F32, I8, address, check_readable, cpu, fp32, workspace
 from kinema.ops.common.threads import thread_count
 from kinema.ops.norm_modulate import Norm
@@ -84,7 +84,7 @@ def norm_modulate(
     norm = readable_norm(norm)
     quantized = None
     if quantize is None:
-        y, scales, code = claim(out, x.shape, torch.float32, x.device), None, F32
+        y, scales, code = output_buffer(out, x.shape, torch.float32, x.device), None, F32
     else:
         quantized = Quantized.empty(x.shape, quantize, x.device)
         y, scales, code = quantized.data, quantized.scale, I8 if quantize == "int8" else E4M3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from kinema.ops.common import Quantized, QuantKind, by_group, deliver, wide
+from kinema.ops.common import Quantized, QuantKind, by_group, wide, write_result
 from kinema.ops.common.arguments import unchecked
 from kinema.ops.norm_modulate import Norm, NormKind
 from kinema.ops.norm_modulate.check import checked
@@ -26,7 +26,7 @@ def norm_modulate(
     if quantize is not None:
         quantized: Quantized = unchecked(quantize_tokens)(h, quantize)
         return quantized
-    return deliver(h.to(x.dtype), out)
+    return write_result(h.to(x.dtype), out)
 
 
 def normed(

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kinema.ops.common import FP8_MAX, INT8_MAX, Quantized, QuantKind, claim, dense, group_strides
+from kinema.ops.common import FP8_MAX, INT8_MAX, Quantized, QuantKind, dense, group_strides, output_buffer
 from kinema.ops.common.launch import Config, configure, launch
 from kinema.ops.common.triton_numerics import narrow, wide
 from kinema.ops.norm_modulate import Norm
@@ -29,7 +29,7 @@ def norm_modulate(
     scale_b, scale_g, scale_tokens = group_strides(tokens, scale)
     shift_b, shift_g, shift_tokens = group_strides(tokens, shift)
     quantized = None if quantize is None else Quantized.empty(x.shape, quantize, x.device)
-    y = claim(out, x.shape, x.dtype, x.device) if quantized is None else quantized.data
+    y = output_buffer(out, x.shape, x.dtype, x.device) if quantized is None else quantized.data
     block = triton.next_power_of_2(channels)
     table = configure("norm_modulate", TOKENS, x.device)
     rows = max(1, table.blocks["ELEMENTS"] // block)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kinema.ops.common import Target, claim
+from kinema.ops.common import Target, output_buffer
 from kinema.ops.common.native import Cpu, address, check_readable, cpu, fp32, pack_panels, packable, workspace
 from kinema.ops.common.threads import thread_count
 from kinema.ops.patch_embed import PatchEmbedWeight
@@ -74,7 +74,7 @@ def patch_embed(
 ) -> torch.Tensor:
     assert isinstance(weight, CpuWeight)
     check_readable("x", x)
-    y = claim(out, (x.shape[0], math.prod(grid), weight.out_features), torch.float32, x.device)
+    y = output_buffer(out, (x.shape[0], math.prod(grid), weight.out_features), torch.float32, x.device)
     position = fp32(position)
     arguments = PatchEmbedArguments(
         *x.shape,

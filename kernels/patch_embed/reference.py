@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from kinema.ops.common import Target, deliver
+from kinema.ops.common import Target, write_result
 from kinema.ops.patch_embed import PatchEmbedWeight
 from kinema.ops.patch_embed.check import check_pack, checked
 
@@ -44,4 +44,4 @@ def patch_embed(
     tokens = F.linear(patches.flatten(4).flatten(1, 3).to(weight.weight.dtype), weight.weight.flatten(1), weight.bias)
     if position is not None:
         tokens = tokens + position
-    return deliver(tokens.to(x.dtype), out)
+    return write_result(tokens.to(x.dtype), out)

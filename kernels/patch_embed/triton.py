@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kinema.ops.common import Target, claim
+from kinema.ops.common import Target, output_buffer
 from kinema.ops.common.launch import Config, configure, launch
 from kinema.ops.common.triton_numerics import dot, narrow, wide
 from kinema.ops.patch_embed import PatchEmbedWeight
@@ -55,7 +55,7 @@ def patch_embed(
     assert isinstance(weight, TritonWeight)
     batch, (t, h, w) = x.shape[0], grid
     tokens, columns = t * h * w, weight.out_features
-    y = claim(out, (batch, tokens, columns), x.dtype, x.device)
+    y = output_buffer(out, (batch, tokens, columns), x.dtype, x.device)
     if x.dtype.itemsize == 2:
         config = configure("patch_embed", TILES, x.device)
     else:

@@ -6,7 +6,7 @@ import ctypes
 
 import torch
 
-from kinema.ops.common import Rope, claim
+from kinema.ops.common import Rope, output_buffer
 from kinema.ops.common.native import address, check_readable, cpu, fp32, rope_table
 from kinema.ops.common.threads import thread_count
 from kinema.ops.qk_norm_rope import HeadNorm
@@ -50,7 +50,7 @@ def qk_norm_rope(
 ) -> torch.Tensor:
     check_readable("x", x)
     batch, tokens, channels = x.shape
-    y = claim(out, (batch, heads, tokens, channels // heads), torch.float32, x.device, contiguous=2)
+    y = output_buffer(out, (batch, heads, tokens, channels // heads), torch.float32, x.device, contiguous=2)
     cosines, sines, rope_b, start, rotated = rope_table(rope)
     weight, bias = (fp32(norm.weight), fp32(norm.bias)) if norm is not None else (None, None)
     arguments = QkNormRopeArguments(

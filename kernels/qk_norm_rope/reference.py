@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from kinema.ops.common import Rope, deliver, wide
+from kinema.ops.common import Rope, wide, write_result
 from kinema.ops.norm_modulate.reference import normed
 from kinema.ops.qk_norm_rope import HeadNorm
 from kinema.ops.qk_norm_rope.check import checked
@@ -22,4 +22,4 @@ def qk_norm_rope(
         h = normed(h, norm.kind, norm.eps, norm.weight, norm.bias)
     if rope is not None:
         h = rope.rotate(h)
-    return deliver(h.to(x.dtype).contiguous(), out)
+    return write_result(h.to(x.dtype).contiguous(), out)

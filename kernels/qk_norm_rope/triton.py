@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kinema.ops.common import Rope, claim, dense
+from kinema.ops.common import Rope, dense, output_buffer
 from kinema.ops.common.launch import Config, configure, launch
 from kinema.ops.common.triton_numerics import narrow, wide
 from kinema.ops.qk_norm_rope import HeadNorm
@@ -32,7 +32,7 @@ def qk_norm_rope(
     batch, tokens, channels = x.shape
     head_dim = channels // heads
     cos, sin = (dense(rope.cos), dense(rope.sin)) if rope is not None else (None, None)
-    y = claim(out, (batch, heads, tokens, head_dim), x.dtype, x.device, contiguous=2)
+    y = output_buffer(out, (batch, heads, tokens, head_dim), x.dtype, x.device, contiguous=2)
     half = triton.next_power_of_2((head_dim + 1) // 2)
     table = configure("qk_norm_rope", HEADS, x.device)
     config = _tiles(heads, 2 * half, table.blocks["ELEMENTS"], table.warps)

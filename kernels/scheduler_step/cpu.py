@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from kinema.ops.common import claim
+from kinema.ops.common import output_buffer
 from kinema.ops.common.arguments import unchecked
 from kinema.ops.common.native import check_readable, cpu, dense_fp32, workspace
 from kinema.ops.common.threads import thread_count
@@ -51,7 +51,7 @@ def scheduler_step(
     wide = [term if term.is_contiguous() or term[:1].is_contiguous() else term.contiguous() for term in wide]
     given = out if out is not None else [None] * outputs
     dense = len(shape) - 1
-    results = tuple(claim(buffer, shape, torch.float32, terms[0].device, contiguous=dense) for buffer in given)
+    results = tuple(output_buffer(buffer, shape, torch.float32, terms[0].device, contiguous=dense) for buffer in given)
     table = dense_fp32(coefficients if coefficients.is_cpu else coefficients.cpu())
     addresses = (ctypes.c_int64 * (2 * (count + outputs)))(
         *(t.data_ptr() for t in wide),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from kinema.ops.common import deliver
+from kinema.ops.common import write_result
 from kinema.ops.scheduler_step.check import checked
 
 
@@ -31,4 +31,4 @@ def scheduler_step(
                 total = total + torch.where(c != 0, c * term, 0.0)
         results.append(total)
     buffers = out if out is not None else [None] * outputs
-    return tuple(deliver(result, buffer) for result, buffer in zip(results, buffers, strict=True))
+    return tuple(write_result(result, buffer) for result, buffer in zip(results, buffers, strict=True))

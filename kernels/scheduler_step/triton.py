@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kinema.ops.common import claim
+from kinema.ops.common import output_buffer
 from kinema.ops.common.launch import Config, configure, launch
 from kinema.ops.common.triton_numerics import wide
 from kinema.ops.scheduler_step.check import checked
@@ -33,7 +33,8 @@ def scheduler_step(
         if not term[0].is_contiguous():
             raise ValueError(f"a term of shape {tuple(shape)} has strides {term.stride()}, wanted contiguous samples")
     results = tuple(
-        claim(None if out is None else out[m], shape, dtype, device, contiguous=len(shape) - 1) for m in range(outputs)
+        output_buffer(None if out is None else out[m], shape, dtype, device, contiguous=len(shape) - 1)
+        for m in range(outputs)
     )
     table = coefficients.to(device)
     size = shape[1:].numel()

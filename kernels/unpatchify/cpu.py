@@ -6,7 +6,7 @@ import ctypes
 
 import torch
 
-from kinema.ops.common import claim
+from kinema.ops.common import output_buffer
 from kinema.ops.common.arguments import check_channels_dense
 from kinema.ops.common.native import check_readable, cpu
 from kinema.ops.common.threads import thread_count
@@ -46,7 +46,7 @@ def unpatchify(
 ) -> torch.Tensor:
     check_readable("x", x)
     check_channels_dense("x", x)
-    y = claim(out, shape, torch.float32, x.device, contiguous=5)
+    y = output_buffer(out, shape, torch.float32, x.device, contiguous=5)
     arguments = UnpatchifyArguments(
         *shape[:2],
         *grid,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from kinema.ops.common import deliver
+from kinema.ops.common import write_result
 from kinema.ops.unpatchify import PatchOrder
 from kinema.ops.unpatchify.check import checked
 
@@ -22,4 +22,4 @@ def unpatchify(
         x = x.reshape(shape[0], *grid, *patch, -1).permute(0, 7, 1, 4, 2, 5, 3, 6)
     else:
         x = x.reshape(shape[0], *grid, -1, *patch).permute(0, 4, 1, 5, 2, 6, 3, 7)
-    return deliver(x.reshape(shape).contiguous(), out)
+    return write_result(x.reshape(shape).contiguous(), out)

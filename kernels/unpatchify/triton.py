@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kinema.ops.common import claim
+from kinema.ops.common import output_buffer
 from kinema.ops.common.launch import Config, configure, launch
 from kinema.ops.unpatchify import PatchOrder
 from kinema.ops.unpatchify.check import checked
@@ -31,7 +31,7 @@ def unpatchify(
 ) -> torch.Tensor:
     (batch, channels, *_), tokens = shape, x.shape[1]
     (_, h, w), (pt, ph, pw) = grid, patch
-    y = claim(out, shape, x.dtype, x.device, contiguous=3)
+    y = output_buffer(out, shape, x.dtype, x.device, contiguous=3)
     groups, columns = channels * pt * ph, triton.next_power_of_2(pw)
     table = configure("unpatchify", TILES, x.device)
     block = min(triton.next_power_of_2(groups), table.blocks["GROUPS"])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kinema.buffers.activations import MapPool, Maps
+from kinema.buffers.activations import ActivationBuffers, BufferPool
 from kinema.checkpoints.weights import Weights
 from kinema.families.wan.config import WanConfig, tensor_shapes
 from kinema.families.wan.transformer import WanTransformer
@@ -24,7 +24,7 @@ CONFIG = WanConfig(
 
 
 def test_a_name_has_one_memory():
-    maps, like = Maps(), torch.zeros(1)
+    maps, like = ActivationBuffers(), torch.zeros(1)
     with torch.no_grad():
         first = maps.get("wide", (2, 3, 4), like)
         second, other = maps.get("wide", (4, 3), like), maps.get("narrow", (4, 3), like)
@@ -32,7 +32,7 @@ def test_a_name_has_one_memory():
         assert other.data_ptr() != first.data_ptr()
         assert maps.get("wide", (5, 5), like).numel() == 25, "larger: a new one"
         assert maps.get("wide", (4, 3), like.double()).dtype == torch.float64
-        assert maps.onto(like) is like
+        assert maps.in_place(like) is like
     with torch.inference_mode():
         maps.get("wide", (4, 3), like).zero_()
     with torch.no_grad():
@@ -41,13 +41,16 @@ def test_a_name_has_one_memory():
 
 def test_autograd_and_those_who_do_not_want_them_get_none():
     x = torch.zeros(2)
-    assert Maps().get("wide", (2,), x) is None and Maps().onto(x) is None
+    assert ActivationBuffers().get("wide", (2,), x) is None and ActivationBuffers().in_place(x) is None
     with torch.no_grad():
-        assert Maps(enabled=False).get("wide", (2,), x) is None and Maps(enabled=False).onto(x) is None
+        assert (
+            ActivationBuffers(enabled=False).get("wide", (2,), x) is None
+            and ActivationBuffers(enabled=False).in_place(x) is None
+        )
 
 
 def test_a_lot_of_maps_is_for_one_forward_at_a_time():
-    pool, like = MapPool(), torch.zeros(1)
+    pool, like = BufferPool(), torch.zeros(1)
     with torch.no_grad():
         with pool.lease() as first:
             with pool.lease() as second:
@@ -62,7 +65,7 @@ def test_a_lot_of_maps_is_for_one_forward_at_a_time():
         pool.release()
         with pool.lease() as fresh:
             assert fresh is not first and fresh is not second
-        with MapPool(enabled=False).lease() as none:
+        with BufferPool(enabled=False).lease() as none:
             assert none.get("wide", (8,), like) is None
 
 
@@ -80,8 +83,8 @@ def test_a_forward_over_one_anothers_maps_is_the_same(precision, causal):
             torch.randn(2, 9, 24, generator=generator), torch.randn(2, 5, 20, generator=generator)
         )
         results = []
-        kept = MapPool()
-        for model.maps in (MapPool(enabled=False), kept, kept, kept):
+        kept = BufferPool()
+        for model.maps in (BufferPool(enabled=False), kept, kept, kept):
             results.append(model(latents, timesteps, context, causal=causal))
             model(larger, timesteps, context, causal=causal)  # leaves NaN in all it wrote
     assert all(torch.equal(result, results[0]) for result in results)

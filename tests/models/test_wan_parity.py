@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from kinema.buffers.activations import Maps
+from kinema.buffers.activations import ActivationBuffers
 from kinema.checkpoints.weights import Weights
 from kinema.families.wan import transformer
 from kinema.families.wan.config import WanConfig, tensor_shapes
@@ -137,7 +137,7 @@ def test_each_block_equals_diffusers(block):
     rope = transformer.wan_rope((3, 3, 5), 16, OPS.device)
     with torch.no_grad():
         kv = ours.blocks[block].text_kv(embedded)
-        for maps in (Maps(enabled=False), Maps()):
+        for maps in (ActivationBuffers(enabled=False), ActivationBuffers()):
             got = ours.blocks[block](hidden.clone(), modulation.unsqueeze(1), rope, kv, None, None, None, maps)
             assert relative_error(got, seen["out"]) <= TOLERANCE
 

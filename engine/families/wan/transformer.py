@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import torch
 
-from kinema.buffers.activations import MapPool, Maps
+from kinema.buffers.activations import ActivationBuffers, BufferPool
 from kinema.checkpoints.weights import Weights
 from kinema.families.layers import Mlp, pack_linear, sinusoid
 from kinema.families.wan.config import WanConfig, tensor_shapes
@@ -93,18 +93,18 @@ class WanBlock:
         text_bias: torch.Tensor | None,
         image: KV | None,
         causal: BlockCausal | None,
-        maps: Maps,
+        maps: ActivationBuffers,
     ) -> torch.Tensor:
         """x: [R, S, C], whose memory the result may take; modulation: [R, G, 6, C] fp32 → [R, S, C]."""
         shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.table).unbind(2)
         h = self._self_attention(x, Norm(self.eps, scale=scale1, shift=shift1), rope, causal, maps)
-        x = self.ops.linear(h, self.out, gate=gate1, residual=x, out=maps.onto(x))
+        x = self.ops.linear(h, self.out, gate=gate1, residual=x, out=maps.in_place(x))
         h = self._cross_attention(x, text, text_bias, image, maps)
-        x = self.ops.linear(h, self.cross_out, residual=x, out=maps.onto(x))
+        x = self.ops.linear(h, self.cross_out, residual=x, out=maps.in_place(x))
         return self.ffn.onto(x, Norm(self.eps, scale=scale2, shift=shift2), gate2, maps)
 
     def _self_attention(
-        self, x: torch.Tensor, norm: Norm, rope: Rope, causal: BlockCausal | None, maps: Maps
+        self, x: torch.Tensor, norm: Norm, rope: Rope, causal: BlockCausal | None, maps: ActivationBuffers
     ) -> torch.Tensor:
         rows, tokens, channels = x.shape
         heads = (rows, self.heads, tokens, channels // self.heads)
@@ -117,7 +117,7 @@ class WanBlock:
         return self.ops.attention(q, KV(k, v), causal=causal, quantize=quantize, out=out)[0]
 
     def _cross_attention(
-        self, x: torch.Tensor, text: KV, text_bias: torch.Tensor | None, image: KV | None, maps: Maps
+        self, x: torch.Tensor, text: KV, text_bias: torch.Tensor | None, image: KV | None, maps: ActivationBuffers
     ) -> torch.Tensor:
         rows, tokens, channels = x.shape
         q = self.ops.linear(x, self.cross_q, norm=self.norm2, out=maps.get("wide", x.shape, x))
@@ -145,7 +145,7 @@ class WanTransformer:
         self.table = weights["scale_shift_table"].to(ops.device).float()
         self.proj_out = pack_linear(weights, "proj_out", ops)
         # a GPU's allocator keeps what is freed, and the reference would make a map and copy it
-        self.maps = MapPool(enabled=ops.plan.backend("linear") == "cpu")
+        self.maps = BufferPool(enabled=ops.plan.backend("linear") == "cpu")
 
     @property
     def patch_size(self) -> tuple[int, int, int]:
@@ -213,7 +213,7 @@ class WanTransformer:
         context: Context,
         causal: BlockCausal | None,
         rope: Rope,
-        maps: Maps,
+        maps: ActivationBuffers,
     ) -> torch.Tensor:
         ops, config, grid = self.ops, self.config, self._grid(latents)
         latents = latents.to(ops.device, ops.dtype)

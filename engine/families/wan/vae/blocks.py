@@ -106,7 +106,7 @@ class ResidualBlock:
         shortcut = x if self.shortcut is None else self.shortcut(x, cache)
         h = self.conv1(x, cache, out=self.conv1.map(x, cache, "hidden"))
         may = self.conv2.writes_maps and (in_place or shortcut is not x)
-        out = cache.maps.onto(shortcut) if may else None
+        out = cache.maps.in_place(shortcut) if may else None
         return self.conv2(h, cache, residual=shortcut, out=out)
 
 
