@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from imports import circles, imports
+from imports import circles, imports, modules
+from walk import walk
 
 # from the ground up: a room imports those before it, and itself
 ROOMS = (
@@ -77,3 +78,15 @@ def test_only_a_family_says_its_name(root, graph):
 def test_no_file_is_long(root):
     long = {path.name: n for path in (root / "engine").rglob("*.py") if (n := len(path.read_text().splitlines())) > 350}
     assert long == {}
+
+
+def test_preparing_a_request_goes_down(root):
+    """Of `prepare`: calls into a higher room, which are those through the seam, and returns to a file that was left."""
+    walked = walk("kinema.pipeline.VideoPipeline.prepare", modules(root))
+    assert len(walked.files) > 100, "little is followed: HOLDS is out of date"
+    assert set(walked.climbs(lambda module: ROOMS.index(room(module) or "errors"))) == {
+        ("kinema.request.media", "kinema.families.geometry"),
+        ("kinema.encoders.prompts", "kinema.loading.components"),
+        ("kinema.families.wan.conditioning", "kinema.loading.components"),
+    }
+    assert len(walked.returns) <= 36
