@@ -151,7 +151,7 @@ class VideoPipeline(DiffusersPipeline):
 
         A request whose `interrupt` is set meanwhile stays as it was before this step; the others take it.
         """
-        step_together(self.components, states, threads=self.options.threads, graphs=self.cuda_graphs)
+        step_together(self.components, self.ops, states, threads=self.options.threads, graphs=self.cuda_graphs)
 
     def decode_chunks(self, state: RequestState) -> Iterator[torch.Tensor]:
         """The clip as it is decoded: [B, 3, t, H, W] in [−1, 1], chunk after chunk, in bounded memory.

@@ -163,8 +163,8 @@ inline void multiply_place(
                 for (const int64_t end = least(ahead + piece, w.depth * NR); ahead < end; ahead += 16)
                     __builtin_prefetch(ahead_of(next, ahead * 4), 0, 2);
                 // what only an all-zero past would add is left out
-                const int64_t start = most(0, band.leading_zero_frames - block.frame - t) * w.channels,
-                              k = most(from, start);
+                const int64_t zeros = most(0, band.leading_zero_frames - block.frame - t);
+                const int64_t start = zeros * w.channels, k = most(from, start);
                 if (k < to)
                     multiply_f32(
                         count, columns, left + g * w.left_group + (t * w.channels + k) * MR, Packed{}, panel + k * NR,

@@ -10,10 +10,13 @@ from kinema.denoise.state import RequestState
 from kinema.errors import Interrupted
 from kinema.fields.values import each_of_kind
 from kinema.loading.components import Components
+from kinema.ops import Ops
 from kinema.ops.running import running
 
 
-def step_together(components: Components, states: Sequence[RequestState], *, threads: int | None, graphs: bool) -> None:
+def step_together(
+    components: Components, ops: Ops, states: Sequence[RequestState], *, threads: int | None, graphs: bool
+) -> None:
     """A step of each that is not done. One whose `interrupt` is set meanwhile stays as it was; the others take it.
 
     graphs: the forwards of a lone request are recorded, and replayed.
@@ -26,7 +29,7 @@ def step_together(components: Components, states: Sequence[RequestState], *, thr
     for expert, group in groups.items():
         while left := [state for state in group if not state.done]:
             try:
-                _step(components, expert, left, threads, graphs)
+                _step(components, ops, expert, left, threads, graphs)
                 break
             except Interrupted:
                 if not any(state.interrupt for state in left):  # by a flag of the caller's
@@ -35,7 +38,9 @@ def step_together(components: Components, states: Sequence[RequestState], *, thr
             components.release(expert)
 
 
-def _step(components: Components, expert: str, group: list[RequestState], threads: int | None, graphs: bool) -> None:
+def _step(
+    components: Components, ops: Ops, expert: str, group: list[RequestState], threads: int | None, graphs: bool
+) -> None:
     with ExitStack() as stages:
         for state in group:
             stages.enter_context(state.stats.stage("denoise", components.loading))
@@ -50,4 +55,4 @@ def _step(components: Components, expert: str, group: list[RequestState], thread
         with running("a step", threads):
             taken = iter(predictions)
             for state, parts in zip(group, rows, strict=True):
-                state.advance(components.ops, [next(taken) for _ in parts], expert)
+                state.advance(ops, [next(taken) for _ in parts], expert)

@@ -306,9 +306,9 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ),
         ("lines no output sees are no past", "if (a.cache != nullptr && laid < shape.height)", "if (false)"),
         (
-            "a silent past is skipped for all frames",
-            "least(most(0, silent - t * a.stride_t), a.kernel_t - 1)",
-            "least(silent, a.kernel_t - 1)",
+            "an all-zero past is skipped for all frames",
+            "least(most(0, zeros - t * a.stride_t), a.kernel_t - 1)",
+            "least(zeros, a.kernel_t - 1)",
         ),
         (
             "the second sample's lines follow the first's",
@@ -355,9 +355,9 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
             "row * 4 + column",
         ),
         (
-            "the silent past is multiplied as it was",
-            "const int64_t start = most(0, band.silent - block.frame - t) * w.channels, k = most(from, start);",
-            "const int64_t start = 0, k = from;",
+            "an all-zero past is multiplied as it was",
+            "const int64_t start = zeros * w.channels, k = most(from, start);",
+            "const int64_t start = 0 * zeros, k = from;",
         ),
         (
             "what a skipped slice left is kept",

@@ -51,7 +51,7 @@ def forwards(monkeypatch):
 
     load = batching.forward_together
     monkeypatch.setattr(
-        "kinema.pipeline.forward_together", lambda transformer, parts: load(Counting(transformer), parts)
+        "kinema.denoise.step.forward_together", lambda transformer, parts: load(Counting(transformer), parts)
     )
     return rows
 

@@ -184,7 +184,7 @@ def test_ctrl_c_in_a_forward_leaves_the_request_as_it_was(models, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as context:
-        context.setattr("kinema.pipeline.forward_together", signalled)
+        context.setattr("kinema.denoise.step.forward_together", signalled)
         with pytest.raises(KeyboardInterrupt):
             pipe.step([state])
     assert state.step_index == 1 and torch.equal(run(pipe, state).latents, expected)

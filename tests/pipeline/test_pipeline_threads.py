@@ -34,7 +34,7 @@ def seen(monkeypatch):
 
         monkeypatch.setattr(name, spy)
 
-    for name in ("families.wan.family.encode_prompts", "pipeline.forward_together", "pipeline.postprocess"):
+    for name in ("families.wan.family.encode_prompts", "denoise.step.forward_together", "pipeline.postprocess"):
         spied(f"kinema.{name}")
     return found
 
@@ -85,15 +85,6 @@ def test_two_numbers_at_the_same_time(models):
     together, found = threading.Barrier(2, timeout=30), {}
 
     def generate(number):
-        def callback(state, step, timestep, tensors):
-            together.wait()
-
-        step = pipes[number]._step
-
-        def watched(expert, group):
-            step(expert, group)
-            together.wait()
-
         rows = pipes[number].components.transformer
 
         def transformer(expert="transformer"):
@@ -120,7 +111,7 @@ def test_an_error_gives_the_number_back(models, monkeypatch):
     def fails(*given):
         raise MemoryError
 
-    monkeypatch.setattr("kinema.pipeline.forward_together", fails)
+    monkeypatch.setattr("kinema.denoise.step.forward_together", fails)
     with pytest.raises(MemoryError):
         pipe(**CALL)
     assert torch.get_num_threads() == 1
