@@ -59,7 +59,7 @@ def warn(text: str, *, stacklevel: int = 1) -> None:
         warnings.warn(one_line(text), KinemaWarning, stacklevel=stacklevel + 1)
     except KinemaWarning:  # its filters make errors of warnings
         raise
-    except Exception:
+    except Exception:  # of a host's broken stream, or its own showwarning
         return
 
 

@@ -174,11 +174,7 @@ class VideoPipeline(DiffusersPipeline):
 
     def finish(self, state: RequestState) -> VideoOutput:
         """What `__call__` returns, from a request whose steps are done or that was interrupted (`stats` says so)."""
-        if not of_kind("state", state, RequestState).done:
-            raise RequestError(
-                f"the request has done {state.step_index} of {state.num_steps} steps: call step([state]) until "
-                "state.done, or set state.interrupt to take it as it is"
-            )
+        of_kind("state", state, RequestState).check_done()
         output_type = state.request.output_type
         if output_type == "latent":
             frames: Any = check_finite(state.latents, "the latents")
@@ -201,9 +197,13 @@ class VideoPipeline(DiffusersPipeline):
     ) -> Stats:
         """Decode into files, one for each sample, chunk by chunk and so in bounded memory; what the run cost.
 
-        fps: the model's, if it is left out. on_frames(frames) is called after each chunk.
+        fps: the model's, if it is left out. on_frames(frames) is called after each chunk. RequestError for a request
+        that is not done, or another number of files than of samples.
         """
+        of_kind("state", state, RequestState).check_done()
         files = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+        if len(files) != state.request.samples:
+            raise RequestError(f"{len(files)} paths for {state.request.samples} videos: give one for each")
         with state.stats.stage("decode and write", self.components.loading):
             write_clips(self.decode_chunks(state), files, self.defaults.fps if fps is None else fps, on_frames)
         return state.measured()

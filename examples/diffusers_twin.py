@@ -19,7 +19,8 @@ TOLERANCE = 1e-3
 
 
 def main(path: str) -> int:
-    latents = torch.randn(1, 16, 5, 8, 8, generator=torch.Generator().manual_seed(0))  # [B, C, T, h, w]
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(1, 16, 5, 8, 8, generator=generator, dtype=torch.float32)  # [B, C, T, h, w]
 
     theirs = WanPipeline.from_pretrained(FOLDER)
     theirs.set_progress_bar_config(disable=True)

@@ -40,6 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     report = {
         "model": str(pipe.folder.path),
         "pipeline": pipe.folder.pipeline_class,
+        "modes": sorted(pipe.model.modes),
         "precision": precision.name,
         "parts": {
             name: {"class": pipe.folder.component(name).class_name, "parameters": parameters.get(name)}
@@ -63,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _text(report: dict[str, Any]) -> str:
     from kinema.memory.predict import gib
 
-    lines = [f"{report['model']}: {report['pipeline']}, weights in {report['precision']}"]
+    lines = [f"{report['model']}: {report['pipeline']}, {', '.join(report['modes'])}, weights in {report['precision']}"]
     for name, part in report["parts"].items():
         count = f"{part['parameters'] / 1e6:12,.2f} M parameters" if part["parameters"] else ""
         lines.append(f"  {name:16} {part['class']:32} {count}".rstrip())

@@ -25,8 +25,8 @@ def emit(text: str) -> None:
     except OSError as error:
         drop_output()
         raise OutputError(f"cannot write to standard output: {error.strerror or error}") from error
-    except Exception:
-        return  # a host closed it, or put something there that cannot be written to
+    except Exception:  # a host closed it, or put something there that cannot be written to
+        return
 
 
 def emit_json(report: Mapping[str, Any]) -> None:

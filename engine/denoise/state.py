@@ -190,6 +190,14 @@ class RequestState(DiffusersNames):
         self._halfway = False
         self.stats.forwards += 1 + len(uncond)
 
+    def check_done(self) -> None:
+        """RequestError if steps are left, unless the run was interrupted."""
+        if not self.done:
+            raise RequestError(
+                f"the request has done {self.step_index} of {self.num_steps} steps: call step([state]) until "
+                "state.done, or set state.interrupt to take it as it is"
+            )
+
     def check_whole(self) -> None:
         """RequestError if a step was ended in the middle."""
         if self._halfway:

@@ -7,7 +7,7 @@ records of `Family.parts`. What is said here of T2V holds for all; a family says
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -333,8 +333,3 @@ def opened(folder: ModelFolder, parts: Mapping[str, Part], variant: str | None) 
 def slots_of(parts: Mapping[str, Part]) -> dict[str, Slot]:
     """The slots of a family's folders: those of its parts, and the scheduler's."""
     return {**{name: part.slot for name, part in parts.items()}, "scheduler": SCHEDULER}
-
-
-def names(formats: Sequence[FolderFormat]) -> tuple[str, ...]:
-    """Of all slots, each once."""
-    return tuple(dict.fromkeys(name for each in formats for name in each.slots))

@@ -35,6 +35,11 @@ def formats() -> tuple[FolderFormat, ...]:
     return tuple(family.format for family in families())
 
 
+def slot_names() -> tuple[str, ...]:
+    """What the parts of pipelines are called, of all families."""
+    return tuple(dict.fromkeys(name for each in formats() for name in each.slots))
+
+
 def open_folder(path: str | os.PathLike[str]) -> ModelFolder:
     """A pipeline folder of any family, or "sample"."""
     return ModelFolder(path, formats())

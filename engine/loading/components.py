@@ -115,15 +115,16 @@ class Components(Mapping[str, Any]):
         if name == "scheduler":
             self.scheduler = Scheduler(core_of(part))
             return
-        record = self.model.parts[name]
+        record = self.model.parts.get(name)
+        another = name not in self.folder and record is self.model.parts[self.model.experts[0]]
+        if record is None or another:
+            raise RequestError(f"this model has no {name}: wanted one for what it has, {', '.join(self)}")
         part = part.model if record.facade is not None and isinstance(part, record.facade) else part
         if not isinstance(part, record.kind):
             raise RequestError(
                 f"{name} is {kind(part)}: wanted a part that kinema loaded (kinema.load_transformer, load_vae, "
                 "load_text_encoder, or another pipeline's); save another library's in the model folder"
             )
-        if record.facade is not None and name not in self.folder:
-            raise RequestError(f"this model has no {name}: wanted one for what it has, {', '.join(self)}")
         if record.read_config is not None:
             self._check_fits(name, part, record.read_config)
         with self._lock:
@@ -140,7 +141,7 @@ class Components(Mapping[str, Any]):
         return getattr(self._loading, "seconds", 0.0)
 
     def release(self, *names: str) -> None:
-        """Let go of parts that a stage is done with or, where they are to be kept, of their maps alone."""
+        """Let go of what a stage is done with: its parts or, where they are kept, their activation buffers alone."""
         for name in names:
             part = self._loaded.get(name)
             if not self._options.keep_loaded and name not in self._given:

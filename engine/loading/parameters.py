@@ -7,8 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from kinema.errors import RequestError, shown
-from kinema.families.base import names
-from kinema.families.registry import formats
+from kinema.families.registry import slot_names
 from kinema.fields.diffusers_names import CALL_INSTEAD, LOAD_INSTEAD, unknown
 from kinema.fields.values import flag
 from kinema.loading.options import LoadOptions
@@ -26,7 +25,7 @@ _HARMLESS_IN_CALL = ("attention_kwargs",)
 def loading(given: Mapping[str, Any]) -> tuple[LoadOptions, dict[str, Any]]:
     """The options, and parts that are given instead of loaded, by name."""
     options = dict(given)
-    parts = {name: options.pop(name) for name in names(formats()) if name in options}
+    parts = {name: options.pop(name) for name in slot_names() if name in options}
     for name, fine in _HARMLESS.items():
         value = options.pop(name, fine[0])
         if not any(value is one for one in fine):

@@ -139,6 +139,7 @@ def test_inspect(cli, tiny):
     assert result.code == 0 and result.err == "" and result.out.count("\n") == 1
     report = json.loads(result.out)
     assert (report["latents"], report["tokens"]) == ([3, 4, 6], 18)
+    assert report["modes"] == ["t2v", "v2v"]
     assert report["parts"]["transformer"]["class"] == "WanTransformer3DModel"
     from safetensors import safe_open
 

@@ -136,6 +136,11 @@ def test_it_is_saved_chunk_by_chunk(pipe, tmp_path):
     from kinema.media.inputs import load_video
 
     assert load_video(tmp_path / "out.mp4").num_frames == 3
+    with pytest.raises(RequestError, match="2 paths for 1 videos"):
+        pipe.write(state, [tmp_path / "a.mp4", tmp_path / "b.mp4"])
+    with pytest.raises(RequestError, match="has done 0 of 4 steps"):
+        pipe.write(pipe.prepare(request()), tmp_path / "a.mp4")
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
     pipe(**CALL).videos[0].save(tmp_path / "again.npy")
     assert np.load(tmp_path / "again.npy").shape == (3, 32, 48, 3)
 
@@ -146,3 +151,5 @@ def test_its_parts_are_swapped_and_checked(folder, pipe):
     pipe.vae = other.vae
     with pytest.raises(RequestError, match="transformer is"):
         pipe.transformer = kinema.VideoPipeline.from_pretrained("sample", device="cpu").transformer
+    with pytest.raises(RequestError, match="this model has no transformer_2: wanted one for what it has, transformer"):
+        pipe.transformer_2 = other.transformer

@@ -216,9 +216,9 @@ def write_toy(folder: Path) -> Path:
     config, generator = ToyConfig(), torch.Generator().manual_seed(0)
     for name, part in PARTS.items():
         if part.tensors is not None:
-            tensors = {
-                n: torch.randn(s, generator=generator) / s[-1] ** 0.5 for n, s in part.tensors(config, ()).items()
-            }
+            shapes = part.tensors(config, ()).items()
+            random = {name: torch.randn(shape, generator=generator, dtype=torch.float32) for name, shape in shapes}
+            tensors = {name: tensor / tensor.shape[-1] ** 0.5 for name, tensor in random.items()}
             said = {"_class_name": part.slot.classes[0]} if part.slot.library == "diffusers" else {}
             save_component(folder / name, {**said, **asdict(config)}, tensors)
     vocabulary = {"type": "WordLevel", "vocab": {word: i for i, word in enumerate(WORDS)}, "unk_token": "<unk>"}

@@ -39,14 +39,25 @@ def test_a_name_has_one_memory():
         assert maps.get("wide", (4, 3), like).add_(1).shape == (4, 3), "not one of inference mode"
 
 
+def test_a_shape_that_comes_again_is_the_same_view_of_the_memory_of_now():
+    maps, like = ActivationBuffers(), torch.zeros(1, dtype=torch.float32)
+    with torch.no_grad():
+        small = maps.get("wide", (2, 3), like)
+        assert maps.get("wide", (2, 3), like) is small
+        large = maps.get("wide", (9, 9), like)
+        again = maps.get("wide", (2, 3), like)
+        assert again.data_ptr() == large.data_ptr() and again is not small, "the old memory is nobody's any more"
+        for size in range(1, 200):
+            assert maps.get("wide", (size,), like).shape == (size,)
+    assert len(maps._views) <= 64, "clips of ever new sizes do not pile up"
+
+
 def test_autograd_and_those_who_do_not_want_them_get_none():
     x = torch.zeros(2)
     assert ActivationBuffers().get("wide", (2,), x) is None and ActivationBuffers().in_place(x) is None
     with torch.no_grad():
-        assert (
-            ActivationBuffers(enabled=False).get("wide", (2,), x) is None
-            and ActivationBuffers(enabled=False).in_place(x) is None
-        )
+        off = ActivationBuffers(enabled=False)
+        assert off.get("wide", (2,), x) is None and off.in_place(x) is None
 
 
 def test_a_lot_of_maps_is_for_one_forward_at_a_time():

@@ -12,7 +12,7 @@ from kinema.ops.common.pages import HUGE_PAGE, aligned_bytes
 from kinema.ops.unpatchify.reference import unpatchify as right
 
 OP = unpatchify.OP
-LIKE = torch.zeros(6, 5)
+LIKE = torch.zeros(6, 5, dtype=torch.float32)
 MAKERS = {
     "empty": lambda dtype: torch.empty(6, 5, dtype=dtype, device="cpu"),
     "empty_like": lambda dtype: torch.empty_like(LIKE, dtype=dtype),

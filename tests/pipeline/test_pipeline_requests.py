@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from kinema import GenerationRequest
-from kinema.errors import RequestError
+from kinema.errors import KinemaWarning, RequestError
 from kinema.vae.tiling import Tiling
 
 CALL = {
@@ -191,3 +191,44 @@ def test_what_is_off_the_native_path_is_accepted():
     GenerationRequest(prompt=["a", "b"], negative_prompt=["", "c"], num_videos_per_prompt=2, seed=[1, 2, 3, 4])
     GenerationRequest(prompt="a", video=FRAMES, strength=1)
     GenerationRequest(prompt_embeds=zeros(3, 1, 8), negative_prompt="x")
+
+
+@pytest.mark.parametrize(
+    ("kind", "modes"),
+    [
+        ("t2v", {"t2v", "v2v"}),
+        ("two_experts", {"t2v", "v2v"}),
+        ("ti2v", {"t2v", "ti2v", "v2v"}),
+        ("i2v_clip", {"i2v"}),
+        ("i2v_first_last", {"flf2v"}),
+        ("i2v_experts", {"i2v", "flf2v"}),
+    ],
+)
+def test_a_model_says_what_it_makes_and_makes_that(models, kind, modes):
+    """Each mode is what the request's pictures make it, and a model takes the pictures of its own modes alone."""
+    pipe = models(kind).ours
+    assert pipe.model.modes == modes
+    asked = {
+        "t2v": {},
+        "i2v": {"image": PICTURE},
+        "ti2v": {"image": PICTURE},
+        "flf2v": {"image": PICTURE, "last_image": PICTURE},
+        "v2v": {"video": FRAMES, "strength": 0.5},
+    }
+    size = {"height": 32, "width": 64} if kind == "ti2v" else {}
+    core = pipe.components.scheduler.core
+    for mode, pictures in asked.items():
+        request = pipe.complete(GenerationRequest(**{**CALL, **size, **pictures}))
+        if mode in modes or (mode in ("i2v", "ti2v") and modes & {"i2v", "ti2v"}):
+            pipe.model.check(request, core)
+        else:
+            with pytest.raises(RequestError):
+                pipe.model.check(request, core)
+
+
+def test_guidance_of_the_second_expert_alone_is_not_applied_and_said(models):
+    pipe = models("two_experts").ours
+    plain = pipe(**CALL, guidance_scale=1.0).frames
+    with pytest.warns(KinemaWarning, match="guidance_scale_2 = 4 is not applied: guidance_scale = 1 turns"):
+        warned = pipe(**CALL, guidance_scale=1.0, guidance_scale_2=4.0).frames
+    assert np.array_equal(warned, plain)
