@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 
 from kinema.bench.random_model import write_random_model
 from kinema.errors import RequestError
+from kinema.ops.common.cache_files import cache_folder
 from kinema.pipeline import VideoPipeline
 
 ALIASES = {"wan-1.3b": "wan2.1-t2v-1.3b", "wan-14b": "wan2.1-t2v-14b", "wan-5b": "wan2.2-ti2v-5b"}
@@ -120,7 +120,7 @@ def calls_of(pipe: VideoPipeline, inputs: Inputs) -> dict[str, Callable[[], Any]
 def folder_of(config: str, layers: int | None, progress: Callable[[str], None] = lambda line: None) -> Path:
     """A published configuration with random weights, written once: below $KINEMA_CACHE, or ~/.cache/kinema."""
     preset = ALIASES.get(config, config)
-    root = Path(os.environ.get("KINEMA_CACHE") or Path.home() / ".cache" / "kinema") / "random"
+    root = cache_folder() / "random"
     folder = root / f"{preset}-{'all' if layers is None else layers}-layers-bf16"
     if not (folder / "model_index.json").is_file():  # it is written last
         write_random_model(folder, preset, dtype=torch.bfloat16, layers=layers, progress=progress)

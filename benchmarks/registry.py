@@ -13,6 +13,7 @@ VERBS: Verbs = {
     "fidelity": ("kinema.bench.fidelity", "what each lossy option gains and costs, beside fewer steps"),
     "gpu-session": ("kinema.bench.gpu_session.command", "questions that only a GPU can answer, asked within minutes"),
     "memory": ("kinema.bench.memory", "predicted peaks of memory beside measured ones"),
+    "estimate": ("kinema.bench.estimate", "the seconds that generate foresees beside those that it takes"),
     "interrupt": ("kinema.bench.interrupt", "how long ctrl-C and a flag take to end native work"),
     "compare": ("kinema.bench.compare", "two reports: what became slower, beyond the noise"),
     "report": ("kinema.bench.markdown", "Markdown tables and plots of what the other verbs wrote"),

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from kinema import schedulers
-from kinema.buffers.machine import available_bytes, held_bytes
+from kinema.buffers.machine import obtainable_bytes
 from kinema.checkpoints import ModelFolder
 from kinema.denoise.callbacks import StepCallback, call_back, check_callback
 from kinema.denoise.checks import check_finite, warn_beyond_training
@@ -24,6 +24,7 @@ from kinema.denoise.start import encode_video, first_latents
 from kinema.denoise.state import RequestState
 from kinema.denoise.step import step_together
 from kinema.errors import RequestError
+from kinema.estimate.duration import RequestTime
 from kinema.families.base import Conditioning
 from kinema.families.registry import open_folder, open_model
 from kinema.fields.values import of_kind
@@ -34,7 +35,7 @@ from kinema.loading.options import LoadOptions
 from kinema.media.host_copy import to_host
 from kinema.media.postprocess import check_library, postprocess
 from kinema.media.writer import write_clips
-from kinema.memory.predict import check_fits, predict
+from kinema.memory.remedies import check_fits
 from kinema.ops.common.interrupts import StopFlag
 from kinema.ops.running import each_within, running
 from kinema.request.generation import GenerationRequest, noise_generators
@@ -222,9 +223,13 @@ class VideoPipeline(DiffusersPipeline):
         fits = partial(self._check_memory, streamed=streamed)
         return read_media(replace(request, **native), self.geometry, fits)
 
+    def expected_time(self, request: GenerationRequest) -> RequestTime:
+        """What a completed request will take: `.estimate()`, and `.remember(stats)` for later ones."""
+        return RequestTime(self.model, self.ops, self.options, request, self.components.scheduler.core)
+
     def _check_memory(self, request: GenerationRequest, streamed: bool) -> None:
-        prediction = predict(self.model, request, self.ops.plan, self.options, streamed=streamed)
-        check_fits(prediction, available_bytes(self.ops.device) + held_bytes(self.ops.device), self.options)
+        available = obtainable_bytes(self.ops.device)
+        check_fits(self.model, request, self.ops.plan, self.options, available, streamed=streamed)
 
     def _running(self, what: str, *states: RequestState) -> AbstractContextManager[None]:
         return running(what, self.options.threads, *(state.stop for state in states))

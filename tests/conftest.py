@@ -5,6 +5,7 @@ KINEMA_TESTS=all takes in what is marked `full`; tests/native_tables.py reads it
 """
 
 import os
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
+
+# no run of a test's counts for the next estimate of the machine's user (engine/estimate)
+os.environ["KINEMA_CACHE"] = tempfile.mkdtemp(prefix="kinema-cache-")
 
 import torch
 

@@ -35,6 +35,11 @@ def held_bytes(device: torch.device) -> int:
     return int(statm.read_text().split()[1]) * resource.getpagesize() if statm.is_file() else 0
 
 
+def obtainable_bytes(device: torch.device) -> int:
+    """What this process holds, and what it could still get."""
+    return available_bytes(device) + held_bytes(device)
+
+
 def peak_bytes(device: torch.device) -> int:
     """The most that this process has held since its start or `reset_peak`, on the device that it runs on."""
     if device.type == "cuda":

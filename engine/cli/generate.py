@@ -6,7 +6,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kinema.cli.load import (
     MODEL_HELP,
@@ -20,6 +20,8 @@ from kinema.cli.parser import text
 from kinema.cli.request import add_request_arguments, request_from
 
 if TYPE_CHECKING:
+    from kinema.estimate.duration import Estimate
+    from kinema.memory.predict import Prediction
     from kinema.request.stats import Stats
 
 COLLECTED = ("gif", "webp")  # formats whose frames are all held until the last is there
@@ -38,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--model", default="sample", help=f"{MODEL_HELP} (%(default)s)")
     parser.add_argument("--fps", type=float, help="frames per second of the file (left out: the model's)")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    parser.add_argument(
+        "--estimate", action="store_true", help="say how long it will take and how much memory, and make nothing"
+    )
     parser.add_argument("--no-progress", action="store_true", help="no progress bar, not even on a terminal")
     add_request_arguments(parser)
     add_scheduler_arguments(parser)
@@ -52,8 +57,9 @@ def run(arguments: argparse.Namespace) -> int:
     for path in paths[:1]:
         check_writable(path, fps=arguments.fps)  # before torch is even imported
 
+    from kinema.memory.predict import predict
     from kinema.pipeline import VideoPipeline
-    from kinema.request.progress import steps_bar, waiting
+    from kinema.request.progress import say, steps_bar, waiting
 
     request = request_from(arguments)
     pipe = VideoPipeline.from_pretrained(arguments.model, **load_options(arguments))
@@ -64,21 +70,32 @@ def run(arguments: argparse.Namespace) -> int:
     pipe.geometry.latent_size(*request.clip)
     destinations = [check_writable(path, fps=fps, num_frames=num_frames, height=height, width=width) for path in paths]
     streamed = destinations[0].format.name not in COLLECTED
+    prediction = predict(pipe.model, request, pipe.ops.plan, pipe.options, streamed=streamed)
+    expected = pipe.expected_time(request)
+    estimate = expected.estimate()
+    if arguments.estimate:
+        emit_json(_as_json(estimate, prediction)) if arguments.json else emit(
+            "\n".join(_expected(estimate, prediction))
+        )
+        return 0
+    show = False if arguments.no_progress or arguments.json else None
+    say(_expected(estimate, prediction)[-1], show)
     opened = time.perf_counter()
 
-    show = False if arguments.no_progress or arguments.json else None
     with waiting("loading the model and reading the prompt", show):
         state = pipe.prepare(request, streamed=streamed)
     with steps_bar(state.num_steps, show, title="denoise") as advance:
         pipe.run(state, lambda step, timestep: advance())
     with steps_bar(num_frames, show, unit="frame", title="decode") as advance:
         stats = pipe.write(state, paths, fps=fps, on_frames=advance)
+    expected.remember(stats)
     stats.seconds = {"start": opened - started, **stats.seconds}
 
     wall = time.perf_counter() - started
     if arguments.json:
         size = {"num_frames": num_frames, "height": height, "width": width, "fps": fps}
-        emit_json({"paths": paths, **size, **stats.summary(), "wall_seconds": wall})
+        foreseen = _as_json(estimate, prediction)
+        emit_json({"paths": paths, **size, **stats.summary(), "wall_seconds": wall, **foreseen})
     else:
         clip = f"{num_frames} frames of {width}x{height} at {fps:g} fps, {num_frames / fps:.2f} s"
         emit("\n".join([*(f"{path}: {clip}, {_size(Path(path))}" for path in paths), *_cost(stats, wall)]))
@@ -97,6 +114,28 @@ def _output_paths(output: str, count: int) -> list[str]:
 def _size(path: Path) -> str:
     files = path.iterdir() if path.is_dir() else (path,)
     return f"{sum(file.stat().st_size for file in files) / 1000:,.1f} kB"
+
+
+def _as_json(estimate: Estimate, prediction: Prediction) -> dict[str, Any]:
+    return {
+        "estimated_seconds": estimate.total,
+        "estimated_stage_seconds": estimate.seconds,
+        "earlier_runs": estimate.runs,
+        "predicted_bytes": prediction.stages,
+        "predicted_peak_bytes": prediction.peak,
+    }
+
+
+def _expected(estimate: Estimate, prediction: Prediction) -> list[str]:
+    """A line per stage, and what all of it will take."""
+    from kinema.memory.predict import gib
+
+    lines = [
+        f"  {stage:16} {f'{seconds:9.2f} s' if (seconds := estimate.seconds.get(stage)) else '':11} "
+        f"{gib(prediction.stages[stage]) if stage in prediction.stages else '':>10}".rstrip()
+        for stage in dict.fromkeys((*estimate.seconds, *prediction.stages))
+    ]
+    return [*lines, f"this will take {estimate}, and {gib(prediction.peak)} of memory at most"]
 
 
 def _cost(stats: Stats, wall: float) -> Sequence[str]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kinema.cli.load import MODEL_HELP, add_load_arguments, load_options
 from kinema.cli.output import emit, emit_json
+
+if TYPE_CHECKING:
+    from kinema.estimate.duration import Estimate
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     latent_size = pipe.geometry.latent_size(*request.clip)
     precision = pipe.ops.plan.target.precision
     prediction = predict(pipe.model, request, pipe.ops.plan, pipe.options)
+    estimate = pipe.expected_time(request).estimate()
     parameters = {
         name: sum(math.prod(shape) for shape in tensors.values()) for name, _, tensors in pipe.model.tensors()
     }
@@ -49,19 +53,24 @@ def run(arguments: argparse.Namespace) -> int:
         "weight_bytes": prediction.parts,
         "clip": {"num_frames": num_frames, "height": height, "width": width, "videos": request.samples},
         "latents": list(latent_size),
+        "steps": request.num_inference_steps,
+        "guidance_scale": request.guidance_scale,
         "tokens": pipe.geometry.tokens(latent_size),
         "predicted_bytes": prediction.stages,
         "predicted_peak_bytes": prediction.peak,
+        "estimated_seconds": estimate.total,
+        "estimated_stage_seconds": estimate.seconds,
+        "earlier_runs": estimate.runs,
         "available_bytes": available_bytes(pipe.ops.device),
     }
     if arguments.json:
         emit_json(report)
     else:
-        emit(_text(report))
+        emit(_text(report, estimate))
     return 0
 
 
-def _text(report: dict[str, Any]) -> str:
+def _text(report: dict[str, Any], estimate: Estimate) -> str:
     from kinema.memory.predict import gib
 
     lines = [f"{report['model']}: {report['pipeline']}, {', '.join(report['modes'])}, weights in {report['precision']}"]
@@ -76,4 +85,5 @@ def _text(report: dict[str, Any]) -> str:
     lines += [f"  {stage:16} {gib(count):>10}" for stage, count in report["predicted_bytes"].items()]
     peak, available = gib(report["predicted_peak_bytes"]), gib(report["available_bytes"])
     lines.append(f"  {'peak':16} {peak:>10} predicted, {available} available")
+    lines.append(f"  {'time':16} {estimate}, of {report['steps']} steps with guidance {report['guidance_scale']:g}")
     return "\n".join(lines)

@@ -8,7 +8,6 @@ import torch
 
 from kinema.families.base import Parts
 from kinema.request.generation import GenerationRequest
-from kinema.request.media import video_frames
 from kinema.schedulers import draw_noise
 
 
@@ -24,7 +23,9 @@ def encode_video(parts: Parts, request: GenerationRequest) -> torch.Tensor | Non
     """The request's video, if it has one, as normalised latents [1, C, T, h, w]."""
     if request.video is None:
         return None
+    _, height, width = request.clip
+    frames: torch.Tensor = request.video.values(height, width)  # [T, 3, H, W] in [−1, 1]
     vae = parts.vae("encoder")
-    latents = vae.normalize(vae.encode(video_frames(request)).mode())
+    latents = vae.normalize(vae.encode(frames.transpose(0, 1).unsqueeze(0).contiguous()).mode())
     parts.release("vae")
     return latents

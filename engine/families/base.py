@@ -173,10 +173,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Work:
-    """Bytes of a stage at its peak, beside weights. `lasting`: of it, what is not freed while the stage runs."""
+    """Bytes of a stage at its peak, beside weights. `lasting`: of it, what is not freed while the stage runs.
+
+    flops: of its matrix products and convolutions; of "denoise" those of one step. 0: nothing is said of its time.
+    """
 
     peak: int
     lasting: int = 0
+    flops: int = 0
 
 
 class Conditioning:

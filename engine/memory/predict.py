@@ -1,10 +1,9 @@
-"""Predicts the peak memory of a request, and refuses what cannot fit before anything is loaded."""
+"""Predicts the peak memory of a request."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kinema.errors import RequestError
 from kinema.families.base import Model, Work
 from kinema.loading.options import LoadOptions
 from kinema.ops import Plan
@@ -74,21 +73,6 @@ def weight_bytes(model: Model, plan: Plan) -> dict[str, int]:
 
 def _kept_free(work: Work) -> int:
     return min(work.peak - work.lasting, KEPT_FREE_BYTES)
-
-
-def check_fits(prediction: Prediction, available: int, options: LoadOptions) -> None:
-    """RequestError if a request cannot fit, with what would make it smaller."""
-    if prediction.peak <= available:
-        return
-    remedies = ["a smaller size or fewer frames"]
-    if options.keep_loaded:
-        remedies.append("--low-memory (keep_loaded=False)")
-    if options.precision in ("auto", "fp32"):
-        remedies.append("--precision bf16")
-    raise RequestError(
-        f"this needs about {gib(prediction.peak)} in its {prediction.largest_stage} stage, {gib(available)} are "
-        f"available: use {', or '.join(remedies)}"
-    )
 
 
 def gib(count: int) -> str:

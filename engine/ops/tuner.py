@@ -16,6 +16,7 @@ import torch
 from kinema.errors import OutputError
 from kinema.ops import Ops
 from kinema.ops.common import tuned
+from kinema.ops.common.cache_files import FOLDER_VARIABLE
 from kinema.ops.common.launch import Config, Visit, forced, watching
 
 Call = Callable[[], Any]
@@ -130,7 +131,7 @@ class Tuner:
             except OSError as error:
                 path = tuned.file(tuned.gpu_name(self.device))
                 raise OutputError(
-                    f"cannot write {path}: {error.strerror or error}; {tuned.FOLDER_VARIABLE} names another folder"
+                    f"cannot write {path}: {error.strerror or error}; {FOLDER_VARIABLE} names another folder"
                 ) from error
         self._report(outcome)
 

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
-import torch
-
 from kinema.errors import warn
 from kinema.media.pixels import read_image, read_video
 from kinema.request.generation import GenerationRequest
@@ -53,10 +51,3 @@ def read_media(
             stacklevel=3,
         )
     return replace(request, video=video.first(length), num_frames=length)
-
-
-def video_frames(request: GenerationRequest) -> torch.Tensor:
-    """The video of a completed request, [1, 3, T, H, W] in [−1, 1]."""
-    _, height, width = request.clip
-    frames: torch.Tensor = request.video.values(height, width)
-    return frames.transpose(0, 1).unsqueeze(0).contiguous()

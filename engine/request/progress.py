@@ -49,6 +49,12 @@ def waiting(title: str, show: bool | None = None) -> Iterator[None]:
         out.flush()
 
 
+def say(text: str, show: bool | None = None) -> None:
+    """A line that only someone who waits wants."""
+    if _shown(show):
+        _Unfailing(sys.stderr).write(f"{text}\n")
+
+
 def is_terminal(stream: Any) -> bool:
     """Whether someone reads a standard stream as it is written; whatever the stream is."""
     try:

@@ -1,6 +1,6 @@
 """What `kinema tune` found on this GPU: which candidate of a kernel's table is fastest for which calls.
 
-A file for each GPU in $KINEMA_CACHE, or in ~/.cache/kinema. It is read once, at the first launch on that GPU, and what
+A file for each GPU in the cache folder (cache_files.py). It is read once, at the first launch on that GPU, and what
 is missing, damaged or made of other kernels is not used: the table's first candidate is. Nothing here measures.
 """
 
@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +18,8 @@ from typing import Any
 
 import torch
 
-FOLDER_VARIABLE = "KINEMA_CACHE"
+from kinema.ops.common.cache_files import cache_folder, write_whole
+
 FORMAT = 1
 _KERNELS = Path(__file__).resolve().parents[1]
 # what every kernel is made with; an op's own are its triton*.py
@@ -66,7 +65,7 @@ def remember(device: torch.device, made: Mapping[str, Choice]) -> None:
             for name, c in sorted(known.items())
         },
     }
-    _write(file(gpu), json.dumps(content, indent=1) + "\n")
+    write_whole(file(gpu), json.dumps(content, indent=1) + "\n")
     _choices.cache_clear()
 
 
@@ -108,8 +107,7 @@ def status(device: torch.device) -> str:
 
 def file(gpu: str) -> Path:
     """Where the choices of a GPU lie."""
-    folder = os.environ.get(FOLDER_VARIABLE) or os.path.expanduser("~/.cache/kinema")
-    return Path(folder) / "tuned" / f"{re.sub(r'[^A-Za-z0-9.]+', '-', gpu)}.json"
+    return cache_folder() / "tuned" / f"{re.sub(r'[^A-Za-z0-9.]+', '-', gpu)}.json"
 
 
 def gpu_name(device: torch.device) -> str:
@@ -155,16 +153,3 @@ def _choice(entry: Mapping[str, Any]) -> Choice:
     if not isinstance(number, int) or number < 0:
         raise ValueError(f"candidate {number!r}")
     return Choice(number, str(entry["config"]), tuple(entry["microseconds"]))
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, partial = tempfile.mkstemp(prefix=f".{path.stem}-", dir=path.parent)
-    try:
-        with open(descriptor, "w", encoding="utf-8") as written:
-            written.write(text)
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise

@@ -23,9 +23,11 @@ from kinema.checkpoints.weights import Weights
 from kinema.encoders.clip_vision import CLIPVisionConfig, CLIPVisionEncoder
 from kinema.encoders.umt5 import UMT5Config, UMT5Encoder
 from kinema.families.wan.config import WanConfig
+from kinema.families.wan.flops import decode_flops, encode_flops, forward_flops, text_flops
 from kinema.families.wan.transformer import WanTransformer
 from kinema.families.wan.vae.autoencoder import WanVAE, WanVAEConfig
 from kinema.ops import build_ops, plan_ops, target_for
+from kinema.pipeline import VideoPipeline
 
 OPS = build_ops(plan_ops(target_for("cpu"), "reference"))
 TRANSFORMERS = {
@@ -154,3 +156,32 @@ def test_a_product_that_is_not_counted_is_noticed():
     more = torch.randn(64, 64)
     with pytest.raises(AssertionError, match="the same work elsewhere"):
         check(Pair(pair.ours, lambda: [pair.theirs(), more @ more]))
+
+
+def of(call: Callable[[], Any]) -> int:
+    with torch.no_grad(), counted(OPS) as tally:
+        call()
+    return tally.flops
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("config", [published.VAE_21, published.VAE_22], ids=["2.1", "2.2"])
+def test_what_is_foreseen_of_a_vae(config, seed):
+    ours, _, latents, video = vae(config, random.Random(seed))
+    assert decode_flops(ours.config, latents.shape[2:], 1) == pytest.approx(of(lambda: ours.decode(latents)), rel=0.02)
+    assert encode_flops(ours.config, *video.shape[2:]) == pytest.approx(of(lambda: ours.encode(video)), rel=0.02)
+
+
+def test_what_is_foreseen_of_the_encoder_and_the_transformer():
+    pipe = VideoPipeline.from_pretrained("sample", device="cpu", backend="reference")
+    model, text = pipe.components.transformer(), torch.randn(2, 20, pipe.model.text_width)
+    latents, times = torch.randn(2, pipe.model.latent_channels, 5, 8, 8), torch.tensor([1.0, 2.0])
+    with torch.no_grad():
+        context = model.encode_context(text)
+    with torch.no_grad(), counted(model.ops) as tally:
+        model(latents, times, context)
+    assert forward_flops(model.config, (5, 8, 8), 2, 20) == pytest.approx(tally.flops, rel=0.03)
+    encoder = pipe.components.part("text_encoder")
+    with torch.no_grad(), counted(encoder.ops) as tally:
+        encoder(torch.randint(3, 50, (1, 12)))
+    assert text_flops(encoder.config, 1, 12) == pytest.approx(tally.flops, rel=0.03)

@@ -154,6 +154,23 @@ def test_inspect(cli, tiny):
     assert all(name in spoken for name in report["parts"])
 
 
+def test_an_estimate_makes_nothing(cli, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("KINEMA_CACHE", str(tmp_path / "cache"))
+    output = tmp_path / "a.npy"
+    words = ["a", "--model", tiny, "--height", 32, "--width", 32, "--num-frames", 5, "--steps", 2, "--output", output]
+    first = cli("generate", *words, "--estimate")
+    assert first.code == 0 and first.err == "" and not output.exists()
+    assert "a first guess" in first.out and all(f"  {stage} " in first.out for stage in ("load", "denoise", "decode"))
+    made = json.loads(cli("generate", *words, "--json").out)
+    assert output.exists() and made["earlier_runs"] == 0 and made["estimated_seconds"] > 0
+    again = json.loads(cli("generate", *words, "--estimate", "--json").out)
+    assert again["earlier_runs"] == 1
+    assert again["estimated_stage_seconds"]["denoise"] == made["seconds"]["denoise"]
+    assert again["predicted_peak_bytes"] == max(again["predicted_bytes"].values())
+    report = json.loads(cli("inspect", tiny, "--json", "--height", 32, "--width", 32, "--num-frames", 5).out)
+    assert report["earlier_runs"] == 1 and report["estimated_seconds"] > 0
+
+
 def test_inspect_of_more_videos_predicts_more(cli, tiny):
     one, four = (json.loads(cli("inspect", tiny, "--json", "--num-videos", n).out) for n in (1, 4))
     assert four["predicted_bytes"]["decode"] > 2 * one["predicted_bytes"]["decode"]

@@ -31,7 +31,7 @@ import kinema.pipeline
 from kinema.buffers.machine import return_freed_bytes
 from kinema.errors import KinemaError
 from kinema.media.inputs import load_video
-from kinema.memory.predict import PROCESS_BYTES, Prediction
+from kinema.memory.predict import PROCESS_BYTES
 
 MEMORY = 400 << 20
 LONGEST_MESSAGE = 4100  # kinema.errors.MAX_MESSAGE, and what says how much was cut
@@ -44,9 +44,8 @@ def note_predictions() -> None:
     """Have every request that is checked leave what it is predicted to need."""
     check = kinema.pipeline.check_fits
 
-    def noting(prediction: Prediction, *rest: Any) -> None:
-        check(prediction, *rest)
-        _predicted.append(prediction.peak - PROCESS_BYTES)
+    def noting(*given: Any, **options: Any) -> None:
+        _predicted.append(check(*given, **options).peak - PROCESS_BYTES)
 
     kinema.pipeline.check_fits = noting
 

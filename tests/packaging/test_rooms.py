@@ -15,7 +15,19 @@ from walk import walk
 # from the ground up: a room imports those before it, and itself
 ROOMS = (
     *("errors", "env", "fields", "ops", "checkpoints", "schedulers", "media", "buffers", "request"),
-    *("families/base", "text", "encoders", "vae", "families", "loading", "memory", "denoise", "pipeline", "stream"),
+    *(
+        "families/base",
+        "text",
+        "encoders",
+        "vae",
+        "families",
+        "loading",
+        "memory",
+        "estimate",
+        "denoise",
+        "pipeline",
+        "stream",
+    ),
     *("sample", "cli", "bench", "main"),
 )
 ROOT = {"__init__.py", "__main__.py", "errors.py", "env.py", "pipeline.py", "py.typed"}

@@ -3,9 +3,9 @@
 import json
 import math
 import platform
+import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,7 @@ import torch
 
 import kinema
 from kinema import GenerationRequest
-from kinema.buffers import machine as machine_memory
 from kinema.checkpoints.weights import Weights
-from kinema.denoise.batching import MAX_TOKENS_PER_FORWARD
 from kinema.errors import RequestError
 from kinema.families.wan.config import WanConfig, tensor_shapes
 from kinema.families.wan.memory import (
@@ -27,10 +25,9 @@ from kinema.families.wan.memory import (
     native_scratch_bytes,
 )
 from kinema.families.wan.transformer import WanTransformer
-from kinema.loading.options import LoadOptions
 from kinema.memory.predict import PROCESS_BYTES, predict, weight_bytes
 from kinema.ops import build_ops, plan_ops, target_for
-from kinema.ops.common import PRECISIONS, Target
+from kinema.ops.common import PRECISIONS
 from kinema.vae.feature_cache import FeatureCache
 from kinema.vae.tiling import Tiling
 
@@ -302,172 +299,56 @@ def test_what_cannot_fit_is_refused_before_anything_is_loaded(models, monkeypatc
         pipe("a", height=16000, width=16000, num_frames=81)
     assert pipe.components.loaded == ()
     state = GenerationRequest(**CALL)
-    monkeypatch.setattr("kinema.pipeline.available_bytes", lambda device: 0)
-    monkeypatch.setattr("kinema.pipeline.held_bytes", lambda device: PROCESS_BYTES)
-    with pytest.raises(RequestError, match=r"0\.2 GiB are available: use a smaller size or fewer frames, or .*bf16"):
+    monkeypatch.setattr("kinema.pipeline.obtainable_bytes", lambda device: PROCESS_BYTES)
+    with pytest.raises(RequestError, match=r"0\.2 GiB are available: nothing that kinema has makes it fit"):
         pipe.prepare(state)
     assert pipe.components.loaded == ()
-    monkeypatch.setattr("kinema.pipeline.held_bytes", lambda device: 2 * PROCESS_BYTES)
+    monkeypatch.setattr("kinema.pipeline.obtainable_bytes", lambda device: 2 * PROCESS_BYTES)
     pipe.prepare(state)
 
 
-def test_the_remedies_are_those_that_are_left(models, monkeypatch):
-    monkeypatch.setattr("kinema.pipeline.available_bytes", lambda device: 0)
-    monkeypatch.setattr("kinema.pipeline.held_bytes", lambda device: 0)
-    pipe = models.fresh("t2v", precision="bf16", keep_loaded=False)
-    with pytest.raises(RequestError, match=r"use a smaller size or fewer frames$"):
-        pipe.prepare(GenerationRequest(**CALL))
+@pytest.fixture
+def holding(monkeypatch):
+    """Let a pipeline find so much memory."""
+
+    def hold(available):
+        monkeypatch.setattr("kinema.pipeline.obtainable_bytes", lambda device: available)
+
+    return hold
 
 
-def stages(pipe, **changes) -> dict[str, int]:
-    request = pipe.complete(GenerationRequest(**{**CALL, "height": 480, "width": 640, "num_frames": 81, **changes}))
-    return predict(pipe.model, request, pipe.ops.plan, pipe.options).stages
+BIG = {"prompt": "a", "height": 480, "width": 832, "num_frames": 81}
 
 
-def test_predictions_follow_the_request(models):
-    pipe = models("t2v").ours
-    plain = stages(pipe)
-    assert list(plain) == ["text", "denoise", "decode"]
-    assert stages(pipe, height=960)["decode"] > 1.5 * plain["decode"]
-    assert stages(pipe, guidance_scale=1.0)["denoise"] < plain["denoise"]
-    assert stages(pipe, num_videos_per_prompt=2)["decode"] > 1.5 * plain["decode"]
-    short = {"num_frames": 5}
-    assert stages(pipe, **short, tiling=Tiling(64, 64, 64, 64))["decode"] < stages(pipe, **short)["decode"]
-    embeds = torch.zeros(1, 24, 24)
-    assert list(stages(pipe, prompt=None, prompt_embeds=embeds, output_type="latent")) == ["denoise"]
-    picture = np.zeros((8, 8, 3), np.uint8)
-    assert "image" in stages(models("i2v_clip").ours, image=picture)
-    ti2v = models("ti2v").ours
-    assert stages(ti2v, image=picture)["image"] < stages(ti2v, video=[picture] * 81, num_frames=None)["image"]
-
-
-def test_a_clip_of_any_length_decodes_in_the_same_memory_beside_its_frames(models):
-    pipe = models("t2v").ours
-    pixels = 4 * 3 * 480 * 640
-    short, long = (stages(pipe, num_frames=n)["decode"] for n in (17, 25))
-    assert long - short == 8 * pixels
-
-
-def test_frames_that_are_streamed_are_not_charged_as_a_whole_clip(models):
-    """The command line writes each chunk as it comes: memory does not grow with the clip, but for what x264 holds."""
-    pipe = models("t2v").ours
-    whole, streamed = (
-        [
-            predict(pipe.model, pipe.complete(clip), pipe.ops.plan, pipe.options, streamed=way).stages["decode"]
-            for clip in (GenerationRequest(**{**CALL, "height": 480, "width": 640, "num_frames": n}) for n in (81, 161))
-        ]
-        for way in (False, True)
-    )
-    assert streamed[0] == streamed[1] < whole[0] < whole[1]
-    assert whole[1] - streamed[1] > 161 * 4 * 3 * 480 * 640
-
-
-def test_what_fits_only_if_it_is_streamed_is_streamed(models, monkeypatch):
+def test_a_remedy_that_is_named_is_enough(models, holding):
+    """Each remedy of the message lets the request through, and no longer clip would go through."""
     pipe = models.fresh("t2v")
-    request = pipe.complete(GenerationRequest(**{**CALL, "num_frames": 801}))
-    peaks = [predict(pipe.model, request, pipe.ops.plan, pipe.options, streamed=way).peak for way in (True, False)]
-    assert peaks[0] < peaks[1]
-    monkeypatch.setattr("kinema.pipeline.available_bytes", lambda device: sum(peaks) // 2)
-    monkeypatch.setattr("kinema.pipeline.held_bytes", lambda device: 0)
-    with pytest.raises(RequestError, match="in its decode stage"):
-        pipe.prepare(request)
-    assert pipe.prepare(request, streamed=True).latents.shape[2] == 201
+    needed = predict(pipe.model, pipe.complete(GenerationRequest(**BIG)), pipe.ops.plan, pipe.options).peak
+    holding(needed - 1)
+    with pytest.raises(RequestError) as refused:
+        pipe.prepare(GenerationRequest(**BIG))
+    message = str(refused.value)
+    assert "enough would be --low-memory (keep_loaded=False)" in message and "--tiled" not in message
+    frames = int(re.search(r"--num-frames (\d+)", message)[1])
+    fits = pipe.model, pipe.ops.plan, pipe.options
+    for count, wanted in ((frames, True), (frames + 4, False)):
+        request = pipe.complete(GenerationRequest(**{**BIG, "num_frames": count}))
+        assert (predict(fits[0], request, *fits[1:]).peak < needed) is wanted
+    models.fresh("t2v", keep_loaded=False).prepare(GenerationRequest(**BIG))
 
 
-def test_rows_of_a_captured_forward_are_counted_together(models):
-    """On a GPU one graph has the rows of both guidance halves; on a CPU more tokens than pay go one after the other."""
-    pipe = models("t2v").ours
-    config, latent = pipe.transformer_config, (21, 60, 80)
-    tokens = 21 * 30 * 40
-    assert tokens > MAX_TOKENS_PER_FORWARD / 2
-    fp32 = PRECISIONS["cpu"]["fp32"]
-    apart, both = (denoise_bytes(config, fp32, latent, 2, 24, together=together) for together in (False, True))
-    maps = 8 * tokens * config.dim * 4
-    assert both - apart == both - denoise_bytes(config, fp32, latent, 2, 24) == maps
-
-    plan = replace(pipe.ops.plan, target=Target(torch.device("cuda"), PRECISIONS["cuda"]["fp32"]))
-    plan = replace(plan, choices=tuple(replace(choice, backend="reference") for choice in plan.choices))
-    request = pipe.complete(GenerationRequest(**{**CALL, "height": 480, "width": 640, "num_frames": 81}))
-    with_graphs, without = (
-        predict(pipe.model, request, plan, LoadOptions(cuda_graphs=graphs)).stages["denoise"]
-        for graphs in (True, False)
-    )
-    assert with_graphs - without > maps / 2
+def test_what_is_not_enough_is_not_named(models, holding):
+    pipe = models.fresh("t2v")
+    holding(PROCESS_BYTES // 2)
+    with pytest.raises(RequestError, match=r"available: nothing that kinema has makes it fit$"):
+        pipe.prepare(GenerationRequest(**BIG))
+    holding(PROCESS_BYTES + 200 * 2**20)
+    with pytest.raises(RequestError, match=r"enough would be --height \d+ --width \d+$"):
+        pipe.prepare(GenerationRequest(**{**BIG, "num_frames": 1, "height": 4000, "width": 4000}))
 
 
-def test_parts_count_together_or_one_after_the_other(models):
-    folder = models("two_experts").folder
-    kept = kinema.VideoPipeline.from_pretrained(folder, device="cpu")
-    parts = weight_bytes(kept.model, kept.ops.plan)
-    released = kinema.VideoPipeline.from_pretrained(folder, device="cpu", keep_loaded=False)
-    del parts["vae.encoder"]  # no request without an image packs it
-    for stage, largest in {"text": "text_encoder", "denoise": "transformer", "decode": "vae.decoder"}.items():
-        difference = stages(kept)[stage] - stages(released)[stage]
-        assert difference == pytest.approx(1.05 * (sum(parts.values()) - parts[largest]), abs=2)
-
-
-GIB = 2**30
-
-
-def machine(root: Path, monkeypatch, meminfo: int | None, cgroup: str, files: dict[str, str]) -> int:
-    """available_bytes on a machine of which these are the files."""
-    (root / "proc" / "self").mkdir(parents=True)
-    if meminfo is not None:
-        (root / "proc" / "meminfo").write_text(f"MemTotal: 99 kB\nMemAvailable:   {meminfo // 1024} kB\n")
-    (root / "proc" / "self" / "cgroup").write_text(cgroup)
-    for name, text in files.items():
-        file = root / "cgroup" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-    monkeypatch.setattr(machine_memory, "PROC", root / "proc")
-    monkeypatch.setattr(machine_memory, "GROUPS", root / "cgroup")
-    return machine_memory.available_bytes()
-
-
-def group(folder: str, limit: str, used: int, caches: int = 0, version: int = 2) -> dict[str, str]:
-    names = ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
-    prefix = "" if version == 2 else "total_"
-    stat = f"anon 5\n{prefix}active_file {caches // 2}\n{prefix}inactive_file {caches - caches // 2}\n"
-    return {f"{folder}/{names[0]}": f"{limit}\n", f"{folder}/{names[1]}": f"{used}\n", f"{folder}/memory.stat": stat}
-
-
-MACHINES = {
-    "no_group": (8 * GIB, "0::/\n", {}, 8 * GIB),
-    "unlimited": (8 * GIB, "0::/a\n", group("a", "max", GIB), 8 * GIB),
-    "limited": (8 * GIB, "0::/a\n", group("a", str(4 * GIB), GIB), 3 * GIB),
-    "file_caches_are_free": (8 * GIB, "0::/a\n", group("a", str(4 * GIB), 3 * GIB, 2 * GIB), 3 * GIB),
-    "the_group_above_is_tighter": (
-        *(8 * GIB, "0::/a/b\n", group("a", str(3 * GIB), GIB) | group("a/b", str(5 * GIB), GIB)),
-        2 * GIB,
-    ),
-    "own_root": (8 * GIB, "0::/outside/name\n", group(".", str(4 * GIB), GIB), 3 * GIB),
-    "version_1": (
-        *(8 * GIB, "5:cpu,cpuacct:/a\n4:memory:/a\n0::/\n", group("memory/a", str(4 * GIB), GIB, version=1)),
-        3 * GIB,
-    ),
-    "version_1_unlimited": (
-        *(8 * GIB, "4:memory:/a\n", group("memory/a", "9223372036854771712", GIB, version=1)),
-        8 * GIB,
-    ),
-    "over_the_limit": (8 * GIB, "0::/a\n", group("a", str(GIB), 2 * GIB), 0),
-    "unknown": (None, "", {}, sys.maxsize),
-}
-
-
-@pytest.mark.parametrize(("meminfo", "cgroup", "files", "expected"), MACHINES.values(), ids=MACHINES.keys())
-def test_available_memory(tmp_path, monkeypatch, meminfo, cgroup, files, expected):
-    assert machine(tmp_path, monkeypatch, meminfo, cgroup, files) == expected
-
-
-def test_this_machine_has_memory():
-    assert 2**26 < machine_memory.available_bytes() < 2**50
-    cpu = torch.device("cpu")
-    assert 2**26 < machine_memory.held_bytes(cpu) <= machine_memory.peak_bytes(cpu)
-
-
-def test_the_peak_is_this_process_own():
-    """A process begins with the peak of its parent in getrusage, which is not its own."""
-    ballast = torch.ones(2**27)  # 512 MiB, in the parent
-    code = "import torch; from kinema.buffers.machine import peak_bytes; print(peak_bytes(torch.device('cpu')))"
-    told = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-    assert 2**26 < told < 2**29 <= ballast.nbytes
+def test_the_remedies_are_those_that_are_left(models, holding):
+    holding(0)
+    pipe = models.fresh("t2v", precision="bf16", keep_loaded=False)
+    with pytest.raises(RequestError, match=r"only a smaller model would fit$"):
+        pipe.prepare(GenerationRequest(**CALL))

@@ -1,4 +1,4 @@
-"""What the stages of a run hold beside the weights: counts of the tensors alive at each peak, in bytes.
+"""What the stages of a run hold beside the weights: counts of the tensors alive at each peak, in bytes (and FLOPs).
 
 The counts are the reference ops' (taken from an allocation trace of each stage); ops that fuse more hold less, which
 is counted for the native CPU kernels.
@@ -7,12 +7,14 @@ is counted for the native CPU kernels.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 
 from kinema.encoders.umt5 import UMT5Config
 from kinema.families.base import MAX_TOKENS_PER_FORWARD, Work
 from kinema.families.wan.config import WanConfig
+from kinema.families.wan.flops import stage_flops
 from kinema.families.wan.vae.config import WanVAEConfig
 from kinema.families.wan.vae.decoder import UpStageSpec, frames_at_once, latents_at_once
 from kinema.families.wan.vae.encoder import DownStageSpec
@@ -48,7 +50,7 @@ def work(
     streamed: bool,
     graphs: bool,
 ) -> dict[str, Work]:
-    """What each stage of a completed request holds beside weights. Arguments as in `Model.work`."""
+    """What each stage of a completed request holds beside weights, and computes. Arguments as in `Model.work`."""
     precision, native = plan.target.precision, plan.backend("conv3d").startswith("cpu")
     num_frames, height, width = request.clip
     latent = (
@@ -58,19 +60,20 @@ def work(
     )
     tokens, rows = _text_tokens(request), request.samples * (1 + request.guided)
     pixels = frames_bytes(num_frames, height, width)
-    found: dict[str, Work] = {}
+    prompts = request.prompts * (1 + request.guided)
+    # a TI2V model encodes the image alone, an I2V model a whole clip that begins with it
+    only_first = request.image is not None and transformer.in_channels == transformer.latent_channels
+    encoded = 1 if only_first else num_frames
+    held: dict[str, Work] = {}
     if request.image is not None or request.video is not None:
-        # a TI2V model encodes the image alone, an I2V model a whole clip that begins with it
-        only_first = request.image is not None and transformer.in_channels == transformer.latent_channels
-        encoded = 1 if only_first else num_frames
-        found["image"] = Work(encode_bytes(vae, height, width, encoded) + 2 * frames_bytes(encoded, height, width))
+        held["image"] = Work(encode_bytes(vae, height, width, encoded) + 2 * frames_bytes(encoded, height, width))
     if request.prompt is not None and text is not None:
-        found["text"] = Work(text_bytes(text, precision, request.prompts * (1 + request.guided), tokens))
+        held["text"] = Work(text_bytes(text, precision, prompts, tokens))
     if plan.backend("linear") == "cpu":
-        found["denoise"] = Work(*native_denoise_bytes(transformer, latent, rows, tokens))
+        held["denoise"] = Work(*native_denoise_bytes(transformer, latent, rows, tokens))
     else:
         # one captured forward has all rows, of both guidance halves, whatever their number
-        found["denoise"] = Work(denoise_bytes(transformer, precision, latent, rows, tokens, together=graphs))
+        held["denoise"] = Work(denoise_bytes(transformer, precision, latent, rows, tokens, together=graphs))
     if request.output_type != "latent":
         together = max(1, min(latent[0] - 1, latents_at_once(vae, request.samples, *latent[1:])))
         maps = decode_bytes(
@@ -85,11 +88,13 @@ def work(
         )
         if streamed:  # a chunk as it was decoded, three steps of it on its way to bytes, and what an encoder holds
             chunk = frames_bytes(min(num_frames, together * vae.scale_factor_temporal), height, width)
-            found["decode"] = Work(maps + request.samples * (4 * chunk + encoder_bytes(num_frames, height, width)))
+            held["decode"] = Work(maps + request.samples * (4 * chunk + encoder_bytes(num_frames, height, width)))
         else:  # the finished clip, an intermediate and the result
             clips = request.samples * pixels
-            found["decode"] = Work(max(maps + clips, 3 * clips))
-    return found
+            held["decode"] = Work(max(maps + clips, 3 * clips))
+    counts = {"samples": request.samples, "rows": rows, "prompts": prompts, "text_tokens": tokens}
+    flops = stage_flops(transformer, vae, text, latent, **counts, encoded=(encoded, height, width))
+    return {stage: replace(work, flops=flops[stage]) for stage, work in held.items()}
 
 
 def _text_tokens(request: GenerationRequest) -> int:

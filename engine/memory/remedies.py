@@ -1,0 +1,95 @@
+"""What would let a request fit that does not: each remedy is tried on the prediction before it is named."""
+
+from __future__ import annotations
+
+from bisect import bisect
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+
+from kinema.errors import RequestError, UnsupportedError
+from kinema.families.base import Model
+from kinema.loading.options import LoadOptions
+from kinema.memory.predict import Prediction, gib, predict
+from kinema.ops import Plan, plan_ops, target_for
+from kinema.request.generation import GenerationRequest
+from kinema.vae.tiling import Tiling
+
+Change = tuple[tuple[str, ...], GenerationRequest, Plan, LoadOptions]
+TILED, LOW_MEMORY = "--tiled (tiling=Tiling())", "--low-memory (keep_loaded=False)"
+NARROWER = ("bf16", "int8")
+NAMED = 3  # remedies that leave the clip as it is
+
+
+def check_fits(
+    model: Model,
+    request: GenerationRequest,
+    plan: Plan,
+    options: LoadOptions,
+    available: int,
+    *,
+    streamed: bool = False,
+) -> Prediction:
+    """The prediction of a completed request, or RequestError if it cannot fit, with what would be enough."""
+
+    prediction = predict(model, request, plan, options, streamed=streamed)
+    if prediction.peak > available:
+        enough = _enough(partial(predict, model, streamed=streamed), model, request, plan, options, available)
+        advice = f"enough would be {', or '.join(enough)}" if enough else _hopeless(options)
+        raise RequestError(
+            f"this needs about {gib(prediction.peak)} in its {prediction.largest_stage} stage, {gib(available)} are "
+            f"available: {advice}"
+        )
+    return prediction
+
+
+def _enough(
+    predicted: Callable[[GenerationRequest, Plan, LoadOptions], Prediction],
+    model: Model,
+    request: GenerationRequest,
+    plan: Plan,
+    options: LoadOptions,
+    available: int,
+) -> list[str]:
+    """Remedies by which it fits."""
+    enough: dict[frozenset[str], str] = {}
+    for flags, other, by, loaded in _changes(request, plan, options):
+        more_than_needed = any(fewer <= set(flags) for fewer in enough)
+        if not more_than_needed and (needed := predicted(other, by, loaded).peak) <= available:
+            enough[frozenset(flags)] = f"{' with '.join(flags)} ({gib(needed)})"
+    smaller = _smaller(model, request, lambda other: predicted(other, plan, options).peak <= available)
+    return [*list(enough.values())[:NAMED], *([smaller] if smaller else [])]
+
+
+def _changes(request: GenerationRequest, plan: Plan, options: LoadOptions) -> Iterator[Change]:
+    """What keeps the clip as it is, the mildest first: (the flags, the request, the plan and the options with them)."""
+    tiled, low = replace(request, tiling=request.tiling or Tiling()), replace(options, keep_loaded=False)
+    yield (TILED,), tiled, plan, options
+    yield (LOW_MEMORY,), request, plan, low
+    yield (LOW_MEMORY, TILED), tiled, plan, low
+    for precision in NARROWER if options.precision in ("auto", "fp32") else ():
+        target = target_for(plan.target.device, precision)
+        try:
+            narrow = plan_ops(target, options.backend, options.quantize_attention)
+        except UnsupportedError:
+            continue
+        yield (f"--precision {precision}",), request, narrow, replace(options, precision=precision)
+        yield (f"--precision {precision}", LOW_MEMORY, TILED), tiled, narrow, replace(low, precision=precision)
+
+
+def _smaller(model: Model, request: GenerationRequest, fits: Callable[[GenerationRequest], bool]) -> str:
+    """The longest clip of its size that fits, or the largest of its shape; "" if there is none."""
+    num_frames, height, width = request.clip
+    step, shortest = model.geometry.frame_step, model.geometry.longest(1)
+    clips = range(shortest, num_frames, step)
+    at_most = bisect(clips, False, key=lambda count: not fits(replace(request, num_frames=count)))
+    if at_most and clips[at_most - 1] > 1:
+        return f"--num-frames {clips[at_most - 1]}"
+    side = model.geometry.spatial * max(model.geometry.patch[1:])
+    sizes = [tuple(max(side, share * n // 16 // side * side) for n in (height, width)) for share in range(1, 16)]
+    at_most = bisect(sizes, False, key=lambda size: not fits(replace(request, height=size[0], width=size[1])))
+    return "--height {} --width {}".format(*sizes[at_most - 1]) if at_most else ""
+
+
+def _hopeless(options: LoadOptions) -> str:
+    return "nothing that kinema has makes it fit" if options.keep_loaded else "only a smaller model would fit"
