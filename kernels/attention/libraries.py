@@ -133,13 +133,13 @@ def flash_attn_unsupported(target: Target) -> list[str]:
     return [f"{best.package} is installed, but {failure}"] if failure else []
 
 
-def flash_attn_reluctant(target: Target) -> list[str]:
+def flash_attn_not_preferred(target: Target) -> list[str]:
     """Why something else is taken where both can run."""
     best = best_version(architecture(target.device))
     return _slower(best.name, target) if best is not None else []
 
 
-def sdpa_reluctant(target: Target) -> list[str]:
+def sdpa_not_preferred(target: Target) -> list[str]:
     arch = architecture(target.device)
     if target.device.type == "cpu" or arch == INTERPRETER:
         return ["on a CPU the reference makes the same calls"]
@@ -177,6 +177,6 @@ def why_not_used(version: Version) -> str:
 
 
 FLASH_ATTN = Implementation(
-    "flash-attn", "kinema.ops.attention.flash_attn", flash_attn_unsupported, flash_attn_reluctant, partial=True
+    "flash-attn", "kinema.ops.attention.flash_attn", flash_attn_unsupported, flash_attn_not_preferred, partial=True
 )
-SDPA = Implementation("torch", "kinema.ops.attention.sdpa", not_preferred=sdpa_reluctant, partial=True)
+SDPA = Implementation("torch", "kinema.ops.attention.sdpa", not_preferred=sdpa_not_preferred, partial=True)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from kinema.ops.attention import FP8_BLOCK, FP8_PEAK, INT8_TOP, KV, BlockCausal, BlockList
 from kinema.ops.attention.check import checked
-from kinema.ops.common import FP8_MAX, QuantKind, wide, write_result
+from kinema.ops.common import FP8_MAX, QuantKind, upcast, write_result
 
 FP8_TILE = 128  # keys that are weighted together in 8 bits
 
@@ -29,11 +29,11 @@ def attention(
     keys = [s.rope.rotate(s.k) if s.rope is not None else s.k for s in segments]
     values = [s.v for s in segments]
     if quantize == "fp8":
-        query = _in_e4m3(wide(query), 1)
+        query = _in_e4m3(upcast(query), 1)
         keys, values = ([_real_in_e4m3(x, s) for x, s in zip(t, segments, strict=True)] for t in (keys, values))
     elif quantize == "int8":
-        query = _in_int8(wide(query))
-        keys, values = _smoothed_in_int8([wide(k) for k in keys], segments), [wide(v) for v in values]
+        query = _in_int8(upcast(query))
+        keys, values = _smoothed_in_int8([upcast(k) for k in keys], segments), [upcast(v) for v in values]
     key, value = _joined(keys), _joined(values)
     mask = _mask(query, segments, causal, blocks)
     dense = mask
@@ -81,7 +81,7 @@ def _to_e4m3(x: torch.Tensor) -> torch.Tensor:
 
 def _real_in_e4m3(x: torch.Tensor, segment: KV) -> torch.Tensor:
     """A segment's keys or values [B, N, R, D]; what lies behind a length is 0."""
-    return _in_e4m3(_real(wide(x), segment), FP8_BLOCK)
+    return _in_e4m3(_real(upcast(x), segment), FP8_BLOCK)
 
 
 def _real(x: torch.Tensor, segment: KV) -> torch.Tensor:
@@ -124,16 +124,16 @@ def _weighted_in_e4m3(
     logits = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
     if mask is not None:
         logits = logits.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else logits + mask
-    top = torch.full_like(logits[..., :1], float("-inf"))
-    y, total = torch.zeros_like(query[..., :1] * value[..., :1, :]), torch.zeros_like(top)
+    row_max = torch.full_like(logits[..., :1], float("-inf"))
+    y, row_sum = torch.zeros_like(query[..., :1] * value[..., :1, :]), torch.zeros_like(row_max)
     for part, v in zip(torch.split(logits, tiles, dim=-1), torch.split(value, tiles, dim=2), strict=True):
-        higher = torch.maximum(top, part.amax(-1, keepdim=True))
-        base = torch.where(higher.isneginf(), 0.0, higher)  # nothing was seen so far
+        new_max = torch.maximum(row_max, part.amax(-1, keepdim=True))
+        base = torch.where(new_max.isneginf(), 0.0, new_max)  # nothing was seen so far
         weights = _to_e4m3(FP8_PEAK * torch.exp(part - base))
-        fade = torch.exp(top - base)
-        y, total = y * fade + weights @ v, total * fade + weights.sum(-1, keepdim=True)
-        top = higher
-    return torch.where(total > 0, y / total, 0.0)
+        alpha = torch.exp(row_max - base)
+        y, row_sum = y * alpha + weights @ v, row_sum * alpha + weights.sum(-1, keepdim=True)
+        row_max = new_max
+    return torch.where(row_sum > 0, y / row_sum, 0.0)
 
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:

@@ -15,7 +15,7 @@ from kinema.ops.attention.triton_kernel import Bias, Keys, Lists, Parts, Queries
 from kinema.ops.attention.triton_prepare import Prepared, prepare
 from kinema.ops.attention.triton_tables import TABLES
 from kinema.ops.common import PRECISIONS, QuantKind, Target, output_buffer
-from kinema.ops.common.launch import Config, architecture, configure, is_hip, launch
+from kinema.ops.common.launch import Config, architecture, is_hip, launch, select_config
 from kinema.ops.common.triton_device import IMPRECISE_FP8, describable, processors
 from kinema.ops.common.triton_target import fp8_unsupported
 
@@ -70,7 +70,7 @@ def attention(
     name += "_lean" if (causal is not None or full_bias) and f"{name}_lean" in TABLES else ""
     shape = (min(batch * heads * total_q, MANY_ROWS), min(max(total_k, FEW_KEYS), MANY_KEYS))
     words = ("bias" if full_bias else "", "causal" if causal is not None else "", "lists" if blocks is not None else "")
-    table = configure(name, TABLES[name], device, *shape, *words)
+    table = select_config(name, TABLES[name], device, *shape, *words)
     longest = max(part.shape[2] for part in queries) if blocks is None else blocks.q_block
     rows, keys, warps = _tile_sizes(table, longest, full_bias, blocks, least=32 if fp8 else 16)
     steps, whole = 0, True
@@ -136,7 +136,7 @@ def attention(
     )
     if parts is not None:
         before = 0
-        combine = configure("attention/combine", COMBINE, device)
+        combine = select_config("attention/combine", COMBINE, device)
         for y in results:
             count = y.shape[1]
             launch(
@@ -184,7 +184,7 @@ def _tile_sizes(
 
 def _splits(work: int, tiles: int, device: torch.device) -> int:
     """Among how many programs the keys are split: enough to fill the GPU, none with too little to do."""
-    table = configure("attention/split", SPLIT, device).blocks
+    table = select_config("attention/split", SPLIT, device).blocks
     wanted = table["PROGRAMS"] * processors(device) // max(1, work)
     return max(1, min(wanted, tiles // table["LEAST"], table["MOST"]))
 

@@ -10,8 +10,8 @@ import triton.language as tl
 
 from kinema.ops.attention import FP8_BLOCK
 from kinema.ops.common import FP8_MAX, Rope, dense
-from kinema.ops.common.launch import Config, configure, launch
-from kinema.ops.common.triton_numerics import narrow, wide
+from kinema.ops.common.launch import Config, launch, select_config
+from kinema.ops.common.triton_numerics import cast, fp32
 
 # VALUES: of a tile, whole heads of some tokens. 4096 in 4 warps are 32 registers a thread. Where FP8_BLOCK tokens share
 # a scale they are a tile, with one warp for each 2048 values.
@@ -45,7 +45,7 @@ def prepare(
     batch, heads, tokens, head_dim = x.shape
     cos, sin = (dense(rope.cos), dense(rope.sin)) if rope is not None else (None, None)
     half = max(8, triton.next_power_of_2((head_dim + 1) // 2))
-    table = configure("attention/prepare", TILES, x.device)
+    table = select_config("attention/prepare", TILES, x.device)
     rows, warps = max(1, table.blocks["VALUES"] // (2 * half)), table.warps
     if block > 1:
         rows, warps = FP8_BLOCK, min(16, max(table.warps, FP8_BLOCK * 2 * half // 2048))
@@ -128,8 +128,8 @@ def prepare_kernel(
     if cos is not None:
         r, pair = s[:, None] - start, tl.arange(0, HALF)[None, :]
         turned = (r >= 0) & (r < rotated) & real & (pair < HEAD_DIM // 2)
-        c = wide(tl.load(cos + b * cos_b + r.to(tl.int64) * cos_s + pair, mask=turned, other=1.0))
-        z = wide(tl.load(sin + b * sin_b + r.to(tl.int64) * sin_s + pair, mask=turned, other=0.0))
+        c = fp32(tl.load(cos + b * cos_b + r.to(tl.int64) * cos_s + pair, mask=turned, other=1.0))
+        z = fp32(tl.load(sin + b * sin_b + r.to(tl.int64) * sin_s + pair, mask=turned, other=0.0))
         first, second = first * c - second * z, first * z + second * c
     if scale is not None:
         size = tl.max(tl.maximum(_size(first), _size(second)), axis=1)
@@ -157,13 +157,13 @@ def _load(at, real, HEAD_DIM: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.
     """The pairs of the heads at pointers `at` [ROWS, 1], as two tiles [ROWS, HALF] in fp32."""
     if INTERLEAVED:
         d = tl.arange(0, 2 * HALF)[None, :]
-        h = wide(tl.load(at + d, mask=real & (d < HEAD_DIM), other=0.0))
+        h = fp32(tl.load(at + d, mask=real & (d < HEAD_DIM), other=0.0))
         first, second = tl.split(tl.reshape(h, (h.shape[0], HALF, 2)))
     else:
         d = tl.arange(0, HALF)[None, :]
         mask = real & (d < HEAD_DIM // 2)
-        first = wide(tl.load(at + d, mask=mask, other=0.0))
-        second = wide(tl.load(at + HEAD_DIM // 2 + d, mask=mask, other=0.0))
+        first = fp32(tl.load(at + d, mask=mask, other=0.0))
+        second = fp32(tl.load(at + HEAD_DIM // 2 + d, mask=mask, other=0.0))
     return first, second
 
 
@@ -175,9 +175,9 @@ def _store(at, stride, real, first, second, HEAD_DIM: tl.constexpr, INTERLEAVED:
     if INTERLEAVED:
         d = tl.arange(0, 2 * HALF)[None, :]
         h = tl.reshape(tl.join(first, second), (first.shape[0], 2 * HALF))
-        tl.store(at + d * stride, narrow(h, dtype), mask=real & (d < HEAD_DIM))
+        tl.store(at + d * stride, cast(h, dtype), mask=real & (d < HEAD_DIM))
     else:
         d = tl.arange(0, HALF)[None, :]
         mask = real & (d < HEAD_DIM // 2)
-        tl.store(at + d * stride, narrow(first, dtype), mask=mask)
-        tl.store(at + (HEAD_DIM // 2 + d) * stride, narrow(second, dtype), mask=mask)
+        tl.store(at + d * stride, cast(first, dtype), mask=mask)
+        tl.store(at + (HEAD_DIM // 2 + d) * stride, cast(second, dtype), mask=mask)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from kinema.ops.common.overlap import alike, folded, outside, share, span
+from kinema.ops.common.overlap import alike, has_internal_overlap, outside, share, span
 
 FLOATS = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
 INTEGERS = frozenset((torch.int32, torch.int64))
@@ -69,7 +69,7 @@ def check_out(
     if out.is_contiguous():
         first = out.data_ptr()
         end = first + out.nbytes
-    elif folded(out):
+    elif has_internal_overlap(out):
         raise ValueError(f"out has strides {out.stride()}, wanted a place of its own for each value")
     else:
         first, end = span(out)

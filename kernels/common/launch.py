@@ -5,7 +5,7 @@ nothing runs, so an op doubles as its own shape-only (fake) kernel. And inside `
 that is how the kernels are compiled ahead of time, exactly as production launches them, on a machine without a GPU.
 
 Configurations come from tables. Where a table has candidates, `kinema tune` finds the fastest for a kind of call, and
-`configure` looks that up; it never measures.
+`select_config` looks that up; it never measures.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def _capability(index: int) -> int:
     return 10 * major + minor
 
 
-def configure(name: str, table: Table, device: torch.device, *shape: int | str) -> Config:
+def select_config(name: str, table: Table, device: torch.device, *shape: int | str) -> Config:
     """The entry of `table` for the newest architecture that is not newer than `device`'s.
 
     shape: the sizes and words that decide which of several candidates is fastest. It is the one that was tuned for

@@ -10,7 +10,7 @@ FP8_MAX = 448.0  # largest finite float8_e4m3fn
 INT8_MAX = 127.0
 
 
-def wide(x: torch.Tensor) -> torch.Tensor:
+def upcast(x: torch.Tensor) -> torch.Tensor:
     """x in the dtype that statistics are taken in: fp32, or fp64 if x is fp64 (the tests' truth)."""
     return x if x.dtype == torch.float64 else x.to(torch.float32)
 

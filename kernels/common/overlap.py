@@ -52,7 +52,7 @@ def alike(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.stride() == b.stride() or _steps(a) == _steps(b)
 
 
-def folded(t: torch.Tensor) -> bool:
+def has_internal_overlap(t: torch.Tensor) -> bool:
     """Whether two elements of t may lie in one place, as those of an expanded axis do."""
     if t.is_contiguous():
         return False

@@ -21,13 +21,13 @@ FEWEST_FP32 = 8 if tuple(int(part) for part in triton.__version__.split(".")[:2]
 
 
 @triton.jit
-def wide(x):
+def fp32(x):
     """x in fp32."""
     return x.to(tl.float32)
 
 
 @triton.jit
-def narrow(x, dtype: tl.constexpr):
+def cast(x, dtype: tl.constexpr):
     """fp32 → dtype, to nearest even; e4m3 and int8 saturate, as `quantize` wants."""
     if dtype == tl.int8:
         return (tl.minimum(tl.maximum(x, -127.0), 127.0) + ROUNDER - ROUNDER).to(tl.int8)
@@ -60,8 +60,8 @@ def rounded(x, dtype: tl.constexpr, CUDA: tl.constexpr):
             pack=2,
         )
     else:
-        narrowed = narrow(x, dtype)
-        return narrowed, wide(narrowed)
+        narrowed = cast(x, dtype)
+        return narrowed, fp32(narrowed)
 
 
 @triton.jit
@@ -101,7 +101,7 @@ def dot_fp8(a, b, acc, PROMOTE: tl.constexpr):
 
 
 @triton.jit
-def wide_e4m3(code):
+def fp32_from_e4m3(code):
     """The fp32 value of e4m3 bits in uint8, exactly: also where the hardware does not know the format."""
     # sign, exponent and mantissa in the places of fp16, whose exponent is biased by 8 more
     bits = ((code & 0x80).to(tl.uint16) << 8) | ((code & 0x7F).to(tl.uint16) << 7)

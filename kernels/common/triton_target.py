@@ -60,14 +60,14 @@ def _too_old(target: Target, what: str, oldest: int) -> list[str]:
     return [f"{what} needs compute capability {_dotted(oldest)}, the GPU has {_dotted(arch)}"]
 
 
-def triton_reluctant(target: Target) -> list[str]:
+def triton_not_preferred(target: Target) -> list[str]:
     """The interpreter proves kernels; it is no way to run a model."""
     return ["interpreted Triton is for tests"] if target.device.type == "cpu" else []
 
 
 def triton_implementation(op: str, unsupported: Callable[[Target], list[str]] = triton_unsupported) -> Implementation:
     """The record of `kernels/<op>/triton.py`."""
-    return Implementation("triton", f"kinema.ops.{op}.triton", unsupported, triton_reluctant)
+    return Implementation("triton", f"kinema.ops.{op}.triton", unsupported, triton_not_preferred)
 
 
 def _dotted(arch: int) -> str:

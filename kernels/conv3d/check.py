@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from kinema.ops.common.arguments import FLOATS, check_floats, check_out, misfit
-from kinema.ops.common.overlap import folded, share
+from kinema.ops.common.overlap import has_internal_overlap, share
 from kinema.ops.conv3d import Conv3d, Conv3dWeight
 
 
@@ -85,7 +85,7 @@ def _check_cache(cache: torch.Tensor, x: torch.Tensor, history: int, upsample: i
         raise misfit("cache", cache, f"floats {wanted} on {x.device}: {history} past frames of x")
     if x.is_meta:
         return
-    if folded(cache):
+    if has_internal_overlap(cache):
         raise ValueError(f"cache has strides {cache.stride()}, wanted a place of its own for each value")
     if share(cache, x):
         raise ValueError("cache shares memory with x, wanted memory of its own: it is overwritten")

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from kinema.ops.common import Target, wide, write_result
+from kinema.ops.common import Target, upcast, write_result
 from kinema.ops.conv3d import Conv3dWeight
 from kinema.ops.conv3d.check import checked, kernel_and_padding
 
@@ -56,9 +56,9 @@ def conv3d(
     assert isinstance(weight, ReferenceWeight)
     h = _channels_last(x)
     if norm is not None:
-        length = torch.linalg.vector_norm(wide(h), dim=1, keepdim=True).clamp_min(1e-12)
+        length = torch.linalg.vector_norm(upcast(h), dim=1, keepdim=True).clamp_min(1e-12)
         gain = norm.to(length.dtype).view(-1, 1, 1, 1)
-        h = (wide(h) * (weight.in_channels**0.5 / length) * gain).to(x.dtype)
+        h = (upcast(h) * (weight.in_channels**0.5 / length) * gain).to(x.dtype)
     if activation == "silu":
         h = F.silu(h)
     if upsample > 1:

@@ -10,7 +10,7 @@ import torch
 import triton
 
 from kinema.ops.common import Target, dense, output_buffer
-from kinema.ops.common.launch import Config, Table, configure, launch
+from kinema.ops.common.launch import Config, Table, launch, select_config
 from kinema.ops.common.triton_numerics import FEWEST_FP32
 from kinema.ops.conv3d import Conv3dWeight
 from kinema.ops.conv3d.check import checked, kernel_and_padding
@@ -107,7 +107,7 @@ def _prepare(
     height, width = height * now, width * now
     y = torch.empty(batch, history + frames, height, width, channels, dtype=x.dtype, device=x.device)
     block = triton.next_power_of_2(channels)
-    table = configure("conv3d/prepare", TABLES["conv3d/prepare"], x.device)
+    table = select_config("conv3d/prepare", TABLES["conv3d/prepare"], x.device)
     positions = min(table.blocks["POSITIONS"], max(1, table.blocks["ELEMENTS"] // block))
     launch(
         prepare_kernel,
@@ -147,11 +147,11 @@ def _multiply(
     batch, columns, frames, height, width = y.shape
     channels = weight.in_channels
     rows = batch * frames * height * width
-    narrow = x.dtype.itemsize == 2
-    name = "conv3d" if narrow else "conv3d/fp32"
+    is_16_bit = x.dtype.itemsize == 2
+    name = "conv3d" if is_16_bit else "conv3d/fp32"
     taps = math.prod(weight.kernel)
-    table = configure(name, TABLES[name], x.device, min(rows, MANY_ROWS), columns, channels, taps)
-    features = _features(channels, 16 if narrow else FEWEST_FP32, table.blocks["FEATURES"])
+    table = select_config(name, TABLES[name], x.device, min(rows, MANY_ROWS), columns, channels, taps)
+    features = _features(channels, 16 if is_16_bit else FEWEST_FP32, table.blocks["FEATURES"])
     whole = channels % features == 0
     widths = WIDTHS if whole else WIDTHS[:-1]  # masks take registers
     column, more = min(widths, key=lambda width: triton.cdiv(columns, sum(width)) * (sum(width) + GATHER))

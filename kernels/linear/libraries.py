@@ -35,7 +35,7 @@ def torch_unsupported(target: Target) -> list[str]:
     return []
 
 
-def torch_reluctant(target: Target) -> list[str]:
+def torch_not_preferred(target: Target) -> list[str]:
     """An epilogue of a library's product is a pass of its own over the result, and Triton's products are as fast."""
     if target.device.type == "cpu":
         return ["on a CPU the reference makes the same calls"]
@@ -49,4 +49,4 @@ def torch_reluctant(target: Target) -> list[str]:
     return [f"Triton is preferred: here {epilogues}{speed}"]
 
 
-TORCH = Implementation("torch", "kinema.ops.linear.scaled_mm", torch_unsupported, torch_reluctant)
+TORCH = Implementation("torch", "kinema.ops.linear.scaled_mm", torch_unsupported, torch_not_preferred)

@@ -32,10 +32,10 @@ _STORED = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 
 
 @dataclass(frozen=True)
-class NarrowWeight(ReferenceWeight):
-    """A weight that is multiplied in 8 bits, rows dense. narrow_bias: the bias in bf16, as torch._scaled_mm adds it."""
+class QuantizedWeight(ReferenceWeight):
+    """A weight that is multiplied in 8 bits, rows dense. bias_bf16: the bias in bf16, as torch._scaled_mm adds it."""
 
-    narrow_bias: torch.Tensor | None
+    bias_bf16: torch.Tensor | None
 
 
 def pack_linear(
@@ -52,7 +52,7 @@ def pack_linear(
         return packed
     parts = {field.name: getattr(packed, field.name) for field in fields(packed)}
     parts["weight"] = packed.weight.contiguous()
-    return NarrowWeight(**parts, narrow_bias=packed.bias.to(torch.bfloat16) if packed.bias is not None else None)
+    return QuantizedWeight(**parts, bias_bf16=packed.bias.to(torch.bfloat16) if packed.bias is not None else None)
 
 
 @checked
@@ -68,14 +68,14 @@ def linear(
 ) -> torch.Tensor:
     assert isinstance(weight, ReferenceWeight)
     given, dtype = source(x, weight, norm, _norm_modulate, _quantize)
-    if isinstance(weight, NarrowWeight) and isinstance(given, Quantized) and _is_taken(given, weight, dtype):
+    if isinstance(weight, QuantizedWeight) and isinstance(given, Quantized) and _is_taken(given, weight, dtype):
         y = _product(given, weight, dtype).view(*given.shape[:-1], -1)
     else:
         y = project(given, weight, dtype)
     return epilogue(y, weight, activation, gate, residual, dtype, out)
 
 
-def _is_taken(x: Quantized, weight: NarrowWeight, dtype: torch.dtype) -> bool:
+def _is_taken(x: Quantized, weight: QuantizedWeight, dtype: torch.dtype) -> bool:
     """Whether the product is there for this input: torch._scaled_mm gives bf16, torch._int_mm wants LEAST_ROWS."""
     rows = math.prod(x.shape[:-1])
     if x.data.dtype != weight.weight.dtype:
@@ -85,7 +85,7 @@ def _is_taken(x: Quantized, weight: NarrowWeight, dtype: torch.dtype) -> bool:
     return rows > 0 and dtype == torch.bfloat16
 
 
-def _product(x: Quantized, weight: NarrowWeight, dtype: torch.dtype) -> torch.Tensor:
+def _product(x: Quantized, weight: QuantizedWeight, dtype: torch.dtype) -> torch.Tensor:
     """x·Wᵀ + b as [B·S, rows] in `dtype`."""
     rows, columns = x.data.reshape(-1, weight.in_features), weight.weight.t()
     scale = x.scale.reshape(-1, 1)
@@ -95,7 +95,7 @@ def _product(x: Quantized, weight: NarrowWeight, dtype: torch.dtype) -> torch.Te
         return (y.add_(weight.bias) if weight.bias is not None else y).to(dtype)
     # the fast sums of Ada and Hopper have fewer bits than fp32
     return torch._scaled_mm(
-        rows, columns, scale, weight.scale[None], bias=weight.narrow_bias, out_dtype=dtype, use_fast_accum=False
+        rows, columns, scale, weight.scale[None], bias=weight.bias_bf16, out_dtype=dtype, use_fast_accum=False
     )
 
 

@@ -13,7 +13,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kinema.ops.common import Quantized, QuantKind, Target, dense, group_strides, output_buffer
 from kinema.ops.common.arguments import unchecked
-from kinema.ops.common.launch import Config, architecture, configure, launch
+from kinema.ops.common.launch import Config, architecture, launch, select_config
 from kinema.ops.common.triton_device import IMPRECISE_FP8, describable, processors
 from kinema.ops.common.triton_numerics import FEWEST_FP32
 from kinema.ops.linear import Activation, LinearWeight, reference
@@ -103,7 +103,7 @@ def linear(
     name = f"linear/{size}{kind}"
     words = ("gated" if weight.gated else "", "pair" if second is not None else "")
     shape = (min(samples * tokens, MANY_ROWS), weight.out_features, weight.in_features, *words)
-    table = configure(name, TABLES[name], first.device, *shape)
+    table = select_config(name, TABLES[name], first.device, *shape)
     blocks = dict(table.blocks)
     per_sm, tma = blocks.pop("PER_SM"), blocks.pop("TMA")
     blocks["FEATURES"] = max(blocks.pop("BYTES") // computed.itemsize, FEWEST_FP32 if kind == "_fp32" else 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kinema.ops.common.triton_numerics import activate, dot, dot_fp8, dot_int8, narrow, wide, wide_e4m3
+from kinema.ops.common.triton_numerics import activate, cast, dot, dot_fp8, dot_int8, fp32, fp32_from_e4m3
 
 
 @triton.jit(do_not_specialize=["samples", "tokens", "gate_tokens"])  # one build for every length
@@ -94,11 +94,11 @@ def linear_kernel(
             n = left + p * PART + tl.arange(0, PART)
             exists = n < columns
             mask = real[:, None] & exists[None, :]
-            h = wide(values[p])
+            h = fp32(values[p])
             if x_scale is not None:
                 h = h * token_scale
             if GATED:
-                g = wide(others[p])
+                g = fp32(others[p])
                 if x_scale is not None:
                     g = g * token_scale
                 g = activate(_scaled_and_biased(g, weight_scale, bias, n, exists), ACTIVATION)
@@ -107,12 +107,12 @@ def linear_kernel(
                 h = activate(_scaled_and_biased(h, weight_scale, bias, n, exists), ACTIVATION)
             if gate is not None:
                 if GATE_IS_ROW:
-                    h = h * wide(tl.load(gate_rows + n, mask=exists))[None, :]
+                    h = h * fp32(tl.load(gate_rows + n, mask=exists))[None, :]
                 else:
-                    h = h * wide(tl.load(gate_rows + n[None, :], mask=mask))
+                    h = h * fp32(tl.load(gate_rows + n[None, :], mask=mask))
             if residual is not None:
-                h = h + wide(tl.load(residual_rows + n[None, :], mask=mask))
-            tl.store(y_rows + n[None, :], narrow(h, y.dtype.element_ty), mask=mask)
+                h = h + fp32(tl.load(residual_rows + n[None, :], mask=mask))
+            tl.store(y_rows + n[None, :], cast(h, y.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -194,9 +194,9 @@ def _widened(x, COMPUTE: tl.constexpr):
     if x.dtype == COMPUTE:
         return x
     elif x.dtype == tl.uint8:
-        return narrow(wide_e4m3(x), COMPUTE)
+        return cast(fp32_from_e4m3(x), COMPUTE)
     else:
-        return narrow(wide(x), COMPUTE)
+        return cast(fp32(x), COMPUTE)
 
 
 @triton.jit

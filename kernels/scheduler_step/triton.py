@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 
 from kinema.ops.common import output_buffer
-from kinema.ops.common.launch import Config, configure, launch
-from kinema.ops.common.triton_numerics import wide
+from kinema.ops.common.launch import Config, launch, select_config
+from kinema.ops.common.triton_numerics import fp32
 from kinema.ops.scheduler_step.check import checked
 
 # 8 values a thread: with eight terms in flight, 64 registers
@@ -38,7 +38,7 @@ def scheduler_step(
     )
     table = coefficients.to(device)
     size = shape[1:].numel()
-    config = configure("scheduler_step", VALUES, device)
+    config = select_config("scheduler_step", VALUES, device)
     launch(
         _scheduler_step,
         (triton.cdiv(size, config.blocks["BLOCK"]), batch),
@@ -102,6 +102,6 @@ def _widened(x, DOUBLE: tl.constexpr):
     if x.dtype == tl.float64:
         return x
     elif DOUBLE:
-        return wide(x).to(tl.float64)
+        return fp32(x).to(tl.float64)
     else:
-        return wide(x)
+        return fp32(x)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from kinema.ops.common import output_buffer
-from kinema.ops.common.launch import Config, configure, launch
+from kinema.ops.common.launch import Config, launch, select_config
 from kinema.ops.unpatchify import PatchOrder
 from kinema.ops.unpatchify.check import checked
 
@@ -33,7 +33,7 @@ def unpatchify(
     (_, h, w), (pt, ph, pw) = grid, patch
     y = output_buffer(out, shape, x.dtype, x.device, contiguous=3)
     groups, columns = channels * pt * ph, triton.next_power_of_2(pw)
-    table = configure("unpatchify", TILES, x.device)
+    table = select_config("unpatchify", TILES, x.device)
     block = min(triton.next_power_of_2(groups), table.blocks["GROUPS"])
     block_tokens = max(1, table.blocks["ELEMENTS"] // (block * columns))
     launch(

@@ -235,7 +235,7 @@ def test_where_torch_waits_for_triton(monkeypatch):
 
     def why(arch, precision="bf16", device=META, **given):
         with recording(arch, **given):
-            return libraries.sdpa_reluctant(Target(device, PRECISIONS["cuda"][precision]))
+            return libraries.sdpa_not_preferred(Target(device, PRECISIONS["cuda"][precision]))
 
     monkeypatch.setattr(libraries, "cudnn_version", lambda: NEWEST_CUDNN)
     in_fp32 = "Triton is preferred: in fp32 it has neither cuDNN nor FlashAttention"
@@ -244,8 +244,8 @@ def test_where_torch_waits_for_triton(monkeypatch):
     assert why(80, hip=True) == ["Triton is preferred: it is not measured on GPUs of AMD"]
     assert why(75) == []  # where Triton does not run
     assert why(90, device=CPU) == ["on a CPU the reference makes the same calls"]
-    assert libraries.sdpa_reluctant(Target(META, PRECISIONS["cuda"]["bf16"])) == why(90, device=CPU)
-    assert libraries.flash_attn_reluctant(Target(META, PRECISIONS["cuda"]["bf16"])) == []
+    assert libraries.sdpa_not_preferred(Target(META, PRECISIONS["cuda"]["bf16"])) == why(90, device=CPU)
+    assert libraries.flash_attn_not_preferred(Target(META, PRECISIONS["cuda"]["bf16"])) == []
 
 
 @pytest.mark.parametrize(
