@@ -9,7 +9,7 @@ from kinema.ops.attention import FP8_BLOCK, FP8_PEAK, INT8_TOP, KV, BlockCausal,
 from kinema.ops.attention.check import checked
 from kinema.ops.common import FP8_MAX, QuantKind, upcast, write_result
 
-FP8_TILE = 128  # keys that are weighted together in 8 bits
+FP8_TILE = 128  # keys per step of the online softmax in 8 bits
 
 
 @checked
@@ -65,7 +65,7 @@ def _sizes(total: int, block: int) -> list[int]:
 
 
 def _in_e4m3(x: torch.Tensor, block: int) -> torch.Tensor:
-    """x [B, N, S, D] with `block` tokens to a scale, rounded to e4m3 and widened again. NaN stays, and has no part."""
+    """x [B, N, S, D] with `block` tokens to a scale, rounded to e4m3 and back. NaN stays, but affects no scale."""
     parts = torch.split(x, _sizes(x.shape[2], block), dim=2) if block > 1 else (x,)
     rounded = []
     for part in parts:
@@ -80,25 +80,25 @@ def _to_e4m3(x: torch.Tensor) -> torch.Tensor:
 
 
 def _real_in_e4m3(x: torch.Tensor, segment: KV) -> torch.Tensor:
-    """A segment's keys or values [B, N, R, D]; what lies behind a length is 0."""
+    """A segment's keys or values [B, N, R, D], 0 beyond a length."""
     return _in_e4m3(_real(upcast(x), segment), FP8_BLOCK)
 
 
 def _real(x: torch.Tensor, segment: KV) -> torch.Tensor:
-    """x [B, N, R, D] of a segment, with 0 behind a length."""
+    """x [B, N, R, D] of a segment, 0 beyond a length."""
     if segment.lengths is None:
         return x
     return torch.where(_real_keys((segment,), x.shape[0]).to(x.device).transpose(-1, -2), x, 0.0)
 
 
 def _in_int8(x: torch.Tensor) -> torch.Tensor:
-    """x [B, N, S, D] rounded to whole multiples of each token's step. NaN stays, and infinities become it."""
+    """x [B, N, S, D] rounded to integer multiples of each token's step. NaN stays, and infinities become NaN."""
     step = x.abs().nan_to_num(0.0, posinf=float("inf")).amax(-1, keepdim=True).clamp(min=1e-12) / INT8_TOP
     return (x / step).round() * step
 
 
 def _smoothed_in_int8(keys: list[torch.Tensor], segments: tuple[KV, ...]) -> list[torch.Tensor]:
-    """Every segment's keys [B, N, R, D] without the mean of all real ones, rounded."""
+    """Every segment's keys [B, N, R, D] less the mean of all real ones, rounded."""
     real = _real_keys(segments, keys[0].shape[0])
     total = sum(_finite(_real(k, s)).double().sum(2, keepdim=True) for k, s in zip(keys, segments, strict=True))
     mean = (total / real.sum(-1, keepdim=True).clamp(min=1).to(keys[0].device)).to(keys[0].dtype)
@@ -117,7 +117,7 @@ def _weighted_in_e4m3(
     scale: float | None,
     tiles: list[int],
 ) -> torch.Tensor:
-    """Attention whose weights are rounded to e4m3, a tile of keys after the other. mask: bool, or added to the logits.
+    """Attention whose weights are rounded to e4m3, tile by tile of keys. mask: bool, or added to the logits.
 
     All in the dtype of `query` [B, N, Sq, D], fp32 or wider.
     """

@@ -17,7 +17,7 @@ SCALED_KEYS = tl.constexpr(FP8_BLOCK)
 
 
 class Queries(NamedTuple):
-    """A segment of queries. strides: of q [B, N, S, D] over B, N, S; of y over B, S. scale: [B, N, S] if q is e4m3."""
+    """A segment of queries. strides: of q [B, N, S, D] over B, N, S; of y over B, S. scale: [B, N, S] for an e4m3 q."""
 
     q: Any
     scale: Any
@@ -103,12 +103,12 @@ def attention_kernel(
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    """y = softmax(q·kᵀ·scale + bias)·v + residual. `tiles` of ROWS queries to a head; the keys in `splits` parts.
+    """y = softmax(q·kᵀ·scale + bias)·v + residual. `tiles` of ROWS queries per head; the keys in `splits` parts.
 
-    queries, keys: one Queries, two if JOINT, and SEGMENTS Keys; Triton 3.6 counts no tuples with None in them.
+    queries, keys: one Queries, two if JOINT, and SEGMENTS Keys; Triton 3.6 has no len() of tuples with None in them.
     k_tiles, v_tiles: descriptors of the first segment's keys and values or None, for the tiles that need no mask.
     causal: (block, offset) or None. scale: positive, with log2(e) in it; NEGATIVE: the logits have the other sign.
-    lists: a tile of it is STEPS tiles of the kernel, or any keys if STEPS is 0; WHOLE: every query of it sees all.
+    lists: a listed tile is STEPS tiles of the kernel, or any keys if STEPS is 0; WHOLE: its queries see all its keys.
     WIDEN: weights and values of e4m3 are multiplied as bf16, which holds them exactly.
     """
     if PERSISTENT:
@@ -159,7 +159,7 @@ def _attend(
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    """A tile of queries of a head, and a part of its keys: number `work` of batch · heads · splits · tiles."""
+    """One tile of queries of a head, with one part of its keys: number `work` of batch · heads · splits · tiles."""
     tile, part, head = work % tiles, work // tiles % splits, work // tiles // splits
     b, n = head // heads, head % heads
     if causal is not None:
@@ -181,7 +181,7 @@ def _attend(
         else:
             bias_rows += (r * bias.strides[2])[:, None]
 
-    # queries in chunks are read from shared memory where they are needed: no thread has the registers to keep them
+    # chunked queries are read from shared memory where they are needed: no thread has the registers to keep them
     CHUNKED: tl.constexpr = CHUNK < BLOCK_D
     acc = tl.zeros((ROWS, BLOCK_D), tl.float32)
     m_i = tl.full((ROWS,), NOTHING, tl.float32)
@@ -264,7 +264,7 @@ def _attend(
 
 @triton.jit
 def _rows(queries, lists, tile, JOINT: tl.constexpr, ROWS: tl.constexpr):
-    """Of a tile: its first query and the end of its queries in a segment, queries before that, if it is the second."""
+    """A tile's first query and end in its segment, the queries before that segment, and whether it is the second."""
     before, second = 0, False
     if lists is not None:
         # a tile of the list is cut into the kernel's
@@ -284,7 +284,7 @@ def _rows(queries, lists, tile, JOINT: tl.constexpr, ROWS: tl.constexpr):
 
 @triton.jit
 def _query(queries, b, n, heads, row, r, scale, NEGATIVE: tl.constexpr, HEAD_DIM: tl.constexpr, CHUNK: tl.constexpr):
-    """The queries `row` + `r` of a head, as tiles [ROWS, CHUNK] of its channels, and what scales each one's logits."""
+    """The queries `row` + `r` of a head, as tiles [ROWS, CHUNK] of its channels, and the scale of each one's logits."""
     at = _start(queries.q, queries.strides, b, n, row) + (r * queries.strides[2])[:, None]
     chunks = ()
     for c in tl.static_range(0, HEAD_DIM, CHUNK):
@@ -329,7 +329,7 @@ def _seen(keys, LAST: tl.constexpr, causal, b, row, end, ROWS: tl.constexpr):
 
 @triton.jit
 def _limits(causal, row, r):
-    """How many leading keys of the last segment each query of a tile sees, as a column; there may be fewer."""
+    """How many leading keys of the last segment each query of a tile sees, as a column; there may be fewer keys."""
     return _causal(row + r, causal)[:, None]
 
 
@@ -342,7 +342,7 @@ def _causal(i, causal):
 
 @triton.jit
 def _listed(lists, b, n, tile, exists, part, splits, ROWS: tl.constexpr):
-    """The list of a tile of queries, and which of its entries a part of the keys is."""
+    """The list of a tile of queries, and the range of its entries that belongs to a part."""
     t = tile // tl.cdiv(lists.q_block, ROWS)
     b, n, t = b.to(tl.int64), n.to(tl.int64), t.to(tl.int64)
     count = tl.load(lists.counts + b * lists.count_strides[0] + n * lists.count_strides[1] + t * lists.count_strides[2])
@@ -352,7 +352,7 @@ def _listed(lists, b, n, tile, exists, part, splits, ROWS: tl.constexpr):
 
 @triton.jit
 def _share(count, part, splits):
-    """What one of `splits` equal parts of `count` things begins and ends with."""
+    """Begin and end of one of `splits` equal parts of `count` things."""
     size = tl.cdiv(count, splits)
     return tl.minimum(part * size, count), tl.minimum((part + 1) * size, count)
 
@@ -471,7 +471,7 @@ def _start(x, strides, b, n, at):
 
 @triton.jit
 def _load(at, rows, columns):
-    """A tile, without a mask where there is none; 0 outside."""
+    """A tile, 0 outside the masks; without a mask if both are None."""
     if rows is None and columns is None:
         return tl.load(at)
     elif rows is None:

@@ -1,4 +1,4 @@
-"""What precedes `attention` in Triton where its operands are not yet what it multiplies: rotation, and e4m3."""
+"""Prepares operands of `attention` in Triton: rotation on read, and quantisation to e4m3."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kinema.ops.common.launch import Config, launch, select_config
 from kinema.ops.common.triton_numerics import cast, fp32
 
 # VALUES: of a tile, whole heads of some tokens. 4096 in 4 warps are 32 registers a thread. Where FP8_BLOCK tokens share
-# a scale they are a tile, with one warp for each 2048 values.
+# a scale, they are one tile, with one warp for each 2048 values.
 TILES = {
     0: Config({"VALUES": 256}),
     80: Config({"VALUES": 4096}, warps=4, stages=1),
@@ -38,9 +38,9 @@ def prepare(
     block: int = 1,
     channels_first: bool = False,
 ) -> Prepared:
-    """x [B, N, S, D], rotated, then in e4m3 with `block` tokens to a scale; 0 behind lengths.
+    """x [B, N, S, D], rotated, then in e4m3 with `block` tokens to a scale; 0 beyond lengths.
 
-    block: 1 or FP8_BLOCK. channels_first: the tokens of a channel lie together, as tensor cores want values in e4m3.
+    block: 1 or FP8_BLOCK. channels_first: a channel's tokens are contiguous, as tensor cores need values in e4m3.
     """
     batch, heads, tokens, head_dim = x.shape
     cos, sin = (dense(rope.cos), dense(rope.sin)) if rope is not None else (None, None)
@@ -51,7 +51,7 @@ def prepare(
         rows, warps = FP8_BLOCK, min(16, max(table.warps, FP8_BLOCK * 2 * half // 2048))
     dtype = torch.float8_e4m3fn if fp8 else x.dtype
     if channels_first:
-        # rows of whole 16 bytes, as descriptors want them
+        # rows are multiples of 16 bytes, as descriptors need
         padded = triton.cdiv(tokens, 16) * 16
         data = torch.empty(batch, heads, head_dim, padded, dtype=dtype, device=x.device)
         y = data.transpose(2, 3)
@@ -115,7 +115,7 @@ def prepare_kernel(
     ROWS: tl.constexpr,
     HALF: tl.constexpr,
 ):
-    """Tokens below `written` are written, those behind a sample's length (or `tokens`) as 0. y_strides: B, N, S, D."""
+    """Writes tokens below `written`, those beyond a sample's length (or `tokens`) as 0. y_strides: B, N, S, D."""
     head = tl.program_id(1)
     b, n = (head // heads).to(tl.int64), (head % heads).to(tl.int64)
     s = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -148,7 +148,7 @@ def prepare_kernel(
 
 @triton.jit
 def _size(h):
-    """|h|; NaN, which may lie where no query looks, counts as 0."""
+    """|h|; NaN, which unseen slots may hold, counts as 0."""
     return tl.where(h == h, tl.abs(h), 0.0)
 
 

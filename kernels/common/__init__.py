@@ -1,4 +1,4 @@
-"""What all ops share: where a model runs, who can run an op there, and the records that pass between ops."""
+"""What all ops share: where a model runs, which implementations run there, and the records that pass between ops."""
 
 from kinema.ops.common.capability import Implementation, Op, Target, fallback_for
 from kinema.ops.common.groups import by_group, group_strides

@@ -12,7 +12,7 @@ from kinema.ops.common import Target, upcast, write_result
 from kinema.ops.conv3d import Conv3dWeight
 from kinema.ops.conv3d.check import checked, kernel_and_padding
 
-# On a CPU, torch runs F.conv3d of a single clip with Cin·T·H up to this as a naive loop.
+# On a CPU, torch runs F.conv3d of a single clip with Cin·T·H up to this value as a naive loop.
 NAIVE_LIMIT = 20480
 
 
@@ -86,7 +86,7 @@ def _channels_last(x: torch.Tensor) -> torch.Tensor:
 
 
 def _with_past(h: torch.Tensor, history: int, cache: torch.Tensor | None) -> torch.Tensor:
-    """h [B, C, T, H, W] behind its `history` past frames, the last of which go back to the cache."""
+    """h [B, C, T, H, W] after its `history` past frames; the last frames go back to the cache."""
     if cache is None:
         return F.pad(h, (0, 0, 0, 0, history, 0))
     h = torch.cat((cache.to(h.dtype), h), dim=2)
@@ -99,7 +99,7 @@ def _convolve(h: torch.Tensor, weight: ReferenceWeight, padding: tuple[int, int]
     batch, channels, frames, height, _ = h.shape
     if h.device.type == "cuda":
         known = torch.backends.cudnn
-        # fp32 means fp32: by itself cuDNN rounds its factors to ten bits
+        # fp32 means fp32: by default cuDNN rounds its inputs to tf32
         with known.flags(
             enabled=known.enabled, benchmark=known.benchmark, deterministic=known.deterministic, allow_tf32=False
         ):

@@ -1,4 +1,4 @@
-"""`conv3d` in Triton: what is launched when. triton_prepare.py and triton_kernel.py are the kernels."""
+"""`conv3d` in Triton: tables and launches. triton_prepare.py and triton_kernel.py have the kernels."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from kinema.ops.conv3d.check import checked, kernel_and_padding
 from kinema.ops.conv3d.triton_kernel import conv3d_kernel
 from kinema.ops.conv3d.triton_prepare import prepare_kernel
 
-# ELEMENTS: the channels of the positions that a program holds, of which it does at most POSITIONS
+# ELEMENTS: channels times positions that a program holds, at most POSITIONS of them
 PREPARE: Table = {
     0: Config({"ELEMENTS": 256, "POSITIONS": 16}),
     80: Config({"ELEMENTS": 2048, "POSITIONS": 64}, warps=4, stages=1),
 }
 # A thread of the second candidate does as much as one of the first, and a weight serves twice as many positions. One of
-# the third does half: where two programs fit, more warps hide what they wait for, and read more of shared memory.
+# the third does half: where two programs fit, more warps hide latency, but read more shared memory.
 PRODUCT_FP32: Table = {
     0: Config({"ROWS": 128, "FEATURES": 16}),
     80: (
@@ -40,7 +40,7 @@ TABLES: dict[str, Table] = {"conv3d/prepare": PREPARE, "conv3d/fp32": PRODUCT_FP
 # columns of a program, as two powers of two: video VAEs have multiples of 96 and of 160 channels
 WIDTHS = ((16, 0), (32, 0), (64, 0), (64, 32), (128, 0), (128, 32))
 MANY_ROWS = 1 << 16  # from here on there are tiles for every GPU, and calls are of one kind
-# what gathering the left side costs a program, in columns
+# the cost of gathering a program's left side, in columns
 GATHER = 16
 
 
@@ -97,9 +97,9 @@ def conv3d(
 def _prepare(
     x: torch.Tensor, norm: torch.Tensor | None, activation: str, upsample: int, cache: torch.Tensor | None, past: int
 ) -> tuple[torch.Tensor, int, int]:
-    """x normed, activated and behind the frames of its cache, which then holds its last frames; channels innermost.
+    """x normalised, activated and after the frames of its cache, which then holds its last frames; channels innermost.
 
-    Returns it with what is still to be done: upsampling, which only a cache's frames need here, and zeros in front.
+    Returns it with what is left to do: the upsampling, unless there is a cache, and the zero frames in front.
     """
     batch, channels, frames, height, width = x.shape
     now, left = (1, upsample) if cache is None else (upsample, 1)
@@ -192,7 +192,7 @@ def _multiply(
 
 
 def _features(channels: int, least: int, most: int) -> int:
-    """Channels of one product, a power of two: what leaves least over, of equals the largest if it leaves nothing.
+    """Channels of one product, a power of two with the least padding; of equals the largest if there is none.
 
     least: what one instruction sums, on tensor cores or in fp32.
     """
@@ -201,6 +201,6 @@ def _features(channels: int, least: int, most: int) -> int:
 
 
 def _strides(name: str, t: torch.Tensor | None) -> dict[str, int]:
-    """Of [B, C, T, H, W], by the kernels' names for them."""
+    """Strides of t [B, C, T, H, W], by the kernels' parameter names."""
     strides = (0,) * 5 if t is None else t.stride()
     return {f"{name}_{axis}": stride for axis, stride in zip("bcthw", strides, strict=True)}

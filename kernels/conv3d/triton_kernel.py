@@ -65,7 +65,7 @@ def conv3d_kernel(
     m = tl.program_id(0) // across * ROWS + tl.arange(0, ROWS)
     n = tl.program_id(0) % across * (COLUMNS + MORE)
     real = m < rows
-    m = tl.minimum(m, rows - 1)  # beyond the end the last row is repeated: what it gives is not stored
+    m = tl.minimum(m, rows - 1)  # beyond the end the last row is repeated: its result is not stored
     b = (m // width // height // frames).to(tl.int64)
     t, h, w = m // width // height % frames, m // width % height, m % width
     t0, h0, w0 = t * ST - FRONT, h * SH - TOP, w * SW - LEFT

@@ -1,4 +1,4 @@
-"""What comes before `conv3d`'s product: norm and SiLU, once per value, behind the past frames, which it renews."""
+"""Prepares the input of `conv3d`'s product: norm and SiLU, once per value, after the past frames, which it updates."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def prepare_kernel(
 ):
     """y = cache ++ act(norm(x)), upsampled; then cache = the last frames of y.
 
-    A program does all frames of some positions and all their channels, so nobody else reads the cache that it writes.
+    A program does all frames of some positions and all their channels, so no other reads the cache that it writes.
     positions, width: of a frame of y, whose channels are dense. history: frames of the cache, 0 without one.
     root: √channels.
     """
@@ -78,7 +78,7 @@ def prepare_kernel(
             value = value * (1.0 / tl.maximum(length, 1e-12))[:, None] * g
         made = cast(activate(value, ACTIVATION), y.dtype.element_ty)
         tl.store(y_at, made, mask=mask)
-        if cache is not None:  # noqa: SIM102 (the one is asked when this is compiled, the other when it runs)
+        if cache is not None:  # noqa: SIM102 (the first is decided at compile time, the second at run time)
             if t >= frames - history:
                 tl.store(renewed, cast(fp32(made), cache.dtype.element_ty), mask=mask)
                 renewed += cache_t

@@ -1,9 +1,9 @@
-"""`linear` by PyTorch's own matrix products: torch._scaled_mm of e4m3, torch._int_mm of int8, F.linear of the rest.
+"""`linear` by PyTorch's own matrix products: torch._scaled_mm for e4m3, torch._int_mm for int8, F.linear otherwise.
 
 torch._scaled_mm multiplies e4m3 on tensor cores (from Ada on) with a scale per token and one per channel, adds the bias
-and rounds to bf16 once. torch._int_mm gives whole numbers; their scales and the bias are passes of their own. So is
-the rest of the epilogue of both. They take inputs and outputs of multiples of 16 features, which all of a transformer's
-are. Everything else is the reference's F.linear, which is cuBLAS on a GPU.
+and rounds to bf16 once. torch._int_mm returns integers; their scales and the bias are separate passes. So is the rest
+of the epilogue of both. They need multiples of 16 input and output features, which all of a transformer's linears have.
+Everything else is the reference's F.linear, which is cuBLAS on a GPU.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from kinema.ops.norm_modulate import OP as NORM_MODULATE
 from kinema.ops.norm_modulate import Norm
 from kinema.ops.quantize import OP as QUANTIZE
 
-MULTIPLE = 16  # of features, on both sides
-LEAST_ROWS = 17  # that torch._int_mm takes on a GPU
+MULTIPLE = 16  # of input and of output features
+LEAST_ROWS = 17  # the fewest that torch._int_mm takes on a GPU
 _STORED = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 
 
 @dataclass(frozen=True)
 class QuantizedWeight(ReferenceWeight):
-    """A weight that is multiplied in 8 bits, rows dense. bias_bf16: the bias in bf16, as torch._scaled_mm adds it."""
+    """A weight that is multiplied in 8 bits, rows dense. bias_bf16: the bias as torch._scaled_mm adds it."""
 
     bias_bf16: torch.Tensor | None
 
@@ -76,7 +76,7 @@ def linear(
 
 
 def _is_taken(x: Quantized, weight: QuantizedWeight, dtype: torch.dtype) -> bool:
-    """Whether the product is there for this input: torch._scaled_mm gives bf16, torch._int_mm wants LEAST_ROWS."""
+    """Whether the 8-bit product supports this input: torch._scaled_mm gives bf16, torch._int_mm needs LEAST_ROWS."""
     rows = math.prod(x.shape[:-1])
     if x.data.dtype != weight.weight.dtype:
         return False
@@ -109,7 +109,7 @@ def _norm_modulate(x: torch.Tensor, norm: Norm, quantize: QuantKind | None, out:
 
 
 def _best(op: Op, x: torch.Tensor, kind: QuantKind | None) -> Any:
-    """The functions of the op's best for x: Triton's, in one pass, where they run."""
+    """The op's best implementation for x: Triton's, in one pass, where it runs."""
     return _found(op, x.device, x.dtype, kind, architecture(x.device), is_hip())
 
 

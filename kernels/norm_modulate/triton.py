@@ -94,7 +94,7 @@ def _norm_modulate(
     BLOCK_C: tl.constexpr,
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    # 64 bits only after the divisions, which are slow in them
+    # 64 bits only after the divisions, which are slow in 64 bits
     b, s = (row // tokens).to(tl.int64), row % tokens
     c = tl.arange(0, BLOCK_C)
     real = c < channels

@@ -95,7 +95,7 @@ def patch_embed(
 
 
 def _vector(x: torch.Tensor, pw: int) -> int:
-    """How many values of a patch's row are neighbours in memory and begin at a multiple of their number."""
+    """How many values of a patch's row are contiguous and aligned to their number."""
     return math.gcd(pw, *x.stride()[:4]) if x.stride(4) == 1 else 1
 
 
@@ -137,7 +137,7 @@ def _patch_embed(
     n = tl.program_id(0) % across * COLUMNS + tl.arange(0, COLUMNS)
     exists = n < columns
     mask = (row < rows)[:, None] & exists[None, :]
-    # beyond the end the last one is repeated: what it gives is not stored
+    # beyond the end the last one is repeated: its result is not stored
     row = tl.minimum(row, rows - 1)
     b, s = (row // tokens).to(tl.int64), row % tokens
     t, h, w = (s // width // height).to(tl.int64), (s // width % height).to(tl.int64), (s % width).to(tl.int64)
@@ -169,7 +169,7 @@ def _multiply(a, w, acc):
     if a.dtype.primitive_bitwidth >= 32:
         return dot(fp32(a), w, acc)
     else:
-        # part i of a number begins 8·i bits down; a pair of parts that begins 24 bits down is lost in acc's rounding
+        # part i of a number begins 8·i bits down; a product of parts 24 bits down is lost in acc's rounding
         w0, w1, w2 = _parts(w)
         if a.dtype == tl.bfloat16:
             a0 = a
@@ -185,7 +185,7 @@ def _multiply(a, w, acc):
 
 @triton.jit
 def _parts(x):
-    """fp32 as the sum of three bf16 numbers, the largest first; exact but for what is below 2^-133."""
+    """fp32 as the sum of three bf16 numbers, the largest first; exact down to 2^-133."""
     high = cast(x, tl.bfloat16)
     rest = x - fp32(high)
     middle = cast(rest, tl.bfloat16)

@@ -15,7 +15,7 @@ from kinema.ops.qk_norm_rope import HeadNorm
 from kinema.ops.qk_norm_rope.check import checked
 
 # ELEMENTS: of one tile, a group of heads of a few tokens; a token's heads are a handful of tiles. 1024 in 4 warps are
-# one 16-byte load of bf16 a thread, and the tiles' loads are all in flight together.
+# one 16-byte load of bf16 per thread, and the loads of all tiles are in flight together.
 HEADS = {
     0: Config({"ELEMENTS": 1024}),
     80: Config({"ELEMENTS": 1024}, warps=4, stages=1),
@@ -60,7 +60,7 @@ def qk_norm_rope(
         sin_s=sin.stride(-2) if sin is not None else 0,
         NORM=norm.kind if norm is not None else "none",
         ACROSS=norm is not None and norm.across_heads,
-        # what does not rotate can be paired as it likes, and neighbours are loaded in one piece
+        # without rotation any pairing will do, and interleaved pairs load contiguously
         INTERLEAVED=rope.interleaved if rope is not None else head_dim % 2 == 0,
         HEADS=heads,
         HEAD_DIM=head_dim,
@@ -114,7 +114,7 @@ def _qk_norm_rope(
     n = tl.arange(0, GROUP)[None, :, None]
     x += b * x_b + s.to(tl.int64) * x_s
     y += b * y_b + s.to(tl.int64) * HEAD_DIM
-    # weights and tables are addressed as whole tiles: each thread loads what it needs, and nothing is exchanged
+    # weights and tables are addressed as whole tiles: each thread loads what it needs, with no exchange of layouts
     tile = tl.zeros((TOKENS, GROUP, 1), tl.int32)
 
     first, second = (), ()

@@ -87,7 +87,7 @@ def _quantize(
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     real = row < total
-    # 64 bits only after the division, which is slow in them
+    # 64 bits only after the division, which is slow in 64 bits
     b, s = (row // tokens).to(tl.int64), (row % tokens).to(tl.int64)
     c = tl.arange(0, BLOCK)
     mask = real[:, None] & (c < channels)[None, :]

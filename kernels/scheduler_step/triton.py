@@ -82,11 +82,11 @@ def _scheduler_step(
         largest = tl.abs(tl.load(coefficients + k * coefficients_k))
         for m in tl.static_range(1, len(outputs)):
             largest = tl.maximum(largest, tl.abs(tl.load(coefficients + m * coefficients_m + k * coefficients_k)))
-        # compared as a vector: the interpreter makes a number of a comparison of scalars
+        # compared as a vector: the interpreter turns a comparison of scalars into a number
         read = inside & (tl.zeros((BLOCK,), tl.float32) + largest > 0.0)
         term = tl.load(terms[k] + b * terms_b[k] + i, mask=read, other=0.0)
         values = values + (_widened(term, DOUBLE),)  # type: ignore[assignment]
-    # An output may be a term, and with terms of several widths it is stored by other threads than those that loaded it.
+    # An output may be a term, and with terms of different widths other threads store it than those that loaded it.
     tl.debug_barrier()
     for m in tl.static_range(len(outputs)):
         total = tl.zeros((BLOCK,), tl.float64 if DOUBLE else tl.float32)

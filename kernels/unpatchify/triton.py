@@ -13,7 +13,7 @@ from kinema.ops.common.launch import Config, launch, select_config
 from kinema.ops.unpatchify import PatchOrder
 from kinema.ops.unpatchify.check import checked
 
-# ELEMENTS: of a program. GROUPS: at most so many rows of the video, each of which gets `pw` values of every token.
+# ELEMENTS: of a program. GROUPS: the most rows of the video, each of which gets `pw` values of every token.
 TILES = {
     0: Config({"ELEMENTS": 512, "GROUPS": 16}),
     80: Config({"ELEMENTS": 4096, "GROUPS": 32}, warps=4, stages=1),
@@ -95,7 +95,7 @@ def _unpatchify(
     column = tl.arange(0, COLUMNS)
     real, exists, inside = row < rows, group < CHANNELS * PT * PH, column < PW
 
-    # the last axis of a tile is the one whose neighbours are neighbours in memory
+    # the last axis of a tile is the one that is contiguous in memory
     x_rows = x + (b * x_b + s.to(tl.int64) * x_s)[:, None, None]
     if PATCH_FIRST:
         c, i, j = group % CHANNELS, group // CHANNELS // PH, group // CHANNELS % PH

@@ -214,7 +214,7 @@ def test_triton_is_preferred_and_the_reason_is_given(arch):
             assert made.backend == "torch" and "torch is preferred" in dict(made.rejected)["triton"]
             continue
         assert made.backend == "triton" and made.rest is None
-        assert "passes of their own" in dict(made.rejected)["torch"]
+        assert "separate passes" in dict(made.rejected)["torch"]
 
 
 def test_without_triton_it_is_torch(monkeypatch):
