@@ -101,7 +101,7 @@ def generated(
 
 
 def shares(scenes: list[Scene], verdicts: list[Verdict]) -> dict[str, dict[str, float | int]]:
-    """Per attribute, and for shapes and digits apart where they differ: how many were asked for, how many are right."""
+    """Per attribute, and separately for shapes and digits where they differ: how many were asked for, and are right."""
     from kinema.sample.adherence import wilson_interval
     from kinema.sample.digits import DIGITS
 

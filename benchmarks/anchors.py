@@ -1,4 +1,4 @@
-"""Published speeds of others' kernels, on the GPUs of gpus.py: what there is to be measured against."""
+"""Published speeds of others' kernels on the GPUs of gpus.py, to compare kinema's with."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Anchor:
-    """rate: tera operations per second, or terabytes per second of a kernel that memory limits (by "memory")."""
+    """rate: tera-operations per second, or terabytes per second for a kernel limited by memory (by: "memory")."""
 
     op: str
     gpu: str

@@ -11,7 +11,7 @@ def row(cells: Sequence[str]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """In the unit that it needs, with three figures."""
+    """In a suitable unit, with three significant digits."""
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"

@@ -19,7 +19,7 @@ from kinema.errors import RequestError
 if TYPE_CHECKING:
     from kinema.bench.report import Report
 
-# fields that say what was asked for, in whichever verb has them; `target` says where and in what numbers
+# report fields that say what was asked for; `target` adds the device and precision
 SETTINGS = ("configuration", "grid", "text_tokens", "steps", "prompts", "judged", "request")
 TOLERANCE = 0.05  # two runs of one program on one machine differ by this much
 
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--bench",
         type=text,
         metavar="WORDS",
-        help="what a revision runs behind `kinema bench` (left out: what the other's file says, or 'ops')",
+        help="arguments of `kinema bench` that a revision runs (left out: those of the other's file, or 'ops')",
     )
     parser.add_argument("--turns", type=int, default=2, metavar="N", help="runs of each revision (%(default)s)")
     parser.add_argument(
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _reports(given: Sequence[str], command: str | None, turns: int) -> list[Report]:
-    """Of files as they are, of revisions as they run now."""
+    """Reports of files as they are, and of revisions by running them now."""
     from kinema.bench.report import read_report
     from kinema.bench.revisions import checkout, commit_of, measured
 
@@ -82,7 +82,7 @@ def _reports(given: Sequence[str], command: str | None, turns: int) -> list[Repo
 
 
 def _without_json(words: Sequence[str]) -> list[str]:
-    """A command line that does not say where its report goes."""
+    """A command line without its --json option."""
     kept = [word for word in words if not word.startswith("--json=")]
     if "--json" in kept:
         at = kept.index("--json")
@@ -91,7 +91,7 @@ def _without_json(words: Sequence[str]) -> list[str]:
 
 
 def different_settings(base: Report, new: Report) -> list[str]:
-    """What the two runs were asked for and is not the same: the times of such rows have nothing to say together."""
+    """What the two runs were asked for differently: times of such runs cannot be compared."""
     before, after = (
         {**{key: report[key] for key in SETTINGS if key in report}, **report["target"]} for report in (base, new)
     )
@@ -118,7 +118,7 @@ def compare(base: Report, new: Report, tolerance: float = TOLERANCE) -> Report:
         "slower": [row["name"] for row in rows if row["verdict"] == "slower"],
         "faster": [row["name"] for row in rows if row["verdict"] == "faster"],
         "broken": broken,
-        # how many steps fit into the same time is a result, not a row that has to be there
+        # how many steps fit in the same time is a result, so such a row may vanish
         "vanished": [
             name
             for name, row in before.items()
@@ -130,7 +130,7 @@ def compare(base: Report, new: Report, tolerance: float = TOLERANCE) -> Report:
 
 
 def differences(base: Report, new: Report) -> list[str]:
-    """What else changed between the runs, and may be why."""
+    """What else changed between the runs, and may be the cause."""
     found = [f"{key}: {base[key]}, then {new[key]}" for key in ("commit", "threads") if base[key] != new[key]]
     found += [f"{which} has changes that are in no commit" for which, r in (("base", base), ("new", new)) if r["dirty"]]
     for key in ("machine", "libraries", "ops"):

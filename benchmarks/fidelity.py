@@ -1,8 +1,8 @@
 """kinema bench fidelity: what every lossy option gains, what it costs, and what fewer steps would cost instead.
 
-The exact run is fp32 with the same seed. Beside an option that is faster stands the exact run with as many steps as
-fit into the option's time: who cannot beat that has no use for the option. A stochastic scheduler runs without its
-noise: with another number of steps it would draw other noise, and the distance would say only that.
+The exact run is fp32 with the same seed. An option that is faster is shown beside the exact run with as many steps as
+fit in the option's time: if it cannot beat that, it is of no use. A stochastic scheduler runs without its noise: with
+another number of steps it would draw other noise, and the distance would only show that.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 TIMED = "a whole generation of one prompt in this process, loaded and warm, decoded and not written"
 EXACT = "exact"
-# what a row is judged by: 1 where more is nearer, -1 where less is
+# the distances that a row is judged by: 1 where more is nearer, -1 where less is
 NEARER = {"psnr": 1, "ssim": 1, "last_step_error": -1, "adherence": 1}
 
 
@@ -142,7 +142,7 @@ def _timed(settings: Sequence[Setting], rounds: int) -> dict[str, Report]:
 
 
 def denoising_share(exact: Setting) -> float:
-    """How much of a generation fewer steps would make shorter; prompts and decoding take what they take."""
+    """The share of a generation's time that depends on the number of steps: not prompts and decoding."""
     from kinema.bench.generate import measure
     from kinema.request.generation import GenerationRequest
 
@@ -204,9 +204,9 @@ def adherence(setting: Setting, clips: int) -> Report:
 
 
 def mark_dominated(rows: Sequence[Report]) -> None:
-    """Note in a row who is faster and no farther from the exact run, by every distance that both rows have.
+    """Note in each row another that is faster and no farther from the exact run, by every distance that both have.
 
-    Noise does not dominate: who is faster is so with a whole interval of 95 %.
+    Noise does not dominate: faster means by the whole 95 % intervals.
     """
     for row in rows:
         for other in rows:
@@ -218,7 +218,7 @@ def mark_dominated(rows: Sequence[Report]) -> None:
 def _beats(one: Report, other: Report) -> bool:
     a, b = one["than_exact"], other["than_exact"]
     clearly = None not in (a["low"], b["high"]) and a["low"] > b["high"]
-    if one["name"] == EXACT:  # the exact run is as near as can be: who does not gain time gains nothing
+    if one["name"] == EXACT:  # the exact run is as near as can be: a row that saves no time gains nothing
         return b["high"] is not None and b["high"] <= 1.0
     both = [name for name in NEARER if name in one and name in other]
     return bool(clearly and all(NEARER[name] * (one[name] - other[name]) >= 0 for name in both))

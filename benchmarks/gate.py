@@ -1,7 +1,7 @@
-"""Is a call's result right? Nothing of benchmarks prints the speed of one that is not.
+"""Whether a call's result is right: no benchmark prints the speed of a wrong one.
 
 The yardstick of the contract tests, over the whole result: an implementation may err twice as much as plain PyTorch
-in the same precision, both from a float64 truth, plus a floor of rounding.
+in the same precision, both from a float64 truth, plus a floor for rounding.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import torch
 from kinema.ops.calls import Inputs
 from kinema.ops.common import Quantized, Target
 
-# where activations are rounded to 8 bits, a value between two steps may go to either; to bf16 only some kernels do
+# where activations are rounded to 8 bits, a value between two steps may go to either; only some kernels round to bf16
 STEP = {torch.int8: (1 / 500, 1 / 50), torch.float8_e4m3fn: (1 / 200, 1 / 12), torch.bfloat16: (1 / 500, 1 / 100)}
 
 
 class ExactInputs(Inputs):
-    """The same numbers as `Inputs`, in float64: the reference then computes in it, and rounds nothing on the way."""
+    """The same numbers as `Inputs`, in float64: the reference then computes in float64, and rounds nothing."""
 
     def __call__(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return super().__call__(*shape, dtype=dtype).double()
@@ -45,7 +45,7 @@ class Distance:
 
 
 def distance(result: Any, truth: Any) -> Distance:
-    """Of two results of one call, tensors or what holds tensors. NaN, or another shape, is infinitely far."""
+    """Of two results of one call, tensors or containers of tensors. NaN, or another shape, is infinitely far."""
     got, wanted = list(_tensors(result)), list(_tensors(truth))
     if [t.shape for t in got] != [t.shape for t in wanted]:
         return Distance(math.inf, math.inf)
@@ -63,7 +63,7 @@ def distance(result: Any, truth: Any) -> Distance:
 
 
 def allowance(plain: Distance, dtype: torch.dtype, quantized: torch.dtype | None = None) -> Distance:
-    """What an implementation may err. dtype: of the result. quantized: what activations are rounded to, if they are."""
+    """How much an implementation may err. dtype: of the result. quantized: what activations are rounded to, or None."""
     eps = torch.finfo(dtype).eps
     relative, largest = (8 * eps, 64 * eps) if dtype.itemsize >= 4 else (eps / 2, eps)
     if quantized is not None:
@@ -73,7 +73,7 @@ def allowance(plain: Distance, dtype: torch.dtype, quantized: torch.dtype | None
 
 
 def refusal(found: Distance, allowed: Distance) -> str | None:
-    """Why the speed of this result is not to be printed; None if it may be."""
+    """Why the speed of this result must not be printed; None if it may be."""
     if found.within(allowed):
         return None
     return (

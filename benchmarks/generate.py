@@ -76,7 +76,7 @@ def measure(pipe: VideoPipeline, request: GenerationRequest) -> tuple[Stats, str
 
 
 def summary(rounds: list[tuple[Stats, str]], warmup: int) -> Report:
-    """The figures of the rounds. `first` is the first round of all, which loads the model."""
+    """The figures of the rounds. `first` is the very first round, which loads the model."""
     from kinema.bench.report import spread, timing
 
     measured = [stats for stats, _ in rounds[warmup:]]
@@ -91,7 +91,7 @@ def summary(rounds: list[tuple[Stats, str]], warmup: int) -> Report:
         "first": dict(rounds[0][0].seconds),
         "rounds": [dict(stats.seconds) for stats in measured],
         "peak_bytes": max(stats.peak_bytes or 0 for stats in measured) or None,
-        # two runs with one digest gave the same video: a faster one that differs has to say by how much
+        # equal digests mean equal videos; a faster run whose digest differs has to say by how much
         "frames_sha256": sorted({digest for _, digest in rounds}),
     }
 

@@ -1,4 +1,4 @@
-"""What GPUs can do at most, by their datasheets, and the least time that a call can take on them."""
+"""The peaks of GPUs, by their datasheets, and the least time that a call can take on them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kinema.bench.op_counts import Count, Unit
 
 @dataclass(frozen=True)
 class Gpu:
-    """teraflops: dense peaks, with sums in fp32. The clock is the one that they stand for."""
+    """teraflops: dense peaks, with fp32 accumulation. gigahertz: the clock that they assume."""
 
     name: str
     chip: str
@@ -19,19 +19,19 @@ class Gpu:
     teraflops: dict[Unit, float]
 
     def peak(self, unit: Unit) -> float | None:
-        """Tera operations per second. fp32 may go as six bf16 products on tensor cores, which are as exact."""
+        """Tera-operations per second. fp32 may be done as six bf16 products on tensor cores, which are as exact."""
         if unit == "fp32":
             return max(self.teraflops["fp32"], self.teraflops["bf16"] / 6)
         return self.teraflops.get(unit)
 
     @property
     def exponentials(self) -> float:
-        """Tera per second: 16 a cycle and multiprocessor (CUDA C++ Programming Guide, "Arithmetic Instructions")."""
+        """Tera per second: 16 per cycle and multiprocessor (CUDA C++ Programming Guide, "Arithmetic Instructions")."""
         return self.processors * 16 * self.gigahertz / 1e3
 
     @property
     def issued(self) -> float:
-        """Instructions of warps, tera per second: a multiprocessor has four schedulers."""
+        """Warp instructions, tera per second: a multiprocessor has four schedulers."""
         return self.processors * 4 * self.gigahertz / 1e3
 
 
@@ -54,14 +54,14 @@ def of_device(name: str) -> Gpu | None:
 
 @dataclass(frozen=True)
 class Bound:
-    """No implementation takes less. by: what it is that takes this long."""
+    """No implementation takes less. by: the resource that sets the bound."""
 
     microseconds: float
     by: str
 
 
 def bound(gpu: Gpu, count: Count) -> Bound | None:
-    """The larger of arithmetic and memory at their peaks; None if the GPU has no such arithmetic."""
+    """The longest of arithmetic, memory and exponentials at their peaks; None if the GPU has no such arithmetic."""
     peak = gpu.peak(count.unit)
     if peak is None:
         return None

@@ -1,4 +1,4 @@
-"""How far a video is from another of the same seed: PSNR and SSIM."""
+"""The distance of a video from another of the same seed: PSNR and SSIM."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-SAME = 100.0  # dB of equal videos, where the ratio is infinite
+SAME = 100.0  # dB for equal videos, whose ratio is infinite
 WINDOW, SIGMA = 11, 1.5  # Wang, Bovik, Sheikh and Simoncelli 2004, section III.B
 
 

@@ -1,6 +1,6 @@
 """kinema bench interrupt: how long ctrl-C, and a flag that another thread sets, take to end native work.
 
-Each comes at a random moment, again and again. The work is that of Wan 1.3B at 480p, on weights of random numbers.
+Each comes at a random moment, repeatedly. The work is that of Wan 1.3B at 480p, with random weights.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
     from kinema.checkpoints import Shapes
     from kinema.ops import Ops
 
-TIMED = "from the signal, or a flag's being set, until what it raises has left the native call"
-LIMIT = 0.2  # seconds, that 95 of 100 interruptions may take
+TIMED = "from the signal, or the setting of a flag, until what it raises has left the native call"
+LIMIT = 0.2  # seconds that the 95th percentile of interruptions may take
 WAYS = ("ctrl-C", "a flag")
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is interrupted. prepare: makes its weights and inputs. seconds: interrupted within so many, since whole
-    attention takes a minute; what takes less is run again and again."""
+    """What is interrupted. prepare: makes its weights and inputs. seconds: the latest moment of an interruption, since
+    a whole attention takes a minute; shorter work is repeated."""
 
     name: str
     prepare: Callable[[Ops, argparse.Namespace], Callable[[], Any]]
@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def interrupted(call: Callable[[], Any], way: str, after: float) -> float:
-    """Seconds from an interruption, `after` so many of `call` again and again, until it has come out of it."""
+    """Seconds from an interruption until it has left `call`, which is repeated for `after` seconds first."""
     from kinema.ops.common.interrupts import Interrupted, StopFlag, stopped_by
 
     flag, moment = StopFlag(), []
@@ -126,7 +126,7 @@ def interrupted(call: Callable[[], Any], way: str, after: float) -> float:
 
 @contextmanager
 def _default_handler() -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt, whatever the process was started with."""
+    """Ctrl-C raises KeyboardInterrupt, whatever handler the process was started with."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
@@ -135,7 +135,7 @@ def _default_handler() -> Iterator[None]:
 
 
 def percentile(samples: list[float], share: float = 0.95) -> float:
-    """The smallest sample that `share` of them do not exceed."""
+    """The smallest sample that a `share` of the samples do not exceed."""
     ordered = sorted(samples)
     return ordered[max(0, -int(-share * len(ordered) // 1) - 1)]
 

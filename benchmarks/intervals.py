@@ -1,4 +1,4 @@
-"""What samples of a noisy machine say: medians with bootstrap intervals, and ratios only where they are worth it.
+"""What samples from a noisy machine tell: medians with bootstrap intervals, and ratios where those are narrow enough.
 
 Percentile bootstrap: Efron, "Bootstrap methods: another look at the jackknife", 1979. The draws come from a fixed
 seed, so the same samples always give the same interval.
@@ -15,8 +15,8 @@ import numpy as np
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
-FEWEST = 5  # samples that an interval can be made of
-WIDEST = 0.10  # of a median's interval; and of a ratio's, whatever it claims
+FEWEST = 5  # samples that an interval needs
+WIDEST = 0.10  # relative width of a median's interval; and of a ratio's, whatever it claims
 SHARE_OF_CLAIM = 0.5  # a larger claim may be vaguer: "20 to 30 times" is worth saying, "0.9 to 1.3 times" is not
 
 Better = Literal["faster", "slower", "same", "unclear"]
@@ -24,7 +24,7 @@ Better = Literal["faster", "slower", "same", "unclear"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A median and the interval that holds the true one with a confidence of 95 %; None where samples are too few."""
+    """A median and its 95 % confidence interval; None where samples are too few."""
 
     median: float
     low: float | None
@@ -63,7 +63,7 @@ def paired_ratio(base: Sequence[float], new: Sequence[float]) -> Estimate:
 
 
 def unpaired_ratio(base: Sequence[float], new: Sequence[float]) -> Estimate:
-    """The same of seconds from two runs, which share no rounds: the ratio of the medians."""
+    """The same for seconds from two runs, which share no rounds: the ratio of the medians."""
     before, after = np.asarray(base, dtype=np.float64), np.asarray(new, dtype=np.float64)
     return _estimate(
         float(np.median(before) / np.median(after)),
@@ -81,7 +81,7 @@ def worth_saying(ratio: Estimate) -> bool:
 
 
 def said(ratio: Estimate) -> str:
-    """The ratio and its interval in words, or that the samples do not tell."""
+    """The ratio and its interval as text, or why the samples do not tell."""
     if ratio.low is None or ratio.high is None:
         return f"too few samples (wanted {FEWEST})"
     if not worth_saying(ratio):
@@ -90,7 +90,7 @@ def said(ratio: Estimate) -> str:
 
 
 def verdict(ratio: Estimate, tolerance: float) -> Better:
-    """Of a speed-up: faster or slower if the whole interval is beyond `tolerance`, same if the whole is within."""
+    """Of a speed-up: faster or slower if the whole interval is beyond `tolerance`, same if all of it is within."""
     if ratio.low is None or ratio.high is None:
         return "unclear"
     limit = 1 + tolerance

@@ -1,4 +1,4 @@
-"""What trades exactness for speed. An option registers itself here, and `bench fidelity` measures it."""
+"""The options that trade exactness for speed. Each is registered here, and `bench fidelity` measures it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Lossy:
-    """load: what it changes of `LoadOptions`. request: what it changes of a `GenerationRequest`."""
+    """load: the `LoadOptions` that it changes. request: the fields of `GenerationRequest` that it changes."""
 
     name: str
     kind: str
@@ -20,7 +20,7 @@ OPTIONS: dict[str, Lossy] = {}
 
 
 def register(option: Lossy) -> Lossy:
-    """Make an option known, under a name of its own."""
+    """Register an option, under a name of its own."""
     if option.name in OPTIONS:
         raise ValueError(f"a lossy option {option.name!r} is known already")
     OPTIONS[option.name] = option

@@ -1,4 +1,4 @@
-"""kinema bench report: Markdown tables, and plots, of the JSON that the other verbs wrote."""
+"""kinema bench report: Markdown tables and plots of the JSON that the other verbs wrote."""
 
 from __future__ import annotations
 
@@ -62,19 +62,19 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _session(path: str, document: str | None) -> str:
-    """What `kinema bench gpu-session` wrote. Raises RequestError for a rehearsal that is to be put into a document."""
+    """A file of `kinema bench gpu-session` as Markdown. Raises RequestError for a rehearsal meant for a document."""
     from kinema.bench.gpu_session.report import rehearsed
     from kinema.bench.gpu_session.report import section as session_section
     from kinema.bench.gpu_session.results import read
 
     lines = read(Path(path))
     if document is not None and rehearsed(lines):
-        raise RequestError(f"{path} is of a rehearsal on a CPU: none of its times belongs into {document}")
+        raise RequestError(f"{path} is of a rehearsal on a CPU: none of its times belongs in {document}")
     return session_section(lines)
 
 
 def written_by(words: Sequence[str]) -> str:
-    """The line that names the command, of the words behind `kinema`."""
+    """The line that names the command. words: after `kinema`."""
     return f"*This section is written by `{shlex.join(['kinema', *words])}`.*"
 
 

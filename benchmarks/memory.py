@@ -1,6 +1,6 @@
-"""kinema bench memory: the predicted peak of memory beside the measured one, each in a process of its own.
+"""kinema bench memory: the predicted peak memory beside the measured one, each case in a process of its own.
 
-Models of several sizes, clips, precisions, backends, with parts kept and let go, frames streamed and collected.
+Models of several sizes, clips, precisions and backends, with parts kept and freed, frames streamed and collected.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kinema.cli.parser import text
 from kinema.errors import KinemaError, RequestError
 
 LEAST, MOST = 1.00, 1.25
-TIMED = "nothing: the most that a process held while it ran, from its start, beside what was predicted"
+TIMED = "nothing: a process's peak memory from its start, beside what was predicted"
 
 # 130 MB of weights: 4 blocks of width 512, a third of the published VAE's width
 MIDDLE = Published(
@@ -73,7 +73,7 @@ class Case:
 
 
 def cases() -> Iterator[Case]:
-    """Those that are measured unless others are asked for."""
+    """All cases."""
     small, middle = Case("sample", (17, 64, 64)), Case("middle", (25, 256, 256))
     for precision in ("fp32", "bf16", "int8", "fp8"):
         yield replace(small, precision=precision)
@@ -93,13 +93,13 @@ def cases() -> Iterator[Case]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--case", type=text, default="", metavar="TEXT", help="only cases with this in their name")
     parser.add_argument(
-        "--rounds", type=int, default=2, metavar="N", help="processes of each; the least counts (%(default)s)"
+        "--rounds", type=int, default=2, metavar="N", help="processes per case; the smallest peak counts (%(default)s)"
     )
     parser.add_argument("--json", metavar="FILE", help="write the report to this file")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Exit status 1 if a prediction lies outside of what it may be."""
+    """Exit status 1 if a prediction is outside its bounds."""
     from kinema.bench.random_model import write_random_model
     from kinema.bench.report import check_report, provenance, write_report
     from kinema.ops import plan_ops, target_for
@@ -133,7 +133,7 @@ def _measured(case: Case, model: str, rounds: int) -> dict[str, Any]:
     call |= {"num_inference_steps": 2, "guidance_scale": 3.0}
     words = [sys.executable, "-c", CHILD, model, *map(json.dumps, (options, call, case.streamed))]
     found = []
-    for _ in range(rounds):  # what malloc keeps of freed blocks differs from run to run
+    for _ in range(rounds):  # how much freed memory malloc keeps differs from run to run
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         if done.returncode:
             raise KinemaError(f"{case.name}: {done.stderr.strip().splitlines()[-1:] or done.returncode}")

@@ -24,8 +24,8 @@ TIMED = (
     "cold start: from the start of a process of its own to its first frame"
 )
 PARTS = ("transformer", "vae", "text", "generation", "cold")
-PATIENCE = 4  # times the rounds that a forward may take
-# a process that generates as `kinema generate` does, and says when the first frames are there
+PATIENCE = 4  # times --rounds, the most rounds of a forward
+# a process that generates as `kinema generate` does, and says when it has the first frames
 COLD = """
 import sys, json
 from kinema.pipeline import VideoPipeline
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=10,
         metavar="N",
-        help=f"measured rounds; of a forward up to {PATIENCE} times as many where they scatter (%(default)s)",
+        help=f"measured rounds; of a forward up to {PATIENCE} times as many if they are noisy (%(default)s)",
     )
     parser.add_argument("--json", metavar="FILE", help="write the report to this file")
     add_load_arguments(parser)
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_size_arguments(parser: argparse.ArgumentParser) -> None:
     """Which model, and how much of it."""
     parser.add_argument("--config", help="random weights of a published size, such as wan-1.3b, instead of --model")
-    parser.add_argument("--layers", type=int, metavar="N", help="of --config's transformer, instead of all")
+    parser.add_argument("--layers", type=int, metavar="N", help="layers of --config's transformer, instead of all")
     parser.add_argument("--tokens", type=int, metavar="N", help="tokens of the video (left out: the model's clip)")
     parser.add_argument("--text-tokens", type=int, metavar="N", help="tokens of the prompt (left out: the model's)")
 
@@ -106,11 +106,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def open_pipeline(arguments: argparse.Namespace, **changes: Any) -> VideoPipeline:
-    """Of --model, or of --config, whose folder is written if it is not there. changes: options of loading."""
+    """The pipeline of --model, or of --config, whose folder is written if missing. changes: load options."""
     from kinema.bench.model_parts import folder_of
 
     if arguments.layers is not None and arguments.config is None:
-        raise RequestError("--layers goes with --config: a model of --model has the layers that it has")
+        raise RequestError("--layers goes with --config: a model of --model always has all its layers")
     if arguments.config is not None:
         folder = folder_of(arguments.config, arguments.layers, lambda line: print(line, file=sys.stderr))
         arguments = argparse.Namespace(**{**vars(arguments), "model": folder})
@@ -118,7 +118,7 @@ def open_pipeline(arguments: argparse.Namespace, **changes: Any) -> VideoPipelin
 
 
 def forward(pipe: VideoPipeline, sizes: Sizes, part: str, rounds: int) -> Report:
-    """A row of one part: its time when warm, what its first call took, loading included, its FLOPs and memory."""
+    """A row of one part: its time when warm, the time of its first call, loading included, its FLOPs and memory."""
     from kinema.bench.intervals import FEWEST, vague
     from kinema.bench.model_counts import counted
     from kinema.bench.model_parts import calls_of, inputs_for
@@ -151,7 +151,7 @@ def forward(pipe: VideoPipeline, sizes: Sizes, part: str, rounds: int) -> Report
 
 
 def generation(pipe: VideoPipeline, sizes: Sizes, steps: int, rounds: int) -> list[Report]:
-    """Rows of a whole generation's stages; the first round, which loads, is apart."""
+    """Rows of a whole generation's stages; the first round, which loads, is reported separately."""
     from kinema.bench.generate import measure
     from kinema.bench.report import timing
     from kinema.buffers.machine import reset_peak
@@ -189,7 +189,7 @@ def request_of(pipe: VideoPipeline, sizes: Sizes, steps: int) -> dict[str, Any]:
 
 
 def cold_start(pipe: VideoPipeline, sizes: Sizes, arguments: argparse.Namespace) -> Report:
-    """A row of processes of their own, from their start to the first frames."""
+    """A row of separate processes, from their start to the first frames."""
     import json
 
     from kinema.bench.report import timing

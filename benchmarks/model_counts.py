@@ -1,4 +1,4 @@
-"""FLOPs of a model's call: those of its matrix products and convolutions, as torch.utils.flop_counter counts them."""
+"""FLOPs of a model's call: its matrix products and convolutions, as torch.utils.flop_counter counts them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MULTIPLYING = ("linear", "attention", "conv3d", "patch_embed")
 
 @dataclass
 class Tally:
-    """FLOPs so far, by op, and by what multiplies."""
+    """FLOPs so far, by op and by arithmetic unit."""
 
     by_op: dict[str, int]
     by_unit: dict[Unit, int]
@@ -30,8 +30,8 @@ class Tally:
 def counted(ops: Ops) -> Iterator[Tally]:
     """Count what runs through `ops` in this block, whatever implementation runs it.
 
-    Models hold their ops, which are immutable, so the functions are exchanged in place and put back: a call
-    outside of the block, a timed one, pays nothing.
+    Models hold their ops, which are immutable, so the functions are replaced in place and restored: a call outside the
+    block, a timed one, has no overhead.
     """
     tally = Tally(dict.fromkeys(MULTIPLYING, 0), {})
     originals = {name: getattr(ops, name) for name in MULTIPLYING}

@@ -48,7 +48,7 @@ class Inputs:
 
 
 def grid_of(tokens: int) -> tuple[int, int, int]:
-    """The squarest frames, at most twice as wide as high, and few of them but several: 1280 is 5 × 16 × 16."""
+    """The squarest frames, at most twice as wide as high, and as few as possible but several: 1280 is 5 × 16 × 16."""
     best = None
     for t in range(1, tokens + 1):
         if tokens % t:
@@ -103,7 +103,7 @@ def inputs_for(pipe: VideoPipeline, sizes: Sizes, seed: int = 0) -> Inputs:
 
 
 def calls_of(pipe: VideoPipeline, inputs: Inputs) -> dict[str, Callable[[], Any]]:
-    """{part: a call that loads it at its first time}. The transformer's includes the prompt's keys and values."""
+    """{part: a call, which loads it the first time}. The transformer's includes the prompt's keys and values."""
     parts = pipe.components
 
     def transformer() -> torch.Tensor:
@@ -118,10 +118,10 @@ def calls_of(pipe: VideoPipeline, inputs: Inputs) -> dict[str, Callable[[], Any]
 
 
 def folder_of(config: str, layers: int | None, progress: Callable[[str], None] = lambda line: None) -> Path:
-    """A published configuration with random weights, written once: below $KINEMA_CACHE, or ~/.cache/kinema."""
+    """A published configuration with random weights, written once: in $KINEMA_CACHE, or ~/.cache/kinema."""
     preset = ALIASES.get(config, config)
     root = cache_folder() / "random"
     folder = root / f"{preset}-{'all' if layers is None else layers}-layers-bf16"
-    if not (folder / "model_index.json").is_file():  # it is written last
+    if not (folder / "model_index.json").is_file():  # which is written last
         write_random_model(folder, preset, dtype=torch.bfloat16, layers=layers, progress=progress)
     return folder

@@ -13,18 +13,18 @@ import torch
 from kinema.ops.common import native
 
 DTYPES = {"fp32": native.F32, "int8": native.I8, "bf16": native.BF16}
-SECONDS = 2e-3  # of one probe: waking the threads is a small part of it, and a disturbance rarely falls into it
+SECONDS = 2e-3  # of one probe: long enough to wake the threads, short enough that few are disturbed
 
 
 @dataclass(frozen=True)
 class NativePeak:
-    """Probes on the best instruction set that there is, whichever the kernels are forced to use."""
+    """Probes on the best available instruction set, whichever the kernels are forced to use."""
 
     cpu: native.Cpu
     threads: int
 
     def arithmetic(self, unit: str, seconds: float = SECONDS) -> tuple[Callable[[], None], int]:
-        """A call of about `seconds`, and its operations, a multiply-add being two. unit: one of `units`."""
+        """A call of about `seconds`, and its operations (a multiply-add is two). unit: one of `units`."""
         function, done = self.cpu.library.kinema_probe_arithmetic, ctypes.c_int64()
         function.argtypes = [
             ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_int32, ctypes.c_void_p,
@@ -34,7 +34,7 @@ class NativePeak:
         def call(threads: int = self.threads) -> None:
             self.cpu.check(function(self.cpu.handle, DTYPES[unit], steps, threads, ctypes.byref(done)))
 
-        # on one thread, the quickest of three: making threads, waiting for one or a disturbance would pass for work
+        # on one thread, the quickest of three: starting or waiting for threads, or a disturbance, would count as work
         while min(_seconds(partial(call, 1)) for _ in range(3)) < seconds / 2:
             steps *= 2
         call()
@@ -42,12 +42,12 @@ class NativePeak:
 
     @property
     def units(self) -> tuple[str, ...]:
-        """What it has loops of: bf16 only where there are instructions for that."""
+        """The units that it has loops for: bf16 only where there are instructions for it."""
         multiplies_bf16 = self.cpu.library.kinema_linear_multiplies_bf16(self.cpu.handle)
         return tuple(DTYPES) if multiplies_bf16 else ("fp32", "int8")
 
     def copy(self, source: torch.Tensor, target: torch.Tensor) -> Callable[[], None]:
-        """A call that copies one dense tensor into another of its size."""
+        """A call that copies one dense tensor into another of the same size."""
         function = self.cpu.library.kinema_probe_copy
         function.argtypes = [
             ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32,
@@ -66,7 +66,7 @@ def _seconds(call: Callable[[], None]) -> float:
 
 
 def native_peak(threads: int) -> NativePeak | None:
-    """None without the library, or with one that has no probes yet."""
+    """None without the library, or with an older one that has no probes."""
     known = native.instruction_sets()
     if not known:
         return None

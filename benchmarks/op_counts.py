@@ -1,4 +1,4 @@
-"""What a call of an op cannot do without: FLOPs, and bytes between the chip and its memory."""
+"""The minimum work of a call of an op: FLOPs, and bytes between the chip and its memory."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from kinema.ops.conv3d import Conv3dWeight
 from kinema.ops.linear import LinearWeight
 from kinema.ops.patch_embed import PatchEmbedWeight
 
-Unit = Literal["fp32", "bf16", "fp8", "int8"]  # what multiplies; fp16 is as fast as bf16 everywhere
+Unit = Literal["fp32", "bf16", "fp8", "int8"]  # of arithmetic; fp16 is as fast as bf16 everywhere
 
 
 @dataclass(frozen=True)
 class Count:
-    """flops on `unit`, exponentials, and the least traffic: everything that is read or written, once."""
+    """flops on `unit`, exponentials, and the least traffic: everything read or written, once."""
 
     unit: Unit
     flops: int
@@ -30,7 +30,7 @@ class Count:
 
 
 def count(op: str, call: Call, result: Any) -> Count:
-    """What `call`, one of calls.py, has to do; `result` is what it returned (of meta tensors, its shapes)."""
+    """The work of `call`, one of calls.py; `result` is what it returned (meta tensors are enough)."""
     unit, flops, exponentials, unread = _WORK[op](result, *call.args, **call.keywords)
     return Count(unit, flops, exponentials, _traffic((call.args, call.keywords)) + _traffic(result) - unread)
 
@@ -43,7 +43,7 @@ def _linear(result: torch.Tensor, x: Any, weight: LinearWeight, **_: Any) -> Wor
     factors = x.data if isinstance(x, Quantized) else x[0] if isinstance(x, tuple) else x
     rows = result.numel() // result.shape[-1]
     flops = 2 * rows * weight.in_features * weight.out_features * (2 if weight.gated else 1)
-    kind = getattr(weight, "quantize_activations", None)  # then x comes, or is made, in 8 bits
+    kind = getattr(weight, "quantize_activations", None)  # then x is, or becomes, 8-bit
     return kind or unit_of(factors.dtype), flops, 0, 0
 
 
@@ -57,7 +57,7 @@ def _attention(
     quantize: str | None = None,
     **_: Any,
 ) -> Work:
-    """4·D for every pair of a query and a key that it sees, and one exponential."""
+    """4·D FLOPs and one exponential for every pair of a query and a key that it sees."""
     queries = q if isinstance(q, tuple) else (q,)
     segments = kv if isinstance(kv, tuple) else (kv,)
     batch, heads, _, head_dim = queries[0].shape
@@ -91,7 +91,7 @@ def _scheduler_step(
 
 
 def _of_values(flops: int) -> Callable[..., Work]:
-    """So many for each value of the result, outside of tensor cores."""
+    """This many FLOPs per value of the result, outside tensor cores."""
 
     def work(result: torch.Tensor | Quantized, *_: Any, **__: Any) -> Work:
         values = result.data if isinstance(result, Quantized) else result
@@ -120,7 +120,7 @@ def unit_of(dtype: torch.dtype) -> Unit:
 
 
 def _traffic(value: Any) -> int:
-    """Bytes of all tensors in `value`; what an axis repeats counts once."""
+    """Bytes of all tensors in `value`; broadcast axes count once."""
     if isinstance(value, torch.Tensor):
         sizes = (n for n, stride in zip(value.shape, value.stride(), strict=True) if stride)
         return prod(sizes) * value.itemsize

@@ -1,6 +1,6 @@
-"""kinema bench ops: each op at production sizes, by every implementation that is right, beside what the machine can do.
+"""kinema bench ops: each op at production sizes, by every implementation that is right, beside the machine's peak.
 
-A case's implementations and torch's own op run in interleaved rounds. What fails the gate has no speed.
+A case's implementations and torch's own op run in interleaved rounds. What fails the gate gets no speed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 TIMED = "one call of an op in this process, its weights packed, its inputs in place, and memory for its result at hand"
 REFERENCE, TORCH = "reference", "torch's own op"
-HELD_FROM = 2e9  # FLOPs: shorter calls fall between disturbances, as the looks for the peak do
+HELD_FROM = 2e9  # FLOPs: shorter calls fall between disturbances, as the probes of the peak do
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -123,7 +123,7 @@ def measure(case: Case, target: Target, implementations: Sequence[Implementation
     with torch.inference_mode():
         try:
             calls, work = gated(case, target, implementations, rows)
-        except Exception as error:  # the case itself: without inputs or a truth, nobody can be judged
+        except Exception as error:  # the case itself: without inputs or a truth, no implementation can be judged
             return [row | {"failed": failure(error)} for row in rows.values()]
         probe = held(target.device, work.unit) if work.flops > HELD_FROM else None
         if probe is not None:
@@ -139,7 +139,7 @@ def measure(case: Case, target: Target, implementations: Sequence[Implementation
 
 
 def failure(error: Exception) -> str:
-    """Why a row has no time, in a line."""
+    """Why a row has no time, in one line."""
     import torch
 
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
@@ -150,7 +150,7 @@ def failure(error: Exception) -> str:
 def _samples(
     calls: dict[str, Callable[[], Any]], rounds: int, target: Target, rows: dict[str, Report]
 ) -> dict[str, list[float]]:
-    """Interleaved rounds of those that still run; `rows` learns why the others do not."""
+    """Interleaved rounds of the calls that still run; `rows` gets the reasons why others do not."""
     from kinema.bench.rounds import interleaved
 
     while calls:
@@ -183,7 +183,7 @@ def _row(case: Case, target: Target, backend: str) -> Report:
 def gated(
     case: Case, target: Target, implementations: Sequence[Implementation], rows: dict[str, Report]
 ) -> tuple[dict[str, Callable[[], Any]], Count]:
-    """The calls that may be timed and the work of each; `rows` learns of errors and refusals."""
+    """The calls that may be timed and the work of each; `rows` gets the errors and refusals."""
     from kinema.bench import gate
     from kinema.bench.op_counts import count
     from kinema.bench.torch_ops import torch_call
@@ -192,7 +192,7 @@ def gated(
     plain_functions = next(i for i in implementations if i.backend == REFERENCE).load()
     exact = case.prepare(plain_functions, target, gate.ExactInputs(target.device))
     reference = case.prepare(plain_functions, target, Inputs(target.device))
-    # before they are called: a call may renew its cache
+    # before they are called: a call may update its cache
     nearest, in_full = torch_call(case.op, reference), torch_call(case.op, exact)
     truth, result = exact(), reference()
     work = count(case.op, reference, result)
@@ -200,7 +200,7 @@ def gated(
     calls: dict[str, Callable[[], Any]] = {}
 
     def admit(backend: str, make: Callable[[], Callable[[], Any]], wanted: Any) -> None:
-        """Into `calls` if its result is what is wanted; else into its row why it is not."""
+        """Adds it to `calls` if its result is as wanted; else adds the reason to its row."""
         try:
             call = make()
             found = gate.distance(call(), wanted)
@@ -223,7 +223,7 @@ def gated(
             admit(backend, partial(_prepared, case, target, implementation), truth)
     if nearest is not None and in_full is not None:
         rows[TORCH] = _row(case, target, TORCH)
-        # what does the whole of the contract is held to its truth, what does less to itself in float64
+        # an op that does all of the contract is compared with the truth, one that does less with itself in float64
         admit(TORCH, lambda: nearest.call, truth if nearest.whole else in_full.call())
     return calls, work
 
@@ -235,7 +235,7 @@ def _prepared(case: Case, target: Target, implementation: Implementation) -> Cal
 
 
 def _rounding(call: Any, result: Any, target: Target) -> tuple[torch.dtype, torch.dtype | None]:
-    """The dtype of a result, and what activations were rounded to on the way to it: 8 bits, or what `call` chose."""
+    """The dtype of a result, and the dtype that activations were rounded to: 8-bit, or what `call` chose."""
     import torch
 
     from kinema.ops.common import Quantized
@@ -250,7 +250,7 @@ def _rounding(call: Any, result: Any, target: Target) -> tuple[torch.dtype, torc
 
 
 def _chosen(call: Any) -> torch.dtype | None:
-    """What the packed weight among a call's arguments has x rounded to, if it has."""
+    """The dtype that a call's packed weight has x rounded to, if any."""
     from kinema.ops.linear import LinearWeight
 
     weights = (a for a in getattr(call, "args", ()) if isinstance(a, LinearWeight))

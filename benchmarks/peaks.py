@@ -1,8 +1,7 @@
-"""What this machine reaches at most, measured in the run that is to be judged: arithmetic, and a copy in memory.
+"""This machine's peaks, measured during the run that they judge: arithmetic, and a copy in memory.
 
 On a CPU the arithmetic is that of the native library's chains of multiply-adds (native_peak.py). Without the library,
-on a GPU and in other numbers it is the best of matrix products by torch: a floor of the peak, since torch's product is
-not perfect.
+on a GPU and in other number formats it is the best of matrix products by torch: a lower bound of the peak.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from kinema.bench.rounds import interleaved
 from kinema.ops.common import Target
 
 SIZES = {"cpu": (192, 256, 384), "cuda": (4096, 8192)}
-HELD = "the peak's loops"  # beside the calls of a run
+HELD = "the peak's loops"  # their name among the calls of a run
 HELD_SECONDS = 0.05  # of a call of `held`: as long as a large product, so that it is disturbed as often
-COPIED = {"cpu": 1 << 24, "cuda": 1 << 28}  # values of 4 bytes: several times the last cache
+COPIED = {"cpu": 1 << 24, "cuda": 1 << 28}  # values of 4 bytes: several times the last-level cache
 MULTIPLIED = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -35,7 +34,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Peaks:
-    """flops: by what multiplies; a unit that cannot be probed here is absent."""
+    """flops: by arithmetic unit; one that cannot be probed here is absent."""
 
     flops: Mapping[Unit, Rate]
     copy: Rate
@@ -51,7 +50,7 @@ class Peaks:
         return nbytes / seconds / self.copy.per_second
 
     def better(self, other: Peaks) -> Peaks:
-        """The best of two probes: a disturbance only ever lowers one."""
+        """The best of two probes: disturbances only ever lower a rate."""
         units = {**self.flops, **other.flops}
         known = {unit: _best([p.flops[unit] for p in (self, other) if unit in p.flops]) for unit in units}
         return Peaks(known, _best([self.copy, other.copy]))
@@ -70,15 +69,15 @@ class _Probe:
 def held(device: torch.device, unit: Unit) -> tuple[Callable[[], object], int] | None:
     """A longer call of the peak's own loops, and its operations; None where there are none.
 
-    The peak is the best of many short looks. Timed in the rounds of what is judged, this says what a machine whose
-    other cores are at work let even a loop in registers reach then.
+    The peak is the best of many short probes. Timed in the rounds of the calls that are judged, this shows what even a
+    loop in registers reached then, on a machine shared with other work.
     """
     own = native_peak(torch.get_num_threads()) if device.type == "cpu" else None
     return own.arithmetic(unit, HELD_SECONDS) if own is not None and unit in own.units else None
 
 
 def units_of(targets: Iterable[Target]) -> list[Unit]:
-    """What multiplies somewhere in a model that runs on one of `targets`."""
+    """The arithmetic units that a model on one of `targets` uses."""
     found: list[Unit] = ["fp32"]
     for target in targets:
         found.append(unit_of(target.precision.activations))
@@ -95,14 +94,14 @@ def units_of(targets: Iterable[Target]) -> list[Unit]:
 
 
 def probe(device: torch.device, units: Sequence[Unit] = ("fp32",), *, rounds: int = 8) -> Peaks:
-    """A short look, to be taken again between the calls that are measured; with `better` of all of them."""
+    """A short probe, to be repeated between the measured calls and combined by `better`."""
     with torch.inference_mode():
         flops = {unit: _rate(found, 4 * rounds, device) for unit in units if (found := list(_products(device, unit)))}
         return Peaks(flops, _rate(list(_copies(device)), max(2, rounds // 2), device))
 
 
 def said(peaks: Mapping[str, Any]) -> str:
-    """The peaks of a report in a line of words."""
+    """The peaks of a report in one line of text."""
     rates = [
         f"{rate['per_second'] / 1e9:.0f} GFLOP/s of {unit} ({rate['how']})" for unit, rate in peaks["flops"].items()
     ]
@@ -123,7 +122,7 @@ def _rate(probes: Sequence[_Probe], rounds: int, device: torch.device) -> Rate:
 def _products(device: torch.device, unit: Unit) -> Iterator[_Probe]:
     alone = native_peak(1) if device.type == "cpu" else None
     if alone is not None and unit in alone.units:
-        # one alone too: on a machine whose other cores are taken, all of them wait for the slowest
+        # also on one thread: on a machine whose other cores are busy, all threads wait for the slowest
         for threads in sorted({1, torch.get_num_threads()}):
             own = native_peak(threads)
             assert own is not None

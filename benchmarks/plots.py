@@ -15,7 +15,7 @@ Row = dict[str, Any]
 
 
 def draw(reports: Sequence[Report], folder: Path) -> tuple[list[tuple[str, Path]], list[str]]:
-    """(title, file) of every plot, as SVG; and of each report that has none, why."""
+    """(title, file) of every plot, as SVG; and the reason for each report that has none."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -50,7 +50,7 @@ def draw(reports: Sequence[Report], folder: Path) -> tuple[list[tuple[str, Path]
 
 
 def _plots(report: Report, pyplot: Any) -> Iterator[tuple[str, str, Any]]:
-    """What a single report holds enough for: (title, name of the file, axes)."""
+    """The plots that a single report has data for: (title, name of the file, axes)."""
     benchmark = report["benchmark"]
     rows = [row for row in report.get("rows", []) if "seconds" in row]
     counted = [row for row in rows if row.get("flops") and row.get("bytes")]
@@ -98,7 +98,7 @@ def _axes(pyplot: Any, **settings: Any) -> Any:
 
 
 def _roofline(rows: Sequence[Row], peaks: dict[str, Any], pyplot: Any) -> Any:
-    """A roof for each unit that multiplies, on the slope of the copy; case numbers are explained on the right."""
+    """A roof for each arithmetic unit, on the slope of the copy; case numbers are explained on the right."""
     axes = _axes(pyplot, xscale="log", yscale="log", xlabel="FLOPs a byte", ylabel="GFLOP/s")
     axes.figure.set_size_inches(8, 4)
     intensity = [row["flops"] / row["bytes"] for row in rows]
@@ -115,7 +115,7 @@ def _roofline(rows: Sequence[Row], peaks: dict[str, Any], pyplot: Any) -> Any:
     for implementation in dict.fromkeys(row.get("implementation", "kinema") for row in rows):
         chosen = [_point(row) for row in rows if row.get("implementation", "kinema") == implementation]
         axes.scatter(*zip(*chosen, strict=True), s=12, label=implementation)
-    best: dict[str, tuple[float, float]] = {}  # a case is named once, at its fastest implementation
+    best: dict[str, tuple[float, float]] = {}  # a case is labelled once, at its fastest implementation
     for row in rows:
         case = f"{row['op']} {row['case']}" if "op" in row and "case" in row else str(row["name"])
         best[case] = max(best.get(case, (0.0, 0.0)), _point(row), key=lambda point: point[1])

@@ -8,7 +8,7 @@ from kinema.errors import RequestError
 
 
 def load_pyplot() -> Any:
-    """matplotlib.pyplot without a window; RequestError where it is not installed."""
+    """matplotlib.pyplot without a display; RequestError if it is not installed."""
     try:
         import matplotlib
     except ImportError as error:

@@ -2,8 +2,8 @@
 
     python -m kinema.bench.random_model FOLDER --preset wan2.1-t2v-1.3b --dtype bf16
 
-Weights are scaled so that activations stay of order 1 and every sub-layer matters: what such a model computes
-is noise, but every number of it can be compared.
+Weights are scaled so that activations stay of order 1 and every sub-layer matters: such a model's output is noise, but
+every number of it can be compared.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TEXT_LAYERS = 2
 
 
 class RandomTensors(Mapping[str, torch.Tensor]):
-    """Tensors that are drawn when they are looked up, each from its own seed."""
+    """Tensors that are drawn on access, each from its own seed."""
 
     def __init__(self, shapes: Shapes, dtype: torch.dtype, seed: int, *, d_kv: int = 1) -> None:
         self._shapes = shapes
@@ -68,7 +68,7 @@ def is_norm(name: str, shape: Sequence[int]) -> bool:
 
 
 def standard_deviation(name: str, shape: Sequence[int], d_kv: int = 1) -> float:
-    """Of a weight that is not a norm's: biases and tables 0.5, matrices and convolutions 1/sqrt(fan-in).
+    """Of any weight but a norm's: biases and tables 0.5, matrices and convolutions 1/sqrt(fan-in).
 
     T5 does not scale its attention by 1/sqrt(d_kv), so its queries carry that factor.
     """
@@ -101,7 +101,7 @@ def text_encoder_shapes(config: Config) -> Shapes:
 
 
 def image_encoder_shapes(config: Config) -> Shapes:
-    """With the projection head, which the published folders hold and the pipeline does not use."""
+    """With the projection head, which published folders contain and the pipeline does not use."""
     from kinema.encoders.clip_vision import PREFIX, CLIPVisionConfig, tensor_shapes
 
     published = (f"{PREFIX}.embeddings.class_embedding",)
@@ -162,7 +162,7 @@ def write_random_model(
 
 
 def write_tokenizer(folder: Path) -> None:
-    """A tokenizer with T5's special tokens that spells text in letters, and in bytes where it must."""
+    """A tokenizer with T5's special tokens that splits text into characters, falling back to bytes."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
     special = ("<pad>", "</s>", "<unk>")

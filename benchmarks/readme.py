@@ -1,4 +1,4 @@
-"""The part of a README that is written by a command: what lies between two comments that Markdown does not show."""
+"""The section of a document that a command writes: what is between two comments that Markdown does not show."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ def replaced(text: str, section: str) -> str:
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end or BEGIN in rest or END in before + after:
-        raise RequestError(f"wanted one {BEGIN} and one {END} behind it, each on a line of its own")
+        raise RequestError(f"wanted one {BEGIN} and one {END} after it, each on a line of its own")
     return f"{before}{BEGIN}\n{section}\n{END}{after}"
 
 
 def write_section(path: str, section: str) -> None:
-    """Renew the file's section, whole or not at all. Raises RequestError and OutputError."""
+    """Replace the file's section, atomically. Raises RequestError and OutputError."""
     file = Path(path)
     try:
         text = file.read_text(encoding="utf-8")

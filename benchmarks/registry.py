@@ -7,7 +7,7 @@ from kinema.cli.parser import Verbs
 # verb: (module, one line of help); a module is imported when its verb is used
 VERBS: Verbs = {
     "generate": ("kinema.bench.generate", "a whole generation, stage by stage"),
-    "ops": ("kinema.bench.ops", "each op at production sizes, beside the least that it can take"),
+    "ops": ("kinema.bench.ops", "each op at production sizes, beside the machine's peak"),
     "model": ("kinema.bench.model", "each part's forward, a generation by stage, memory and cold start"),
     "peers": ("kinema.bench.peers.command", "kinema beside diffusers, torch.compile, OpenVINO and others"),
     "fidelity": ("kinema.bench.fidelity", "what each lossy option gains and costs, beside fewer steps"),
@@ -17,7 +17,7 @@ VERBS: Verbs = {
     "interrupt": ("kinema.bench.interrupt", "how long ctrl-C and a flag take to end native work"),
     "compare": ("kinema.bench.compare", "two reports: what became slower, beyond the noise"),
     "report": ("kinema.bench.markdown", "Markdown tables and plots of what the other verbs wrote"),
-    "adherence": ("kinema.bench.adherence", "does the sample model do what its prompts say?"),
-    "steps": ("kinema.bench.steps", "more steps, better video? over the number of steps"),
+    "adherence": ("kinema.bench.adherence", "whether the sample model does what its prompts say"),
+    "steps": ("kinema.bench.steps", "adherence and distance to real clips over the number of steps"),
     "contact-sheet": ("kinema.bench.contact_sheet", "prompts and their clips as one picture"),
 }

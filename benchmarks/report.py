@@ -1,7 +1,7 @@
-"""A benchmark's result: JSON that says what was measured, where and of which source, with every sample.
+"""A benchmark's result: JSON that says what was measured, where and with which source, with every sample.
 
 All verbs write the same schema: what `provenance` gives, what the verb adds, and `rows`, each with a `name` that is
-the same in every run and, if it was timed, its `samples` in seconds and what they say (`timing`).
+the same in every run and, if it was timed, its `samples` in seconds and their summary (`timing`).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def provenance(
 ) -> Report:
     """What every report begins with.
 
-    words: the command line after `kinema`. timed: what a sample spans, in words. backend: the one that was asked for.
+    words: the command line after `kinema`. timed: a description of what a sample spans. backend: the one asked for.
     """
     head = commit()
     return {
@@ -73,7 +73,7 @@ def provenance(
 
 
 def model_of(folder: Path) -> Report:
-    """Which model a report is of: where it lies, or "sample", and a digest of its parts' configurations."""
+    """The model of a report: its path, or "sample", and a digest of its parts' configurations."""
     configs = {}
     for path in sorted(folder.glob("*/config.json")):
         read = json.loads(path.read_text(encoding="utf-8"))
@@ -84,7 +84,7 @@ def model_of(folder: Path) -> Report:
 
 
 def commit() -> str | None:
-    """The commit of the checkout that kinema runs from, with "+" after it if files differ; None outside of one."""
+    """The commit of the checkout that kinema runs from, with "+" after it if files differ; None outside a checkout."""
     root = Path(kinema.__file__).resolve().parent.parent
     if not ((root / ".git").exists() and (root / "engine").is_dir()):
         return None
@@ -111,7 +111,7 @@ def timing(name: str, samples: Sequence[float]) -> Report:
 
 
 def check_report(path: str) -> None:
-    """Raise OutputError now if a report cannot be written to `path` after minutes of measuring."""
+    """Raise OutputError now, not after minutes of measuring, if a report cannot be written to `path`."""
     target = Path(path)
     if target.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder; give a file name such as {target / 'bench.json'}")
@@ -123,7 +123,7 @@ def check_report(path: str) -> None:
 
 
 def write_report(path: str, report: Report) -> None:
-    """Whole or not at all. Raises OutputError."""
+    """Write a report, atomically. Raises OutputError."""
     save_json(Path(path), report)
 
 

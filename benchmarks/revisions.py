@@ -1,6 +1,6 @@
-"""Runs one benchmark on several git revisions of kinema, by turns, each from a checkout of its own that does not stay.
+"""Runs one benchmark on several git revisions of kinema, in turns, each from a temporary checkout.
 
-The turns change their order, and a row's samples of all turns are put together: what drifts, drifts for all of them.
+The order alternates from turn to turn, and a row's samples of all turns are merged, so that drift affects all alike.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def checkout() -> Path:
     """The git checkout that kinema runs from. Raises RequestError outside of one."""
     root = Path(kinema.__file__).resolve().parent.parent
     if not ((root / ".git").exists() and (root / "engine").is_dir()):
-        raise RequestError("kinema does not run from a git checkout, which revisions are of: give result files")
+        raise RequestError("kinema does not run from a git checkout, so there are no revisions: give result files")
     return root
 
 
 def commit_of(name: str, root: Path) -> str:
-    """The full hash of a revision. Raises RequestError for what is none."""
+    """The full hash of a revision. Raises RequestError if there is no such revision."""
     try:
         return _git(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
     except (OSError, subprocess.CalledProcessError) as error:
@@ -74,7 +74,7 @@ def merged(reports: Sequence[Report]) -> Report:
 
 @contextmanager
 def _trees(commits: Sequence[str], root: Path, folder: Path, progress: Callable[[str], None]) -> Iterator[list[Path]]:
-    """For each commit a folder to import kinema from; gone afterwards, and so is what git knows of the checkouts."""
+    """A folder to import kinema from for each commit; removed afterwards, together with git's worktree records."""
     found: list[Path] = []
     try:
         for i, commit in enumerate(commits):
@@ -91,7 +91,7 @@ def _trees(commits: Sequence[str], root: Path, folder: Path, progress: Callable[
 
 
 def _build(source: Path, build: Path, progress: Callable[[str], None]) -> None:
-    """The native kernels of a checkout, where it has some and they can be built; without them it says so itself."""
+    """Build the native kernels of a checkout, if it has any and they can be built; without them its report says so."""
     if os.environ.get("KINEMA_NATIVE") == "off" or shutil.which("cmake") is None:
         return
     if not (source / "CMakeLists.txt").is_file():
@@ -103,7 +103,7 @@ def _build(source: Path, build: Path, progress: Callable[[str], None]) -> None:
 
 
 def _importable(source: Path, packages: Path) -> Path:
-    """The checkout laid out as the installed package is, in links; setup.py maps the same folders."""
+    """The checkout as a tree of links laid out like the installed package; setup.py maps the same folders."""
     ops = packages / "kinema" / "ops"
     ops.mkdir(parents=True)
     for folder, target in (("engine", packages / "kinema"), ("engine/ops", ops), ("kernels", ops)):

@@ -1,4 +1,4 @@
-"""Times calls in interleaved rounds: each call once a round, so that what disturbs the machine disturbs all alike."""
+"""Times calls in interleaved rounds: each call once a round, so that disturbances affect all alike."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MOST_REPEATS = 1000
 
 
 def say_if_few(rounds: int) -> None:
-    """Before the measuring: that these rounds will give no intervals and no ratios, and how many would."""
+    """Warn before measuring if so few rounds will give no intervals and no ratios, and say how many would."""
     if rounds < FEWEST and sys.stderr is not None:
         print(f"--rounds {rounds}: medians only, an interval or a ratio needs {FEWEST} or more", file=sys.stderr)
 
@@ -32,10 +32,10 @@ def interleaved(
     shortest: float = SHORTEST,
     advance: Callable[[], None] = lambda: None,
 ) -> dict[str, list[float]]:
-    """Seconds of a call, {name: one sample a round}.
+    """Seconds of a call, {name: one sample per round}.
 
-    Who comes first changes with the round. device: a GPU that the calls run on is timed by its own clock.
-    shortest: calls of less are repeated, and a sample is their mean.
+    The order rotates from round to round. device: calls on a GPU are timed by its own clock.
+    shortest: shorter calls are repeated, and a sample is their mean.
     """
     timed = _seconds_on_gpu(device) if device is not None and device.type == "cuda" else _seconds
     repeats = {}

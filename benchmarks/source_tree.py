@@ -1,7 +1,7 @@
 """Lays kinema out as a tree of links to its sources, the way an installed package looks; needs nothing but Python 3.10.
 
 python benchmarks/source_tree.py FOLDER              for editors and type checkers (`make types`)
-python benchmarks/source_tree.py FOLDER WORDS ...    and goes on as `kinema WORDS ...`, which needs no installation
+python benchmarks/source_tree.py FOLDER WORDS ...    then runs `kinema WORDS ...` from it, without an installation
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def _measure(arguments: argparse.Namespace) -> Report:
         **provenance("steps", arguments.words, pipe.ops.plan),
         **model_of(pipe.folder.path),
         "points": points,
-        # what two sets of real clips are apart: no model can be nearer
+        # the distance between two sets of real clips: no model can be nearer
         "floor": distance_to_real(other, one),
     }
 

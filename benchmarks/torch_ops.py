@@ -1,4 +1,4 @@
-"""What torch itself offers for a call: its nearest single op, which may do less (no epilogue, no modulation)."""
+"""torch's nearest single op for a call, which may do less (no epilogue, no modulation)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from kinema.ops.calls import Call
 
 @dataclass(frozen=True)
 class Nearest:
-    """whole: the call gives what the contract says, not a part of it."""
+    """whole: the call computes all of the contract, not a part of it."""
 
     call: Callable[[], Any]
     whole: bool
 
 
 def torch_call(op: str, call: Call) -> Nearest | None:
-    """`call` is of the reference, whose packed weights torch takes; None where torch has no single op for it."""
+    """call: the reference's, whose packed weights torch can use. None where torch has no single op for it."""
     make = _MAKERS.get(op)
     return make(*call.args, **call.keywords) if make is not None else None
 
@@ -64,7 +64,7 @@ def _norm_modulate(x: torch.Tensor, *, norm: str = "layer", eps: float, **given:
 def _patch_embed(x: torch.Tensor, weight: Any, **_: Any) -> Nearest:
     bias = weight.bias.to(x.dtype) if weight.bias is not None else None
     matrix = weight.weight.to(x.dtype)
-    # tokens lie as the convolution's channels first: a view of it is the contract's result
+    # the convolution's result is channels-first: a transposed view of it is the contract's result
     return Nearest(lambda: F.conv3d(x, matrix, bias, stride=weight.patch).flatten(2).transpose(1, 2), whole=True)
 
 

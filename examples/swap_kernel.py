@@ -1,4 +1,4 @@
-"""One op run by a kernel of one's own: python examples/swap_kernel.py [out.mp4]
+"""One op run by a kernel of your own: python examples/swap_kernel.py [out.mp4]
 
 `kinema.ops.scheduler_step` has the contract; docs/adding_a_kernel.md says how a kernel joins those that kinema chooses
 from. Exits with 1 if the frames of the two runs differ by more than 1e-3.

@@ -1,4 +1,4 @@
-"""Self-attention at the sizes of a video, and the truth of some of its queries: of all it would take terabytes."""
+"""Self-attention at the sizes of a video, and the truth for some of its queries: for all it would take terabytes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHECKED = 64  # queries
 
 @dataclass(frozen=True)
 class Attended:
-    """q, k, v [1, N, S, D] in bf16, laid out as Wan's block hands them over: v is a slice of the fused projection.
+    """q, k, v [1, N, S, D] in bf16, laid out as in Wan's block: v is a slice of the fused projection.
 
     truth: of the queries `rows`, [1, CHECKED, N·D] in float64; plain: the same by plain PyTorch in bf16, or quantized.
     """
@@ -59,7 +59,7 @@ class Attended:
         read: Callable[[torch.Tensor], torch.Tensor] = lambda y: y,
         **fields: Any,
     ) -> None:
-        """`time_kernel`, whose check is of some queries."""
+        """`time_kernel`, with a check of some queries only."""
         time_kernel(
             session,
             case,

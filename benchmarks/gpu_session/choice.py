@@ -1,4 +1,4 @@
-"""Which questions there are, and which of them are asked, in which order."""
+"""Which questions exist, and which of them are asked, in which order."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from kinema.bench.gpu_session import questions
 from kinema.bench.gpu_session.question import Question
 from kinema.errors import RequestError
 
-Known = dict[str, Question | str]  # by name; the text says why a file gives none
+Known = dict[str, Question | str]  # by name; a string says why a file has none
 
 
 def known() -> Known:
-    """Every file of questions/. One that cannot be imported is the reason why, and keeps no other from being asked."""
+    """Every file of questions/. One that cannot be imported becomes the reason why, and stops no other."""
     found: Known = {}
     for module in pkgutil.iter_modules(questions.__path__):
         if module.name.startswith("_"):
             continue
         try:
             question = importlib.import_module(f"{questions.__name__}.{module.name}").QUESTION
-        except Exception as error:  # whatever a library says that does not load here
+        except Exception as error:  # whatever a library raises that does not load here
             found[module.name] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             continue
         found[module.name] = question
@@ -31,7 +31,7 @@ def known() -> Known:
 
 
 def ordered(known: Mapping[str, Question | str]) -> list[str]:
-    """What all others build on, then by value for a second, then what cannot be asked."""
+    """First what all others build on, then by value per second, last what cannot be asked."""
 
     def rank(name: str) -> tuple[bool, bool, float, str]:
         question = known[name]
@@ -45,7 +45,7 @@ def ordered(known: Mapping[str, Question | str]) -> list[str]:
 def chosen(
     known: Mapping[str, Question | str], only: Sequence[str], missing: bool, answered: Collection[str]
 ) -> list[str]:
-    """Names, in order. only: these. missing: not what is answered. Raises RequestError for a name that there is not."""
+    """Names, in order. only: these. missing: not what is answered. Raises RequestError for an unknown name."""
     unknown = [name for name in only if name not in known]
     if unknown:
         raise RequestError(f"no question {', '.join(unknown)}: there are {', '.join(ordered(known))}")
@@ -60,7 +60,7 @@ def _first(question: Question | str) -> bool:
 
 
 def lacks(needs: Sequence[str]) -> str | None:
-    """Which modules and programs are not here, as a reason; None if all are."""
+    """Which modules and programs are missing, as a reason; None if none is."""
     absent = [name for name in needs if shutil.which(name) is None and not _module(name)]
     return f"{' and '.join(absent)} {'is' if len(absent) == 1 else 'are'} not installed" if absent else None
 

@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 BUDGET = 540.0
 FOLDER = Path("build") / "gpu_session"
 NO_GPU = "skipped: there is no GPU that torch sees on this machine (docs/gpu.md says how to rehearse without one)"
-HEAD_LIMIT = 60.0  # seconds until torch has said what the GPU is
+HEAD_LIMIT = 60.0  # seconds for torch to say what the GPU is
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--list", action="store_true", help="say what each question decides, and ask none")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="ask these questions")
     parser.add_argument("--missing", action="store_true", help="ask what the file has no answer to")
-    budget = f"for the whole run (on a GPU {BUDGET:g}; a rehearsal takes what it takes)"
+    budget = f"for the whole run (on a GPU {BUDGET:g}; a rehearsal has no limit)"
     parser.add_argument("--budget", type=float, metavar="SECONDS", help=budget)
     parser.add_argument("--dry-run", action="store_true", help="rehearse the questions on a CPU, Triton interpreted")
     file = f"append the results to this file ({FOLDER}/gpu.jsonl; a rehearsal begins {FOLDER}/dry.jsonl anew)"
     parser.add_argument("--json", type=Path, metavar="FILE", help=file)
-    parser.add_argument("--triton-cache", type=Path, metavar="FOLDER", help="kernels that were built ahead")
-    parser.add_argument("--commit", metavar="HEX", help="what this is a copy of, where git does not know")
+    parser.add_argument("--triton-cache", type=Path, metavar="FOLDER", help="kernels built ahead of time")
+    parser.add_argument("--commit", metavar="HEX", help="the commit of a copy without git")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -79,7 +79,7 @@ def _without_torch(arguments: argparse.Namespace) -> int:
 
 
 def _environment(arguments: argparse.Namespace) -> None:
-    """What the questions' processes find: Triton interpreted, or its cache, which they share."""
+    """Environment of the questions' processes: Triton interpreted, or the Triton cache that they share."""
     if arguments.dry_run:
         os.environ["TRITON_INTERPRET"] = "1"
     else:
@@ -91,7 +91,7 @@ def _environment(arguments: argparse.Namespace) -> None:
 
 
 def _head(arguments: argparse.Namespace, folder: Path) -> Line | None:
-    """What this is run on, None without a GPU. Of a process of its own: this one may not touch CUDA before it forks."""
+    """What this runs on, None without a GPU; from another process, as this one must not touch CUDA before it forks."""
     from kinema.bench.gpu_session import machine
     from kinema.bench.gpu_session.worker import run_apart
 

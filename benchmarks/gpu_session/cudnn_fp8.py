@@ -15,15 +15,15 @@ SCALAR = [1, 1, 1, 1]
 class CudnnAttention:
     """softmax(q·kᵀ/√D)·v with one scale for each of q, k, v and the result, quantised beforehand.
 
-    q, k, v: [B, N, S, D]. A call gives [B, S, N·D] in e4m3, the only result that cuDNN has on Hopper; `read` widens it.
-    largest: of the values of the result, about.
+    q, k, v: [B, N, S, D]. A call gives [B, S, N·D] in e4m3, the only output dtype that cuDNN has on Hopper; `read`
+    converts it to bf16. largest: about the largest value of the result.
     """
 
     def __init__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, largest: float) -> None:
         cudnn: Any = importlib.import_module("cudnn")
         e4m3, fp32 = cudnn.data_type.FP8_E4M3, cudnn.data_type.FLOAT
         scales = {name: TOP / float(x.abs().amax()) for name, x in (("q", q), ("k", k), ("v", v))}
-        self._scale = TOP / 2 / largest  # half of the range, for values that are larger than those that were looked at
+        self._scale = TOP / 2 / largest  # half of the range, in case other values are larger than the checked ones
         data = {name: (x.float() * scales[name]).to(E4M3) for name, x in (("q", q), ("k", k), ("v", v))}
         factors = {f"descale_{name}": 1 / scale for name, scale in scales.items()}
         factors |= {"descale_s": 1 / TOP, "scale_s": TOP, "scale_o": self._scale}  # weights are at most 1

@@ -1,4 +1,4 @@
-"""Random tensors made where they are used: drawing gigabytes on the host would take longer than a question has."""
+"""Random tensors drawn on the device: drawing gigabytes on the host would take longer than a question has."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kinema.ops.common import PRECISIONS, Target
 
 
 class Drawn(Inputs):
-    """`Inputs` whose numbers the device draws."""
+    """`Inputs` drawn on the device."""
 
     def __init__(self, device: torch.device, seed: int = 0) -> None:
         super().__init__(device, seed)
@@ -25,11 +25,11 @@ class Drawn(Inputs):
 
 
 class ExactDrawn(ExactInputs, Drawn):
-    """The same numbers in float64, for the reference to compute a truth of."""
+    """The same numbers in float64, for the reference to compute the truth."""
 
 
 class _DrawnTensors(RandomTensors):
-    """A random model's tensors, drawn by a device."""
+    """A random model's tensors, drawn on a device."""
 
     def __init__(self, shapes: Shapes, dtype: torch.dtype, seed: int, device: torch.device) -> None:
         super().__init__(shapes, dtype, seed)
@@ -48,7 +48,7 @@ class _DrawnTensors(RandomTensors):
 def drawn_weights(
     shapes: Shapes, device: torch.device, *, dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> Weights:
-    """Weights of a model of random tensors; one by one, each from its own seed, so that every look gives the same."""
+    """A random model's weights; each tensor is drawn at every access, from its own seed, so always the same."""
     return Weights(_DrawnTensors(shapes, dtype, seed, device))
 
 

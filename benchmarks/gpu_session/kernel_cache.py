@@ -1,11 +1,11 @@
-"""Builds the Triton kernels of production cases into Triton's own cache, in parallel, for a GPU that need not be here.
+"""Builds the Triton kernels of production cases into Triton's own cache, in parallel, for a GPU that may be absent.
 
     python -m kinema.bench.gpu_session.kernel_cache FOLDER [--arch 90] [--only TEXT] [--lean]
 
-Each is launched with Triton's `warmup` on a driver that only knows the architecture, so what is built, and under which
-key, is what a launch on the GPU asks for. What another machine built is taken if it was built by the same Triton: by
-its wheel for the same Python, since the key holds the compiler's binary. Prints how many kernels there are, and a JSON
-line for each.
+Each is launched with Triton's `warmup` on a driver that only knows the architecture, so the build and its cache key are
+those of a launch on the GPU. Builds of another machine are used if they come from the same Triton, the same wheel for
+the same Python, since the key contains the compiler's binary. Prints how many kernels there are, and a JSON line for
+each.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from kinema.ops.common.launch import Launch, forced, options, recording, watchin
 from kinema.ops.plan import OPS
 
 META = torch.device("meta")
-NEEDED = (".json", ".cubin")  # of a cached kernel: the rest is how it came to be
+NEEDED = (".json", ".cubin")  # of a cached kernel: the rest is intermediate
 WANTED = ("bf16", "fp32", "fp8")  # what the questions ask for
 TUNED = ("1.3B 32760", "1.3B in e4m3", "VAE")  # cases that are also built with the other candidates of their tables
 
@@ -76,8 +76,8 @@ def launches(arch: int, only: str = "") -> Iterator[tuple[str, Launch]]:
 
 
 def take(built: Path, cache: Path) -> int:
-    """Put what was built into another folder into `cache`, which Triton would not find otherwise: the lists that it
-    keeps of a kernel's files hold whole paths. Returns how many kernels there are."""
+    """Copy kernels that were built into another folder to `cache`. Triton would not find them as they are: its lists of
+    a kernel's files hold absolute paths. Returns how many kernels there are."""
     for group in built.glob("*/__grp__*.json"):
         target = cache / group.parent.name
         target.mkdir(parents=True, exist_ok=True)
@@ -95,8 +95,8 @@ def _triton(op: str) -> Implementation | None:
 
 
 def build(found: list[tuple[str, Launch]], arch: int, processes: int, until: float) -> Iterator[Built]:
-    """Each in a process of its own, which a compiler may abort. until: when none is begun any more."""
-    with contextlib.suppress(ImportError):  # Triton's hash of itself takes a second: once, before there are many
+    """Each in a process of its own, which a compiler may abort. until: when no more are started."""
+    with contextlib.suppress(ImportError):  # Triton's hash of itself takes a second: do it once, before forking
         from triton.runtime.cache import triton_key
 
         triton_key()
@@ -117,7 +117,7 @@ def build(found: list[tuple[str, Launch]], arch: int, processes: int, until: flo
 
 
 def _key(launch: Launch) -> tuple[Any, ...]:
-    """What Triton tells builds apart by, or a little more."""
+    """What Triton distinguishes builds by, or a little more."""
     parameters = {parameter.name: parameter for parameter in launch.kernel.params}
     arguments = tuple(_kind(value, parameters[name]) for name, value in launch.arguments.items())
     return launch.kernel.__name__, arguments, str(launch.config)
@@ -139,7 +139,7 @@ def _kind(value: Any, parameter: Any) -> Any:
 
 
 def _start(launch: Launch, case: str, arch: int) -> int:
-    """A forked process that builds one kernel. Returns its number."""
+    """Fork a process that builds one kernel. Returns its id."""
     child = os.fork()
     if child:
         return child
@@ -179,7 +179,7 @@ def _launcher(built: Any) -> None:
 
 
 def _absent(arch: int) -> Any:
-    """A driver of a GPU that is not here."""
+    """A driver for a GPU that is not present."""
     from triton.backends.compiler import GPUTarget
 
     class Absent:
@@ -191,7 +191,7 @@ def _absent(arch: int) -> Any:
 
 
 def _say(built: Built) -> None:
-    os.write(sys.stdout.fileno(), json.dumps(vars(built)).encode() + b"\n")  # at once: lines of several processes
+    os.write(sys.stdout.fileno(), json.dumps(vars(built)).encode() + b"\n")  # one write, as several processes print
 
 
 def main() -> None:
@@ -199,8 +199,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="the cache")
     parser.add_argument("--arch", type=int, default=90, help="10·major + minor of the compute capability (%(default)s)")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="no kernel is begun after that")
-    parser.add_argument("--lean", action="store_true", help="keep of each kernel what a launch needs")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no kernel after that")
+    parser.add_argument("--lean", action="store_true", help="keep only what a launch needs of each kernel")
     parser.add_argument("--only", default="", metavar="TEXT", help="cases with this in their name")
     arguments = parser.parse_args()
     started = time.perf_counter()

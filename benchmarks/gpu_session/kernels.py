@@ -1,4 +1,4 @@
-"""A kernel is held against float64 before it is timed; so is each tile that its table offers."""
+"""Times a kernel after checking it against float64, with each tile of its table."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def time_kernel(
     read: Callable[[Any], Any] = lambda result: result,
     **fields: Any,
 ) -> None:
-    """Report what `call` takes, or why it has no time. plain, quantized: see `Session.check`.
+    """Report the time of `call`, or why it has none. plain, quantized: see `Session.check`.
 
-    read: makes what is comparable to the truth of what `call` gives; it is not timed. fields: reported beside the time.
+    read: converts the result of `call` for the comparison with the truth; not timed. fields: reported beside the time.
     """
     try:
         result = read(call())
@@ -37,12 +37,12 @@ def time_kernel(
 
 
 def failure(error: Exception) -> str:
-    """In a line."""
+    """An error in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def tiles(session: Session, tables: Mapping[str, Table], name: str) -> Iterator[tuple[int, Config]]:
-    """Every candidate of a kernel's table for this GPU and its number, while launches use it."""
+    """Every candidate of a kernel's table for this GPU, and its number; launches use it until the next."""
     for number, config in enumerate(candidates(tables[name], architecture(session.device))):
         with forced({name: config}):
             yield number, config

@@ -1,4 +1,4 @@
-"""Every op that Triton has a kernel of, in one small call each."""
+"""One small call of every op that has a Triton kernel."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Prepare = Callable[..., Call]
 
 @dataclass(frozen=True)
 class Sizes:
-    """grid: of latents, T, H, W, which patches of 2×2 divide; frame: height and width of what is convolved."""
+    """grid: of latents, T, H, W, divisible by patches of 2×2; frame: height and width of the convolution's input."""
 
     tokens: int
     heads: int
@@ -30,12 +30,12 @@ class Sizes:
 
 
 SAMPLE = Sizes(80, 3, 64, (5, 8, 8), 16, (64, 64))  # of the sample model
-ODD = Sizes(37, 3, 24, (3, 6, 2), 10, (7, 5))  # nothing divides tiles, and loads of 16 bytes hardly anything
+ODD = Sizes(37, 3, 24, (3, 6, 2), 10, (7, 5))  # multiples of no tile, and hardly of loads of 16 bytes
 TINY = Sizes(5, 1, 16, (1, 2, 2), 4, (2, 2))  # for the interpreter
 
 
 def little_calls(sizes: Sizes) -> dict[str, Prepare]:
-    """By op; to be given functions, a target and inputs (calls.py)."""
+    """By op; each takes functions, a target and inputs (calls.py)."""
     tokens, heads, head_dim, grid = sizes.tokens, sizes.heads, sizes.head_dim, sizes.grid
     dim, channels = heads * head_dim, sizes.channels
     kernel = (3, 3, 3) if sizes is not TINY else (1, 1, 1)
@@ -54,7 +54,7 @@ def little_calls(sizes: Sizes) -> dict[str, Prepare]:
 
 @dataclass(frozen=True)
 class Little:
-    """A call by Triton, and the arguments of `Session.check` that its result is held to."""
+    """A call by Triton, and the arguments of `Session.check` for its result."""
 
     op: str
     call: Call

@@ -1,4 +1,4 @@
-"""What a run is made on: the line that heads its results."""
+"""What a run is made on: the first line of its results."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from kinema.bench.gpu_session.results import SCHEMA, Line
 from kinema.bench.report import commit
 from kinema.cli import doctor
 
-PEERS = ("nvidia-cudnn-frontend", "sageattention", "diffusers")  # what some questions compare with, beside doctor's
+PEERS = ("nvidia-cudnn-frontend", "sageattention", "diffusers")  # compared with by some questions, besides doctor's
 
 
 def head(words: Sequence[str], of_commit: str | None, *, dry: bool) -> Line | None:
     """A "run" line; None where there is no GPU and `dry` does not ask for a CPU. Touches CUDA.
 
-    words: the command line after `kinema`. of_commit: of a copy that git knows nothing of.
+    words: the command line after `kinema`. of_commit: the commit of a copy without git.
     """
     if not (dry or torch.cuda.is_available()):
         return None

@@ -1,4 +1,4 @@
-"""What ncu prints as CSV, read: counters of a kernel, what its rules advise, and why there are none."""
+"""Reads what ncu prints as CSV: a kernel's counters, the advice of ncu's rules, or why there are none."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NOT_PERMITTED = "ERR_NVGPUCTRPERM"
 
 @dataclass
 class Profiled:
-    """One launch. metrics: {section: {name: (value, unit)}}; values are numbers where they are, else texts.
+    """One launch. metrics: {section: {name: (value, unit)}}; values are numbers where possible, else texts.
 
     advice: what ncu's rules found, with the speedup that they estimate in percent, where they do.
     """
@@ -39,7 +39,7 @@ class Profile:
 
 
 def parse(text: str) -> Profile:
-    """`ncu --csv --page details`, with whatever stands around it."""
+    """`ncu --csv --page details`, with any text around it."""
     launches: dict[str, Profiled] = {}
     for row in _rows(text):
         launch = launches.setdefault(
@@ -58,7 +58,7 @@ def parse(text: str) -> Profile:
 
 
 def _rows(text: str) -> Iterator[Mapping[str, str]]:
-    """Of the table; quoted texts may have several lines."""
+    """Rows of the table; quoted texts may span lines."""
     lines = text.splitlines(keepends=True)
     first = next((i for i, line in enumerate(lines) if line.startswith(HEADER)), None)
     if first is None:

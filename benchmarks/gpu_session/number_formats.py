@@ -1,4 +1,4 @@
-"""The bits of narrow formats in NumPy, to the last one, as the PTX manual defines conversions."""
+"""Bit-exact narrow number formats in NumPy, as the PTX manual defines their conversions."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def fp32_bits(x: Array) -> Array:
 
 
 def to_bf16(x: Array, *, to_zero: bool = False) -> Array:
-    """fp32 → bits of bf16 in uint32, to nearest even or cut off."""
+    """fp32 → bits of bf16 in uint32, rounded to nearest even or truncated."""
     bits = fp32_bits(x).astype(np.uint64)
     rounded = bits if to_zero else bits + 0x7FFF + (bits >> 16 & 1)
     return np.where(np.isnan(x), NAN_BF16, rounded >> 16).astype(np.uint32)
 
 
 def to_fp16(x: Array, *, to_zero: bool = False) -> Array:
-    """fp32 → bits of fp16 in uint32; to nearest what is too large becomes infinite, cut off it does not."""
+    """fp32 → bits of fp16 in uint32; rounded to nearest, an overflow becomes infinite, truncated it does not."""
     with np.errstate(over="ignore", invalid="ignore"):
         y = x.astype(np.float16)
     bits = y.view(np.uint16).astype(np.uint32)
@@ -33,7 +33,7 @@ def to_fp16(x: Array, *, to_zero: bool = False) -> Array:
 
 
 def to_e4m3(x: Array) -> Array:
-    """fp32 → bits of e4m3 in uint32, to nearest even; what is too large, or infinite, becomes the largest number."""
+    """fp32 → bits of e4m3 in uint32, to nearest even; overflows and infinities become the largest number."""
     codes = np.arange(TOP_E4M3 + 1)
     values = from_e4m3(codes)
     size = np.abs(x.astype(np.float64))
@@ -61,7 +61,7 @@ def from_fp16(bits: Array) -> Array:
 
 
 def from_tf32(bits: Array) -> Array:
-    """What is left of fp32 without its last 13 bits."""
+    """fp32 without its last 13 bits."""
     with np.errstate(invalid="ignore"):
         return (bits & np.uint32(0xFFFFE000)).view(np.float32).astype(np.float64)
 

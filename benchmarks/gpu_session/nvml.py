@@ -1,4 +1,4 @@
-"""What the driver says of a GPU, through its management library: nothing of CUDA is touched, so it takes no context."""
+"""What the driver says about a GPU, through its management library, which creates no CUDA context."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _GPU_SENSOR = 0  # nvmlTemperatureSensors_t
 
 
 class Gpu:
-    """One GPU. What the library does not know, or where there is none, is left out of every answer."""
+    """One GPU. Values that the library does not know, or all without a library, are left out."""
 
     def __init__(self, uuid: str | None) -> None:
         self._library = _library()
@@ -33,7 +33,7 @@ class Gpu:
         }
 
     def limits(self) -> dict[str, float]:
-        """The highest that `clocks` can say: "sm_mhz", "memory_mhz", "watts"."""
+        """The maxima of `clocks`: "sm_mhz", "memory_mhz", "watts"."""
         watts = self._number("nvmlDeviceGetEnforcedPowerLimit", name="watts")
         return {
             **self._number("nvmlDeviceGetMaxClockInfo", _SM, name="sm_mhz"),

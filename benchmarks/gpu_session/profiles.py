@@ -1,4 +1,4 @@
-"""What a profile says: which kernels took how long, and for how long the GPU did nothing."""
+"""Summary of a profile: which kernels took how long, and how long the GPU was idle."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 from kinema.bench.gpu_session.question import Activity
 
-LONGEST_NAME = 100  # letters: templates of libraries have thousands
+LONGEST_NAME = 100  # characters: library templates have thousands
 
 
 def summary(activities: Sequence[Activity]) -> dict[str, Any]:
-    """Fields for a report. activities: by their starts.
+    """Fields for a report. activities: in order of their starts.
 
-    span_seconds: from the first start to the last end; idle_us: of it, when nothing ran; kernels: by name, the longest
-    in sum first; timeline: [index in kernels, start, length] of each, in µs.
+    span_seconds: from the first start to the last end; idle_us: the part of it when nothing ran; kernels: by name, the
+    longest total first; timeline: [index in kernels, start, length] of each, in µs.
     """
     if not activities:
         return {"activities": 0}

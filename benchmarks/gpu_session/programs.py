@@ -30,9 +30,9 @@ def found(name: str) -> str | None:
 
 
 def run(command: Sequence[str], limit: float, more: Mapping[str, str] | None = None) -> Said:
-    """Run it, stopped after `limit` seconds; what it writes to both streams. A Python finds the modules of this one.
+    """Run it for at most `limit` seconds; returns what it writes to both streams. A Python finds this one's modules.
 
-    more: of the environment.
+    more: additional environment variables.
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **(more or {})}
     try:

@@ -15,7 +15,7 @@ MAX_LIMIT = 60.0  # seconds: a question that wants more is two questions
 
 @dataclass(frozen=True)
 class Activity:
-    """Something that a GPU did: a kernel, a copy or a fill. start: seconds behind the first of its profile."""
+    """Something that a GPU did: a kernel, a copy or a fill. start: seconds after the first of its profile."""
 
     name: str
     start: float
@@ -24,8 +24,8 @@ class Activity:
 
 @dataclass(frozen=True)
 class Peak:
-    """Bytes of a GPU's memory. before: held by tensors when a call began; allocated: the most that tensors held in it;
-    reserved: the most that the allocator held, which is what the GPU must have."""
+    """Bytes of a GPU's memory. before: held by tensors when a call began; allocated: the most that tensors held during
+    it; reserved: the most that the allocator held, which is what the GPU must have."""
 
     before: int
     allocated: int
@@ -53,15 +53,15 @@ class Session(Protocol):
         ...
 
     def profile(self, call: Callable[[], Any]) -> list[Activity]:
-        """What the GPU does for one call, in the order of its starts; of a dry run, what torch does on the CPU."""
+        """What the GPU does for one call, in order of start; in a dry run, what torch does on the CPU."""
         ...
 
     def record(self, call: Callable[[], Any]) -> Callable[[], None]:
-        """`call`, which has run before, as a CUDA graph: returns what replays it; of a dry run, `call` itself."""
+        """`call`, which has run before, as a CUDA graph: returns what replays it; in a dry run, `call` itself."""
         ...
 
     def peak(self, call: Callable[[], Any]) -> Peak:
-        """The memory that one call takes at its peak. What the allocator has cached is handed back before."""
+        """The memory that one call takes at its peak. The allocator's cache is emptied first."""
         ...
 
     def clocks(self) -> dict[str, float]:
@@ -73,13 +73,13 @@ class Session(Protocol):
     ) -> bool:
         """Whether `result` is near enough to its float64 `truth` to be timed; else its refusal is reported.
 
-        By the yardstick of bench/gate.py. plain: what plain PyTorch gives in the same precision (None: something
-        exact but for its last rounding). quantized: the 8 bits that something is rounded to on the way.
+        By the yardstick of bench/gate.py. plain: what plain PyTorch gives in the same precision (None: the truth, exact
+        but for a last rounding). quantized: the 8-bit dtype that something is rounded to on the way.
         """
         ...
 
     def report(self, case: str, **fields: Any) -> None:
-        """One result, written at once. fields: numbers, texts, lists of samples; seconds under names that say so."""
+        """One result, written at once. fields: numbers, texts, lists of samples; names of seconds end in "seconds"."""
         ...
 
     def skip(self, case: str, reason: str) -> None:
@@ -91,8 +91,8 @@ class Session(Protocol):
 class Question:
     """One question. Its file's name is its name.
 
-    decides: what the answer settles, in a sentence. serves: the part of kinema that waits for it. value: 1 to 10, what
-    the answer is worth. seconds: what it is expected to take on a GPU, first use included; limit: when it is stopped.
+    decides: what the answer settles, in a sentence. serves: the part of kinema that needs it. value: 1 to 10, what the
+    answer is worth. seconds: what it is expected to take on a GPU, first use included; limit: when it is stopped.
     needs: modules and programs without which it is skipped, with that as the reason. first: all others build on it.
     """
 

@@ -1,7 +1,7 @@
 """The file of a session: JSON lines, each written at once. What a line holds is written down here and nowhere else.
 
-A run begins with a "run" line that says on what it was made; "result" lines follow, and an "end" line for every
-question that was asked. Another run goes on behind it, in the same file.
+A run begins with a "run" line that says what it ran on; "result" lines follow, and an "end" line for every question
+that was asked. The next run is appended to the same file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FIELDS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
         "schema": int, "time": str, "command": str, "kinema": str, "commit": _TEXT, "dirty": bool, "dry": bool,
         "chip": str, "capability": _TEXT, "driver": _TEXT, "clocks": dict, "machine": dict, "libraries": dict,
     },
-    # at: seconds behind the start of the run; fields: what was found. Or the reason why there is nothing: skipped
+    # at: seconds after the start of the run; fields: what was found. Or the reason why there is nothing: skipped
     # (cannot be asked here) or refused (the result is wrong). error: the distance from the truth, where it was checked
     "result": {"question": str, "case": str, "at": _NUMBER, "fields": dict, "clocks": dict},
     "end": {"question": str, "decides": str, "status": str, "reason": _TEXT, "seconds": _NUMBER},
@@ -37,7 +37,7 @@ OPTIONAL = {"result": {"skipped": str, "refused": str, "error": dict}}
 
 
 def mend(path: Path, *, anew: bool) -> None:
-    """Have the file end with a whole line, for another to be put behind it. anew: remove it. Raises OutputError."""
+    """Truncate the file to whole lines, so that others can be appended. anew: remove it. Raises OutputError."""
     try:
         if anew or not path.exists():
             path.unlink(missing_ok=True)
@@ -49,7 +49,7 @@ def mend(path: Path, *, anew: bool) -> None:
 
 
 def append(path: Path, line: Line) -> None:
-    """Behind what the file holds, and off to the disk. Raises OutputError, and ValueError for what is no line."""
+    """Append a line and close the file. Raises OutputError, and ValueError for an invalid line."""
     wrong = wrong_line(line)
     if wrong is not None:
         raise ValueError(f"not a line of a session: {wrong}")
@@ -124,7 +124,7 @@ def wrong_line(line: Any) -> str | None:
 
 
 def wrong_fields(fields: Mapping[str, Any]) -> str | None:
-    """Why a question may not report these; None if it may. Lists that end in "seconds" are samples of time."""
+    """Why a question may not report these; None if it may. Lists whose name ends in "seconds" are samples of time."""
     for name, value in fields.items():
         if not isinstance(name, str) or not _plain(value):
             return f"{name} is {str(value)[:80]}: wanted numbers that are finite, texts, and lists and tables of them"
@@ -135,12 +135,12 @@ def wrong_fields(fields: Mapping[str, Any]) -> str | None:
 
 
 def asked(lines: Iterable[Line]) -> set[str]:
-    """The questions that have ended, whatever way."""
+    """The questions that have ended, in whatever way."""
     return {line["question"] for line in lines if line["kind"] == "end"}
 
 
 def answered(lines: Iterable[Line]) -> set[str]:
-    """Those that have come to their end, and need not be asked again."""
+    """Those that were completed, and need not be asked again."""
     return {line["question"] for line in lines if line["kind"] == "end" and line["status"] == "done"}
 
 

@@ -13,14 +13,14 @@ from kinema.bench.gpu_session.results import Line, append
 from kinema.bench.gpu_session.session import DrySession, GpuSession
 from kinema.bench.gpu_session.worker import Ended, Send, run_apart
 
-DRY_PATIENCE = 3  # times a question's limit: a rehearsal shares its processor with others
+DRY_PATIENCE = 3  # times a question's limit: a rehearsal shares its processor with other work
 
 
 @dataclass(frozen=True)
 class Runner:
-    """path: the file of results; what questions leave behind lies in a folder beside it. started: by perf_counter.
+    """path: the file of results; files that questions write are in a folder beside it. started: by perf_counter.
 
-    budget: seconds since then in which all must be asked. tell is called with what is going on, in words.
+    budget: seconds from then until all must have ended. tell: is called with progress messages.
     """
 
     path: Path

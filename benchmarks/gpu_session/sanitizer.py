@@ -1,4 +1,4 @@
-"""compute-sanitizer over small calls of odd sizes of every Triton kernel, and what it says, read."""
+"""Runs compute-sanitizer on small calls of odd sizes of every Triton kernel, and reads its output."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SUMMARY = re.compile(
 KERNEL = re.compile(r"\b(?:at|in) (?:0x[0-9a-f]+ in )?([A-Za-z_]\w*)")
 SAMPLES = Path(__file__).resolve().parents[2] / "tests" / "bench" / "gpu_session" / "samples"
 MOST = 100  # findings that the tool prints
-# every tensor gets memory of its own, so that what lies behind its end is nobody's
+# every tensor gets an allocation of its own, so that an access beyond its end is an error
 ENVIRONMENT = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 
 
@@ -35,7 +35,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Findings:
-    """errors, warnings: as the tool counts them; None if it never came to its end."""
+    """errors, warnings: as the tool counts them; errors is None if it did not finish."""
 
     errors: int | None
     warnings: int
@@ -47,7 +47,7 @@ class Findings:
 
 
 def parse(text: str) -> Findings:
-    """What compute-sanitizer printed, among what the program printed."""
+    """compute-sanitizer's findings in the output of the program."""
     errors, warnings, findings = None, 0, []
     for block in _blocks(text):
         summary = SUMMARY.search(block[0])
@@ -62,7 +62,7 @@ def parse(text: str) -> Findings:
 
 
 def _blocks(text: str) -> Iterator[list[str]]:
-    """Its lines, without what is in front of each; a report ends with an empty one, or where another begins."""
+    """Its lines, without their prefix, in blocks; a block ends with an empty line, or where another begins."""
     block: list[str] = []
     for line in text.splitlines():
         if not line.startswith(PREFIX):
@@ -121,7 +121,7 @@ def _report(tool: str, session: Session, said: Said) -> None:
 
 
 def _counted(findings: Sequence[Finding]) -> list[dict[str, Any]]:
-    """The first of those that are alike, as threads of a warp are, and how many they are."""
+    """One of each kind of finding, as the threads of a warp repeat it, and how many there are."""
     alike: dict[tuple[str, str | None], list[Finding]] = {}
     for finding in findings:
         alike.setdefault((finding.what, finding.kernel), []).append(finding)
@@ -132,7 +132,7 @@ def _counted(findings: Sequence[Finding]) -> list[dict[str, Any]]:
 
 
 def _rehearse(tool: str, session: Session) -> None:
-    """What would be watched, once; and what such a tool says, from a file."""
+    """One call of what would be checked; and the tool's output, from a file."""
     for given in little(session.device, TINY, ("norm_modulate",)):
         session.check(given.op, given.call(), given.truth, plain=given.plain, quantized=given.quantized)
     stored: Sequence[Path] = sorted(SAMPLES.glob(f"{tool}_*.txt"))

@@ -1,4 +1,4 @@
-"""The two sessions: a GPU, and a CPU that stands in for one, whose clock and device calls alone are others."""
+"""The two sessions: a GPU, and a CPU that stands in for one; only clock and device calls differ."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from kinema.ops.tuner import GpuTimer
 
 T = TypeVar("T")
 Call = Callable[[], Any]
-WARMUP, WARM_SECONDS = 3, 0.5  # calls before any is timed, fewer where they take longer than that
+WARMUP, WARM_SECONDS = 3, 0.5  # warm-up calls, fewer if they take longer than that
 BUSY = 1_000_000  # cycles: longer than the host takes to launch a call of a few kernels
 DRY_SAMPLES = 2
-# what a GPU does, and what stands for it on a CPU, in torch's traces
+# categories of GPU work in torch's traces, and what stands in for it on a CPU
 DONE = {"cuda": ("kernel", "gpu_memcpy", "gpu_memset"), "cpu": ("cpu_op",)}
 
 
 @dataclass
 class _Session:
-    """What both have: a question's results on their way to the file. send: takes the lines."""
+    """What both share: reporting a question's results. send: takes the lines."""
 
     question: str
     folder: Path
@@ -59,7 +59,7 @@ class _Session:
         if refusal is None:
             self._errors[case] = found
             return True
-        # what is not finite has no place in JSON; the words have it
+        # JSON has no infinity; the refusal's text says it
         error = {name: value for name, value in found.as_dict().items() if value < float("inf")}
         self._line(case, {}, refused=refusal, **({"error": error} if error else {}))
         return False
@@ -121,7 +121,7 @@ class GpuSession(_Session):
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             result = call()
 
-        def replay(kept: Any = result) -> None:  # what a graph writes to must not be handed to others
+        def replay(kept: Any = result) -> None:  # keeps the graph's output alive, as the graph writes to it
             graph.replay()
 
         return replay
@@ -148,7 +148,7 @@ class GpuSession(_Session):
                 return
 
     def _busy_seconds(self, call: Call) -> float:
-        """With caches as they are. The GPU is kept busy until the host has launched all of the call."""
+        """With warm caches. The GPU is kept busy until the host has launched all of the call."""
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         torch.cuda._sleep(BUSY)  # type: ignore[no-untyped-call]
         start.record()
@@ -159,7 +159,7 @@ class GpuSession(_Session):
 
 
 class DrySession(_Session):
-    """A CPU. Times are of its own clock and mean nothing; all else is as on a GPU, of small sizes."""
+    """A CPU. Times are of its own clock and mean nothing; all else is as on a GPU, at small sizes."""
 
     dry = True
 
@@ -204,7 +204,7 @@ def _dtype(result: Any) -> torch.dtype:
 
 
 def _profile(call: Call, kind: str, folder: Path) -> list[Activity]:
-    """By way of the trace that torch writes, whose format is the one that does not change; it stays in `folder`."""
+    """From the trace that torch exports, whose format is stable; the trace stays in `folder`."""
     from torch.profiler import ProfilerActivity, profile
 
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if kind == "cuda" else [])]

@@ -79,7 +79,7 @@ def cells(fields: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _samples(value: float | list[float]) -> str:
-    """The median, and between what the samples lie."""
+    """The median and the range of the samples."""
     samples = value if isinstance(value, list) else [value]
     spread = f" ({duration(min(samples))} to {duration(max(samples))})" if len(samples) > 1 else ""
     return f"{duration(median(samples))}{spread}"

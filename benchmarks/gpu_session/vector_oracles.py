@@ -1,8 +1,8 @@
-"""What the PTX manual says that the recorded instructions give, as far as it says so: held against a recording.
+"""Compares recorded instructions with what the PTX manual specifies, as far as it does.
 
-Copies and conversions are known to the bit. Sums are not: they are held to float64 within a part of the sum of
-magnitudes, and the recording itself is what an emulator is to be held to. Where a recording is not as expected, either
-the GPU or our reading of a layout is; that is what one wants to know first.
+Copies and conversions are specified to the bit. Sums are not: they are held to float64 within a fraction of the sum of
+magnitudes, and the recording itself is the reference for an emulator. Where a recording is not as expected, either the
+GPU differs from the manual or our reading of a layout is wrong; that is the first thing to find out.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from kinema.bench.gpu_session import number_formats as formats
 from kinema.bench.gpu_session.vectors import Array, Vector
 
 LANES = np.arange(32)
-# of the sum of magnitudes: fp32 sums of exact products, cut at the largest one; e4m3 on Hopper keeps 14 bits of it
+# relative to the sum of magnitudes: fp32 sums of exact products, truncated to the largest; e4m3 on Hopper keeps 14 bits
 TOLERANCE = {"m16n8k16": 2.0**-18, "m16n8k8": 2.0**-9, "k16": 2.0**-18, "m16n8k32": 2.0**-8, "k32": 2.0**-8}
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """numbers: that were held against an expectation; wrong: of them, not as expected; error: the largest, of what is
-    a sum or a function relative to its magnitude, else 0."""
+    """numbers: how many were compared; wrong: how many of them were not as expected; error: the largest relative error
+    of sums and functions, else 0."""
 
     numbers: int
     wrong: int
@@ -31,7 +31,7 @@ class Verdict:
 
 
 def judge(vector: Vector) -> Verdict:
-    """Raises KeyError for a kind that there is not."""
+    """Raises KeyError for an unknown kind."""
     return _JUDGES[vector.kind](vector)
 
 
@@ -40,7 +40,7 @@ def _exact(found: Array, wanted: Array) -> Verdict:
 
 
 def _near(found: Array, wanted: Array, allowed: Array, magnitude: Array) -> Verdict:
-    """Not finite in the same places and ways, else no further away than allowed."""
+    """The same infinities and NaN in the same places; everything else within what is allowed."""
     with np.errstate(invalid="ignore", over="ignore"):
         found = found.astype(np.float64)
         finite = np.isfinite(wanted)
@@ -89,7 +89,7 @@ def _mma(vector: Vector) -> Verdict:
 
 
 def _wgmma(vector: Vector) -> Verdict:
-    """D = A·B + C of 64 rows; the operands' tiles are read where the descriptors say that they lie."""
+    """D = A·B + C of 64 rows; the operands' tiles are read where the descriptors put them."""
     options, arrays = vector.options, vector.arrays
     bits, columns, swizzle = options["bits"], options["columns"], options["swizzle"]
     read = _reader(vector.instruction)
@@ -120,7 +120,7 @@ def _tile(image: Array, extent: int, depth: int, bits: int, swizzle: int, *, row
 
 
 def swizzled(at: Array, swizzle: int) -> Array:
-    """Where a byte lies: of its 16 bytes' number within 128 (64, 32) bytes, bits are changed by those of its row."""
+    """A byte's swizzled address: the index of its 16-byte unit within 128 (64, 32) bytes is XORed with its row's."""
     masks = {128: 7, 64: 3, 32: 1, 0: 0}
     moved: Array = at ^ ((at >> 7 & masks[swizzle]) << 4)
     return moved
@@ -163,14 +163,14 @@ def _values(registers: Array, bits: int, read: Callable[[Array], Array]) -> Arra
 
 
 def _reader(instruction: str) -> Callable[[Array], Array]:
-    """Of the left operand's bits."""
+    """What decodes the left operand's bits."""
     known = {"bf16": formats.from_bf16, "f16": formats.from_fp16, "tf32": formats.from_tf32, "e4m3": formats.from_e4m3}
     known["s8"] = lambda bits: bits.astype(np.uint8).view(np.int8).astype(np.float64)
     return known[instruction.split(".")[-2]] if instruction.startswith("wgmma") else known[instruction.split(".")[-3]]
 
 
 def _tma(vector: Vector) -> Verdict:
-    """Every box, row behind row; zeros for what lies outside of the declared matrix."""
+    """Every box, row by row; zeros outside the declared matrix."""
     options, matrix = vector.options, vector.arrays["matrix"]
     height, width = options["box_rows"], options["box_columns"]
     wanted = np.empty_like(vector.arrays["boxes"])
@@ -185,7 +185,7 @@ def _tma(vector: Vector) -> Verdict:
 
 
 def _mbarrier(vector: Vector) -> Verdict:
-    """A phase ends when all have arrived and all bytes that were expected are there; then the next one begins."""
+    """A phase ends when all threads and all expected bytes have arrived; then the next one begins."""
     arrivals, operations = vector.options["arrivals"], vector.arrays["operations"]
     pending, expected, phase = arrivals, 0, 0
     wanted = np.empty_like(vector.arrays["ended"])
@@ -213,7 +213,7 @@ def _convert(vector: Vector) -> Verdict:
         wanted = function(given)
         wanted = np.where(np.abs(wanted) >= 2.0**128, np.copysign(np.inf, wanted), wanted)
         size = np.where(np.isfinite(wanted), np.maximum(np.abs(wanted), allowed.floor), 1.0)
-    # what is subnormal is flushed, or has fewer bits, and has no relative error
+    # subnormals are flushed or have fewer bits, so no relative error applies
     normal = np.where(size >= 2.0**-126, size, np.inf)
     return _near(y.view(np.float32), wanted, allowed.relative * size + 2.0**-126, normal)
 

@@ -2,7 +2,7 @@
 
 `vectors.json` is the index of `vectors.bin`: {"format": 1, "gpu", "capability", "driver", "runtime", "seed", "vectors",
 "absent"}. A vector has a name, a kind, the instruction, options (whole numbers) and arrays of {"dtype", "shape",
-"offset"}; absent is what this GPU has not, and why.
+"offset"}; absent is what this GPU lacks, and why.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Vector:
-    """What one instruction made of one set of operands. Names of options and arrays are those of the recording."""
+    """One instruction's results for one set of operands. Names of options and arrays are those of the recording."""
 
     name: str
     kind: str
@@ -63,7 +63,7 @@ def read_recording(folder: Path) -> Recording:
 
 
 def write_recording(folder: Path, recording: Recording) -> None:
-    """The same files from Python: for expectations, and for what an emulator gives."""
+    """Writes the same files from Python: for expectations, and for an emulator's results."""
     data, entries = bytearray(), []
     for vector in recording.vectors:
         arrays = {}

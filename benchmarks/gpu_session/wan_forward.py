@@ -18,7 +18,7 @@ from kinema.ops.common import Precision, Target
 
 LAYERS = 4
 GRID = (21, 30, 52)  # tokens of 81 frames of 480×832: 32,760
-FEW = (5, 10, 12)  # that float64 attends in no time; 8 more than a multiple of 16, too, so that kernels are the same
+FEW = (5, 10, 12)  # few enough for attention in float64; also 8 more than a multiple of 16, so the kernels are the same
 TEXT = 512
 TIMESTEP = 500.0
 SMALL = WanConfig(
@@ -58,7 +58,7 @@ def inputs_for(session: Session, config: WanConfig, grid: tuple[int, int, int], 
 def forward(
     session: Session, config: WanConfig, weights: Weights, backend: str, precision: Precision | None = None
 ) -> Callable[[Inputs], torch.Tensor]:
-    """kinema's, with the prompt's keys and values, which `kinema bench peers` times too. backend: as of a plan."""
+    """kinema's forward, with the prompt's keys and values, as `kinema bench peers` times it. backend: as of a plan."""
     target = flowing(session.device) if precision is None else Target(session.device, precision)
     model = WanTransformer(config, weights, build_ops(plan_ops(target, backend)))
 

@@ -1,6 +1,6 @@
-"""Wan's transformer in plain PyTorch, as one would write it for torch.compile: what kinema's own kernels are held to.
+"""Wan's transformer in plain PyTorch, as one would write it for torch.compile: the baseline for kinema's kernels.
 
-The same weights, numbers and result as kinema's, for text to video. Matrices and what flows are of one dtype; norms'
+The same weights, precision and result as kinema's, for text to video. Matrices and activations are of one dtype; norms'
 statistics, modulation and time in fp32, as the published model keeps them.
 """
 
@@ -22,7 +22,7 @@ Block = Callable[[torch.Tensor, torch.Tensor, Rope, torch.Tensor, Tensors, int, 
 
 
 class WanTwin:
-    """compiled: makes of the block, which all layers share, something faster."""
+    """compiled: makes the block, which all layers share, faster."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ def _linear(weights: Weights, name: str, dtype: torch.dtype) -> tuple[torch.Tens
 
 
 def _layer(weights: Weights, config: WanConfig, dtype: torch.dtype) -> Tensors:
-    """A block's tensors by the names that `block` has for them."""
+    """A block's tensors by the names that `block` uses."""
     fused = {
         "qkv": [f"attn1.to_{part}" for part in "qkv"],
         "out": ["attn1.to_out.0"],

@@ -1,7 +1,7 @@
-"""Runs Triton kernels once, for a tool that watches the process: compute-sanitizer, ncu.
+"""Runs Triton kernels once, under a tool that instruments the process: compute-sanitizer, ncu.
 
 python -m kinema.bench.gpu_session.watched odd [OP ...]      small calls of odd sizes, their results held to float64
-python -m kinema.bench.gpu_session.watched large             what takes the time of Wan 1.3B and of its VAE
+python -m kinema.bench.gpu_session.watched large             what dominates the time of Wan 1.3B and of its VAE
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def odd(device: torch.device, ops: tuple[str, ...]) -> int:
-    """How many results are wrong; says of each what it is."""
+    """The number of wrong results; prints a verdict on each."""
     wrong = 0
     for given in little(device, ODD, ops):
         result = given.call()

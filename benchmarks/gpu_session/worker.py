@@ -1,4 +1,4 @@
-"""Work in a forked process of its own: what hangs or crashes loses itself and nothing else."""
+"""Runs work in a forked process of its own: a hang or crash affects nothing else."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Send = Callable[[Line], None]
 Status = Literal["done", "failed", "limit", "crash", "skipped"]
 
 POLL = 0.02  # seconds
-PATIENCE = 10.0  # seconds for a killed process to go: a driver may have to take a hung kernel down first
+PATIENCE = 10.0  # seconds for a killed process to exit: a driver may have to end a hung kernel first
 _ENDED = "ended"  # the key of the line that says how work ended
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How the work ended; "skipped" never began. reason: of everything but "done"."""
+    """How the work ended; "skipped" never began. reason: None for "done"."""
 
     status: Status
     reason: str | None
@@ -37,8 +37,8 @@ class Ended:
 def run_apart(work: Callable[[Send], None], limit: float, keep: Callable[[Line], None], log: Path) -> Ended:
     """work(send) in a forked process; each line that it sends is given to `keep` at once.
 
-    limit: seconds until it is killed with all the processes that it started. log: what it prints. This process must not
-    have touched CUDA, nor have started threads that the work would wait for.
+    limit: seconds until it is killed with all the processes that it started. log: the file of its output. This process
+    must not have touched CUDA, nor have started threads that the work would wait for.
     """
     started = time.perf_counter()
     receive, send = os.pipe()
@@ -98,7 +98,7 @@ def _child(work: Callable[[Send], None], pipe: int, log: Path) -> None:
 
 
 def _said(error: BaseException) -> str:
-    """A line: the kind of error, its text and where it came from."""
+    """One line: the kind of error, its text and where it came from."""
     at = traceback.extract_tb(error.__traceback__)[-1]
     text = " ".join(str(error).split())[:500]
     return f"{type(error).__name__}: {text} ({Path(at.filename).name}:{at.lineno})"
@@ -110,7 +110,7 @@ def _write(pipe: int, data: bytes) -> None:
 
 
 class _Lines:
-    """Bytes of a pipe as lines. What a crash cuts short is dropped."""
+    """Bytes of a pipe as lines. A line that a crash cut short is dropped."""
 
     def __init__(self, keep: Callable[[Line], None]) -> None:
         self._keep = keep
@@ -118,7 +118,7 @@ class _Lines:
         self.ended: tuple[Status, str | None] | None = None
 
     def read(self, pipe: int) -> bool:
-        """What there is; False if nothing will come any more."""
+        """Read what there is; False at the end of the pipe."""
         while True:
             try:
                 data = os.read(pipe, 1 << 16)
@@ -150,7 +150,7 @@ def _gone(child: int) -> bool:
 
 
 def _kill(child: int, *, alone: bool) -> None:
-    """The processes of the work's group. alone: also the work itself, which may not have made a group yet."""
+    """Kill the work's process group. alone: also the work itself, which may not have made a group yet."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
     if alone:

@@ -24,9 +24,9 @@ PEERS = {
 
 
 class Peer(Protocol):
-    """settings: how it is run, in words: the best that its documentation has. needs: packages that it imports.
+    """settings: a description of how it runs, the best that its documentation has. needs: packages that it imports.
 
-    devices: the kinds that it runs on. A peer computes in `dtype`, the numbers of kinema's activations, if it can.
+    devices: the types that it runs on. A peer computes in `dtype`, that of kinema's activations, if it can.
     """
 
     settings: str

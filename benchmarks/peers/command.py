@@ -112,7 +112,7 @@ def measure(
     sizes: Sizes,
     arguments: argparse.Namespace,
 ) -> list[Report]:
-    """A row for kinema, for its reference and for every peer that has this part."""
+    """A row for kinema, one for its reference and one for every peer that has this part."""
     import torch
 
     from kinema.bench import gate
@@ -141,11 +141,11 @@ def measure(
                 else peer.forward(folder, part, inputs, dtype, torch.get_num_threads())
             )
             if call is not None:
-                call()  # compiles what it has to; what cannot run says so here
+                call()  # compiles if it has to; a peer that cannot run fails here
                 calls[name] = call
         except KinemaError:
             raise
-        except Exception as error:  # a peer may fail in ways of its own, and the others are still to be measured
+        except Exception as error:  # a peer may fail in its own way; the others are still measured
             failed.append({"name": f"{part}, {name}", "failed": f"{type(error).__name__}: {error}".splitlines()[0]})
     with counted(plain.ops) as tally:
         truth = calls[REFERENCE]()

@@ -1,4 +1,4 @@
-"""diffusers in bf16 on a CPU, as model cards load it: what flows between kinema's ops there is fp32."""
+"""diffusers in bf16 on a CPU, as model cards load it: kinema's activations are fp32 there."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from kinema.bench.peers.diffusers_eager import Diffusers
 
 class InBf16(Diffusers):
     settings = "diffusers, eager, in bf16 but for the VAE"
-    devices = ("cpu",)  # a GPU's are bf16 anyway
+    devices = ("cpu",)  # on a GPU kinema's activations are bf16 anyway
 
     def forward(
         self, folder: Path, part: str, inputs: Inputs, dtype: torch.dtype, threads: int
     ) -> Callable[[], Any] | None:
         if part == "vae":
-            return None  # in fp32, it is that of the peer diffusers
+            return None  # it stays in fp32, as in the peer diffusers
         return super().forward(folder, part, inputs, torch.bfloat16, threads)
 
     def generation(

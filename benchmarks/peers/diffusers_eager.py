@@ -1,4 +1,4 @@
-"""diffusers as its documentation loads it: the VAE in fp32, the rest in the numbers of kinema's activations."""
+"""diffusers as its documentation loads it: the VAE in fp32, the rest in the dtype of kinema's activations."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Diffusers:
         return call
 
     def prepared(self, model: Any) -> Any:
-        """What is done with a model after loading."""
+        """A hook after loading."""
         return model
 
 

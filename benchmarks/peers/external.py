@@ -1,4 +1,4 @@
-"""Any other program: a command line that generates a video. Its output is its own, so only its time is compared."""
+"""Any other program: a command line that generates a video. Only its time is compared, not its output."""
 
 from __future__ import annotations
 

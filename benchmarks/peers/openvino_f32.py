@@ -44,12 +44,12 @@ class OpenVino:
         return None
 
     def prepared(self, model: Any, given: tuple[torch.Tensor, ...]) -> Any:
-        """What is done with a converted model before it is compiled."""
+        """A hook between conversion and compilation."""
         return model
 
 
 class _Plain(torch.nn.Module):
-    """The transformer with tensors in and a tensor out, as tracing wants it."""
+    """The transformer with tensors in and a tensor out, as tracing needs it."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The same with weights and activations in int8, by nncf."""
+"""OpenVINO with weights and activations in int8, by nncf."""
 
 from __future__ import annotations
 

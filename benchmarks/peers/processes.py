@@ -1,4 +1,4 @@
-"""From the start of a process to its mp4, by stage: `kinema generate`, and a script that does so with diffusers."""
+"""From the start of a process to its mp4, by stage: `kinema generate`, and a script that uses diffusers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 KINEMA, DIFFUSERS = "kinema", "diffusers"
 OUTSIDE = "python's start and exit"
-# what `kinema generate` takes of a request, and as which option
+# fields of a request, and the options of `kinema generate` for them
 OPTIONS = {
     "num_frames": "--num-frames",
     "height": "--height",
@@ -69,7 +69,7 @@ def measure(
 
 
 def _stages(command: list[str]) -> dict[str, float]:
-    """Run a process; its seconds by stage, as the last line that it prints says."""
+    """Run a process; its seconds by stage, from the JSON that it prints."""
     started = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ))
     whole = time.perf_counter() - started

@@ -32,9 +32,9 @@ class DynamicInt8(Diffusers):
         if not hasattr(model, "blocks"):  # a generation's decoder
             return model
         kind: Any = torch.ao.quantization
-        with warnings.catch_warnings():  # torch is to move this to a package of its own
+        with warnings.catch_warnings():  # torch announces that this will move to another package
             warnings.simplefilter("ignore")
-            # the embeddings before the blocks are asked for their parameters' dtype, and int8 layers have none
+            # only the blocks: the embeddings before them are asked for their parameters' dtype; int8 layers have none
             model.blocks = kind.quantize_dynamic(model.blocks, {torch.nn.Linear: kind.per_channel_dynamic_qconfig})
         return model
 

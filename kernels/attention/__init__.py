@@ -14,7 +14,7 @@ from kinema.ops.common.triton_target import fp8_unsupported, quantize_unsupporte
 
 FP8_BLOCK = 128  # keys that share a scale in 8 bits
 FP8_PEAK = 256.0  # the largest weight in 8 bits: a power of two below e4m3's 448
-INT8_TOP = 90.0  # the largest code: of 0 to 180 and −90 to 90 two products fit the 16 bits that AVX2 adds them in
+INT8_TOP = 90.0  # the largest code: two products of 0 to 180 and −90 to 90 fit the 16 bits in which AVX2 adds them
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class KV:
     """One segment of keys and values.
 
     k, v: [B, N, R, D], any stride over B, N and R; R may be 0 (a cache that holds nothing yet). lengths: [B] int32 or
-    int64, how many leading keys of each sample are real, 0 to R (None: all); what lies behind them is not read and
-    may hold NaN (a cache's free slots). rope: rotates the keys on read (a cache stores them un-rotated, so that its
-    window can move; slots may lie in any order, since softmax does not care).
+    int64, how many leading keys of each sample are real, 0 to R (None: all); what follows them is not read and may hold
+    NaN (a cache's free slots). rope: rotates the keys on read (a cache stores them un-rotated, so that its window can
+    move; slots may be in any order, since softmax is invariant to it).
     """
 
     k: torch.Tensor
@@ -50,8 +50,8 @@ class BlockList:
     """Block-sparse attention: which tiles of keys each tile of queries reads.
 
     indices: [B or 1, N or 1, ⌈Sq/q_block⌉, M] int32 or int64, tiles of keys in any order, no repeats, each below
-    ⌈ΣR/k_block⌉; counts: the same without M, how many of them are used, 0 to M (the slots behind hold anything). A tile
-    that no list names is not read. Windows, tiles and radial patterns are all such lists.
+    ⌈ΣR/k_block⌉; counts: the same without M, how many of them are used, 0 to M (the rest may hold anything). A tile in
+    no list is not read. Windows, tiles and radial patterns are all such lists.
     """
 
     q_block: int
@@ -77,37 +77,37 @@ class Attention(Protocol):
         """Every query attends to every real key of all KV segments, as if they were concatenated.
 
         q: [B, N, S, D], any stride over B, N and S, in up to two segments (video and text, in either order).
-        kv: up to three segments (a cache, video, text), k and v in q's dtype. Nothing is concatenated by an
-        implementation that claims the fusion. A segment may be empty, of queries or of keys.
+        kv: up to three segments (a cache, video, text), k and v in q's dtype. A fused implementation concatenates
+        nothing. A segment of queries or keys may be empty.
         scale: 1/√D if None (UMT5 passes 1). bias: added to the logits, [B or 1, N or 1, ΣSq or 1, ΣR], any
-        strides; −inf masks a key, which must be finite nevertheless.
+        strides; −inf masks a key, which must be finite all the same.
         causal, blocks: only with one query segment; blocks index the concatenated keys.
         residual: [B, S, N·D], added to the result (two softmaxes over one query: Wan's image attention).
-        out: one for each query segment. The first may be `residual` itself; they share no memory with what else is
-        read, nor with one another.
+        out: one for each query segment. The first may be `residual` itself; otherwise they share no memory with what
+        is read, nor with one another.
         A query that sees no key at all gives 0 (or its residual). Logits and sums in fp32.
-        quantize: "fp8" or "int8"; lossy, and defined to the last rounding. "fp8" multiplies in e4m3:
+        quantize: "fp8" or "int8"; lossy, and specified down to each rounding. "fp8" multiplies in e4m3:
 
         - x ≈ data · s with s = max(max|x|, 1e-12) / 448, to nearest even. Queries have one s per token and head, keys
           and values one per FP8_BLOCK slots of a segment (from its slot 0) and head, over the real ones, after the
-          rotation; NaN, which only what no query sees may hold, has no part in it.
+          rotation; NaN, which only slots that no query sees may hold, is ignored.
         - Keys are taken tile by tile. A weight is e4m3(FP8_PEAK · exp(logit − m)) with m the query's largest logit so
-          far, its own tile's included. So it is FP8_PEAK at most and saturates nowhere, whatever the logits; and
-          tiles (128 keys in the reference, their order and size an implementation's choice) change its rounding only.
+          far, its own tile's included. So it is at most FP8_PEAK and never saturates, whatever the logits; and tiles
+          (128 keys in the reference, their order and size an implementation's choice) change its rounding only.
         - Row sums are of these rounded weights: values of 1 give 1.
 
-        "int8" takes the logits from integers; weights, values and sums are as without it:
+        "int8" computes the logits from integers; weights, values and sums are as without it:
 
-        - x ≈ data · s with s = max(max|x|, 1e-12) / INT8_TOP, data whole numbers, to nearest even. Queries and keys
-          have one s per token and head.
-        - Keys are rounded after the rotation, and less their mean, which adds the same to all logits of a query. It
-          is that of a head's real keys in all segments, channel by channel, summed in fp64 and rounded to fp32 (not
-          of fp64 inputs). What is not finite, which only what no query sees may be, counts as 0 in it.
-        - Sums of products are whole numbers; each becomes a logit in fp32, times both s and scale.
+        - x ≈ data · s with s = max(max|x|, 1e-12) / INT8_TOP, data integers, to nearest even. Queries and keys have
+          one s per token and head.
+        - Keys are rounded after the rotation, and after subtracting their mean, which shifts all logits of a query
+          alike. It is that of a head's real keys in all segments, channel by channel, summed in fp64 and rounded to
+          fp32 (not for fp64 inputs). Values that are not finite, which only unseen keys may hold, count as 0 in it.
+        - Sums of products are integers; each becomes a logit in fp32, times both s and scale.
 
-        Returns one contiguous [B, S, N·D] per query segment, in q's dtype, ready for the output projection. What does
-        not fit is a ValueError, before anything is read (check.py). The values of lengths and lists are looked at on a
-        CPU alone: on a GPU, which nobody waits for, lengths are cut to the slots, and lists have to be right.
+        Returns one contiguous [B, S, N·D] per query segment, in q's dtype, ready for the output projection. A misfit is
+        a ValueError, before anything is read (check.py). The values of lengths and lists are checked on a CPU only: on
+        a GPU, to avoid a synchronisation, lengths are clamped to the slots, and lists have to be valid.
         """
         ...
 

@@ -17,7 +17,7 @@ MOST_QUERIES, MOST_KEYS = 2, 3  # segments
 
 
 def checked(run: Callable[..., tuple[torch.Tensor, ...]]) -> Attention:
-    """`run`, called with what fits the contract and with no empty segment; segments and outputs always in tuples."""
+    """`run`, called only with valid arguments and without empty segments; segments and outputs always in tuples."""
 
     @wraps(run)
     def attention(
@@ -81,7 +81,7 @@ def _check_segments(queries: tuple[torch.Tensor, ...], segments: tuple[KV, ...])
 
 
 def _tokens(name: str, t: torch.Tensor, q: torch.Tensor) -> int:
-    """S of t [B, N, S, D], which is like q but for it."""
+    """S of t [B, N, S, D], which must match q in everything else."""
     if t.ndim == 4 and t.dtype == q.dtype and t.device == q.device:
         (b, n, count, d), (batch, heads, _, head_dim) = t.shape, q.shape
         if b == batch and n == heads and d == head_dim:
@@ -92,7 +92,7 @@ def _tokens(name: str, t: torch.Tensor, q: torch.Tensor) -> int:
 
 
 def _check_lengths(lengths: torch.Tensor, batch: int, slots: int) -> None:
-    """On a GPU their values are not looked at: implementations cut them to what there is."""
+    """On a GPU their values are not read: implementations clamp them."""
     if lengths.shape != (batch,) or lengths.dtype not in INTEGERS:
         raise misfit("lengths", lengths, f"int32 or int64 [{batch}]")
     if lengths.is_cpu and not all(0 <= length <= slots for length in lengths.tolist()):
@@ -109,7 +109,7 @@ def _check_bias(bias: torch.Tensor, q: torch.Tensor, asked: int, seen: int) -> N
 
 
 def _check_blocks(blocks: BlockList, q: torch.Tensor, asked: int, seen: int) -> None:
-    """On a GPU the lists' values are not looked at."""
+    """On a GPU the lists' values are not read."""
     indices, counts = blocks.indices, blocks.counts
     if blocks.q_block < 1 or blocks.k_block < 1:
         raise ValueError(f"tiles are of {blocks.q_block} queries and {blocks.k_block} keys, wanted at least 1")
@@ -139,7 +139,7 @@ def _check_results(
     residual: torch.Tensor | None,
     out: torch.Tensor | tuple[torch.Tensor, ...] | None,
 ) -> tuple[torch.Tensor | None, ...]:
-    """A place for the result of each query segment, if the caller has one."""
+    """The output buffer of each query segment, None where the caller gave none."""
     batch, heads, tokens, head_dim = queries[0].shape
     dtype, device = queries[0].dtype, queries[0].device
     if residual is not None:
@@ -172,7 +172,7 @@ def _without_the_empty(
     kept = tuple(s for s in segments if s.k.numel()) if listed else ()
     asking = tuple((x, y) for x, y in zip(queries, outputs, strict=True) if x.numel())
     if not segments[-1].k.numel():
-        options = {**options, "causal": None}  # a rule for the keys of the last segment
+        options = {**options, "causal": None}  # it applies to the last segment's keys only
     made: Iterator[torch.Tensor] = iter(())
     if kept and asking:
         some, places = zip(*asking, strict=True)

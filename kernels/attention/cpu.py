@@ -87,7 +87,7 @@ def attention(
     residual: torch.Tensor | None,
     outputs: tuple[torch.Tensor | None, ...],
 ) -> tuple[torch.Tensor, ...]:
-    if quantize == "fp8":  # a CPU has no arithmetic in 8-bit floats: only the truth can compute it
+    if quantize == "fp8":  # a CPU has no arithmetic in 8-bit floats: only the reference can compute it
         exact: tuple[torch.Tensor, ...] = unchecked(reference.attention)(
             queries,
             segments,
@@ -159,12 +159,12 @@ def attention(
     native = cpu()
     arguments.workspace = workspace(native.ask("kinema_attention_workspace", arguments))
     native.call("kinema_attention", arguments)
-    del bias, lists  # lived until here: the call reads their memory
+    del bias, lists  # kept alive until here: the call reads their memory
     return results
 
 
 def _give_bias(arguments: AttentionArguments, bias: torch.Tensor, queries: int, keys: int) -> torch.Tensor:
-    """Sets the bias, repeated by strides of 0; returns what must live until the call."""
+    """Sets the bias, broadcast by strides of 0; returns what must stay alive until the call."""
     bias = bias.float().expand(arguments.batch, arguments.heads, queries, keys)
     arguments.bias = bias.data_ptr()
     arguments.bias_stride_b, arguments.bias_stride_n, arguments.bias_stride_s, arguments.bias_stride_r = bias.stride()
@@ -172,7 +172,7 @@ def _give_bias(arguments: AttentionArguments, bias: torch.Tensor, queries: int, 
 
 
 def _give_blocks(arguments: AttentionArguments, blocks: BlockList) -> tuple[torch.Tensor, ...]:
-    """Sets the lists of tiles; returns what must live until the call."""
+    """Sets the lists of tiles; returns what must stay alive until the call."""
     batch, heads, tiles, most = blocks.indices.shape
     indices = blocks.indices.to("cpu", torch.int32).contiguous()
     counts = blocks.counts.to("cpu", torch.int32).contiguous()

@@ -1,10 +1,10 @@
-"""`attention` by FlashAttention 2, 3 or 4, whichever is installed and the fastest on the GPU.
+"""`attention` by FlashAttention 2, 3 or 4, whichever is installed and fastest on the GPU.
 
-It takes 16-bit calls whose operands can be in one piece each (whole.py): self-attention, joint attention with the text
+It takes 16-bit calls whose operands can each be one sequence (whole.py): self-attention, joint attention with the text
 in any order and of any length, cross-attention without a bias. In Wan 1.3B at 32 760 tokens these are 99.8 % of the
 arithmetic. The rest goes to Triton where it runs, else to the reference: a bias (a prompt's folded padding), keys
-rotated on read, block-causal and block-sparse patterns, lengths of the only keys, fp32, e4m3, and operands that loads
-of 16 bytes cannot address. Dao 2023, arXiv 2307.08691; Shah et al. 2024, arXiv 2407.08608.
+rotated on read, block-causal and block-sparse patterns, lengths of the only keys, fp32, e4m3, and operands that are not
+aligned to 16 bytes. Dao 2023, arXiv 2307.08691; Shah et al. 2024, arXiv 2407.08608.
 """
 
 from __future__ import annotations
@@ -62,18 +62,18 @@ def _library(arch: int) -> tuple[Version, Any]:
 
 
 def _takes(version: Version, arch: int, queries: tuple[torch.Tensor, ...], segments: tuple[KV, ...]) -> bool:
-    """Whether the kernels of `version` can; they load 16 bytes at once and check it nowhere."""
+    """Whether the kernels of `version` support it; they load 16 bytes at once without checking the alignment."""
     head_dim = queries[0].shape[3]
     if queries[0].dtype not in (torch.bfloat16, torch.float16):
         return False
     if head_dim % 8 or head_dim > version.longest_head(arch):
         return False
     alone: list[Sequence[torch.Tensor]] = [queries, [s.k for s in segments], [s.v for s in segments]]
-    return all(describable(parts[0]) for parts in alone if len(parts) == 1)  # what is copied lies well
+    return all(describable(parts[0]) for parts in alone if len(parts) == 1)  # copies are aligned anyway
 
 
 def _run(version: Version, module: Any, call: Whole, scale: float | None) -> torch.Tensor:
-    """[B, S, N, D], dense. 4 gives the logarithm of the sums as well."""
+    """[B, S, N, D], dense. FlashAttention-4 also returns the log-sum-exp."""
     lengths = {} if call.lengths is None else {"seqused_k" if version.number == 4 else "cache_seqlens": call.lengths}
     run = getattr(module, version.whole if call.lengths is None else version.cut)
     y = run(call.q, call.k, call.v, softmax_scale=scale, **lengths)

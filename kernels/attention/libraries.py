@@ -1,6 +1,6 @@
-"""Attention of libraries: which are here, where they run, and where they are faster than Triton.
+"""Attention libraries: which are installed, where they run, and where they are faster than Triton.
 
-Asked by the plan, so no library is imported here before all else speaks for it. README.md has the measurements.
+The plan imports this, so a library is imported only once everything else allows it. README.md has the measurements.
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ from kinema.ops.common import Implementation, Target
 from kinema.ops.common.launch import INTERPRETER, architecture, is_hip
 from kinema.ops.common.triton_target import OLDEST, quantize_unsupported
 
-CUDNN, LATEST_CUDNN = 90000, 91900  # 9.0 is the first that SDPA takes, 9.19 the one measured on a B200
+CUDNN, LATEST_CUDNN = 90000, 91900  # 9.0 is the first that SDPA uses, 9.19 the one measured on a B200
 FLASH = "FlashAttention-"
 
 
 @dataclass(frozen=True)
 class Version:
-    """A FlashAttention: the module that is imported, the package that it comes in, and what is called without and
-    with lengths."""
+    """A FlashAttention: its module and package; whole, cut: the functions to call without and with lengths."""
 
     number: int
     module: str
@@ -44,12 +43,12 @@ class Version:
         if found is None:
             return False
         if not inner:
-            return found.origin is not None  # 4 alone makes a folder without an __init__.py
+            return found.origin is not None  # FlashAttention-4 alone installs a folder without an __init__.py
         folders = {Path(at) / root for at in sys.path} | {Path(at) for at in found.submodule_search_locations or ()}
         return any((folder / inner / "__init__.py").is_file() for folder in folders)
 
     def longest_head(self, arch: int) -> int:
-        """The largest head dim it is used for."""
+        """The largest head dim that it is used for."""
         return 128 if self.number == 4 and family(arch) != 90 else 256
 
 
@@ -58,12 +57,12 @@ VERSIONS = {
     3: Version(3, "flash_attn_interface", "flash-attn-3"),
     4: Version(4, "flash_attn.cute", "flash-attn-4", cut="flash_attn_varlen_func"),
 }
-# By the oldest architecture of a family: what runs there, the fastest first, and what says so. Of what is even
-# kinema's own kernel comes first: it has every pattern in one launch, and joins nothing.
+# By the oldest architecture of a family: what runs there, the fastest first, and the evidence. Where speeds are equal,
+# kinema's own kernel comes first: it has every pattern in one launch, and concatenates nothing.
 FASTEST: dict[int, tuple[tuple[str, ...], str]] = {
     80: (
         ("Triton", FLASH + "2", "SDPA", FLASH + "4"),
-        "all multiply by mma.sync and are taken to be even; cuDNN is no faster (huggingface/transformers#48163)",
+        "all multiply by mma.sync and are assumed equal; cuDNN is no faster (huggingface/transformers#48163)",
     ),
     90: (
         (FLASH + "3", FLASH + "4", "cuDNN", "Triton", FLASH + "2", "SDPA"),
@@ -78,7 +77,7 @@ FASTEST: dict[int, tuple[tuple[str, ...], str]] = {
     120: (
         ("cuDNN", "Triton", FLASH + "2", "SDPA", FLASH + "4"),
         "at Wan's sizes cuDNN is 1.04 to 1.11 times as fast as FlashAttention-2 (sgl-project/sglang#36494), to which "
-        "Triton is taken to be even",
+        "Triton is assumed equal",
     ),
 }
 
@@ -90,7 +89,7 @@ def family(arch: int) -> int:
 
 @lru_cache(maxsize=1)
 def cudnn_version() -> int:
-    """10000·major + 100·minor of the cuDNN that torch has, 0 if it has none."""
+    """10000·major + 100·minor of torch's cuDNN, 0 if it has none."""
     cudnn: Any = torch.backends.cudnn  # its functions have no types
     return int(cudnn.version() or 0) if cudnn.is_available() else 0
 
@@ -104,7 +103,7 @@ def best_version(arch: int) -> Version | None:
 
 
 def sdpa_name(arch: int) -> str:
-    """What torch's SDPA runs on `arch` if it is asked for its fastest."""
+    """What torch's SDPA runs on `arch` when its fastest backend is preferred."""
     version = cudnn_version()
     if family(arch) == 80 or version < CUDNN:
         return "SDPA"  # FlashAttention-2
@@ -118,7 +117,7 @@ def flash_attn_unsupported(target: Target) -> list[str]:
     if target.device.type not in ("cuda", "meta") or arch == INTERPRETER:
         return [*reasons, f"needs a GPU; the device is {target.device.type}"]
     if is_hip():
-        return [*reasons, "is used on GPUs of NVIDIA only"]
+        return [*reasons, "is used on NVIDIA GPUs only"]
     if arch < OLDEST:
         return [*reasons, f"needs compute capability 8.0, the GPU has {arch // 10}.{arch % 10}"]
     if target.precision.activations not in (torch.bfloat16, torch.float16):
@@ -133,18 +132,18 @@ def flash_attn_unsupported(target: Target) -> list[str]:
     return [f"{best.package} is installed, but {failure}"] if failure else []
 
 
-def flash_attn_reluctant(target: Target) -> list[str]:
-    """Why something else is taken where both can run."""
+def flash_attn_not_preferred(target: Target) -> list[str]:
+    """Why something else is chosen where both can run."""
     best = best_version(architecture(target.device))
     return _slower(best.name, target) if best is not None else []
 
 
-def sdpa_reluctant(target: Target) -> list[str]:
+def sdpa_not_preferred(target: Target) -> list[str]:
     arch = architecture(target.device)
     if target.device.type == "cpu" or arch == INTERPRETER:
         return ["on a CPU the reference makes the same calls"]
     if is_hip() or arch < OLDEST or target.precision.activations == torch.float32:
-        known = "it is not measured on GPUs of AMD" if is_hip() else "in fp32 it has neither cuDNN nor FlashAttention"
+        known = "it is not measured on AMD GPUs" if is_hip() else "in fp32 it has neither cuDNN nor FlashAttention"
         return [f"Triton is preferred: {known}"] if _runs("Triton", target) else []
     return _slower(sdpa_name(arch), target)
 
@@ -167,7 +166,7 @@ def _runs(name: str, target: Target) -> bool:
 
 @lru_cache(maxsize=8)
 def why_not_used(version: Version) -> str:
-    """Empty if the version can be used: a build for another torch is installed, too, and cannot be imported."""
+    """Empty if the version can be used: a build for another torch counts as installed, but cannot be imported."""
     try:
         module = importlib.import_module(version.module)
     except Exception as error:  # whatever a library's import raises
@@ -177,6 +176,6 @@ def why_not_used(version: Version) -> str:
 
 
 FLASH_ATTN = Implementation(
-    "flash-attn", "kinema.ops.attention.flash_attn", flash_attn_unsupported, flash_attn_reluctant, partial=True
+    "flash-attn", "kinema.ops.attention.flash_attn", flash_attn_unsupported, flash_attn_not_preferred, partial=True
 )
-SDPA = Implementation("torch", "kinema.ops.attention.sdpa", not_preferred=sdpa_reluctant, partial=True)
+SDPA = Implementation("torch", "kinema.ops.attention.sdpa", not_preferred=sdpa_not_preferred, partial=True)

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 
 from kinema.ops.attention import FP8_BLOCK, FP8_PEAK, INT8_TOP, KV, BlockCausal, BlockList
 from kinema.ops.attention.check import checked
-from kinema.ops.common import FP8_MAX, QuantKind, wide, write_result
+from kinema.ops.common import FP8_MAX, QuantKind, upcast, write_result
 
-FP8_TILE = 128  # keys that are weighted together in 8 bits
+FP8_TILE = 128  # keys per step of the online softmax in 8 bits
 
 
 @checked
@@ -29,11 +29,11 @@ def attention(
     keys = [s.rope.rotate(s.k) if s.rope is not None else s.k for s in segments]
     values = [s.v for s in segments]
     if quantize == "fp8":
-        query = _in_e4m3(wide(query), 1)
+        query = _in_e4m3(upcast(query), 1)
         keys, values = ([_real_in_e4m3(x, s) for x, s in zip(t, segments, strict=True)] for t in (keys, values))
     elif quantize == "int8":
-        query = _in_int8(wide(query))
-        keys, values = _smoothed_in_int8([wide(k) for k in keys], segments), [wide(v) for v in values]
+        query = _in_int8(upcast(query))
+        keys, values = _smoothed_in_int8([upcast(k) for k in keys], segments), [upcast(v) for v in values]
     key, value = _joined(keys), _joined(values)
     mask = _mask(query, segments, causal, blocks)
     dense = mask
@@ -65,7 +65,7 @@ def _sizes(total: int, block: int) -> list[int]:
 
 
 def _in_e4m3(x: torch.Tensor, block: int) -> torch.Tensor:
-    """x [B, N, S, D] with `block` tokens to a scale, rounded to e4m3 and widened again. NaN stays, and has no part."""
+    """x [B, N, S, D] with `block` tokens to a scale, rounded to e4m3 and back. NaN stays, but affects no scale."""
     parts = torch.split(x, _sizes(x.shape[2], block), dim=2) if block > 1 else (x,)
     rounded = []
     for part in parts:
@@ -80,25 +80,25 @@ def _to_e4m3(x: torch.Tensor) -> torch.Tensor:
 
 
 def _real_in_e4m3(x: torch.Tensor, segment: KV) -> torch.Tensor:
-    """A segment's keys or values [B, N, R, D]; what lies behind a length is 0."""
-    return _in_e4m3(_real(wide(x), segment), FP8_BLOCK)
+    """A segment's keys or values [B, N, R, D], 0 beyond a length."""
+    return _in_e4m3(_real(upcast(x), segment), FP8_BLOCK)
 
 
 def _real(x: torch.Tensor, segment: KV) -> torch.Tensor:
-    """x [B, N, R, D] of a segment, with 0 behind a length."""
+    """x [B, N, R, D] of a segment, 0 beyond a length."""
     if segment.lengths is None:
         return x
     return torch.where(_real_keys((segment,), x.shape[0]).to(x.device).transpose(-1, -2), x, 0.0)
 
 
 def _in_int8(x: torch.Tensor) -> torch.Tensor:
-    """x [B, N, S, D] rounded to whole multiples of each token's step. NaN stays, and infinities become it."""
+    """x [B, N, S, D] rounded to integer multiples of each token's step. NaN stays, and infinities become NaN."""
     step = x.abs().nan_to_num(0.0, posinf=float("inf")).amax(-1, keepdim=True).clamp(min=1e-12) / INT8_TOP
     return (x / step).round() * step
 
 
 def _smoothed_in_int8(keys: list[torch.Tensor], segments: tuple[KV, ...]) -> list[torch.Tensor]:
-    """Every segment's keys [B, N, R, D] without the mean of all real ones, rounded."""
+    """Every segment's keys [B, N, R, D] less the mean of all real ones, rounded."""
     real = _real_keys(segments, keys[0].shape[0])
     total = sum(_finite(_real(k, s)).double().sum(2, keepdim=True) for k, s in zip(keys, segments, strict=True))
     mean = (total / real.sum(-1, keepdim=True).clamp(min=1).to(keys[0].device)).to(keys[0].dtype)
@@ -117,23 +117,23 @@ def _weighted_in_e4m3(
     scale: float | None,
     tiles: list[int],
 ) -> torch.Tensor:
-    """Attention whose weights are rounded to e4m3, a tile of keys after the other. mask: bool, or added to the logits.
+    """Attention whose weights are rounded to e4m3, tile by tile of keys. mask: bool, or added to the logits.
 
     All in the dtype of `query` [B, N, Sq, D], fp32 or wider.
     """
     logits = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
     if mask is not None:
         logits = logits.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else logits + mask
-    top = torch.full_like(logits[..., :1], float("-inf"))
-    y, total = torch.zeros_like(query[..., :1] * value[..., :1, :]), torch.zeros_like(top)
+    row_max = torch.full_like(logits[..., :1], float("-inf"))
+    y, row_sum = torch.zeros_like(query[..., :1] * value[..., :1, :]), torch.zeros_like(row_max)
     for part, v in zip(torch.split(logits, tiles, dim=-1), torch.split(value, tiles, dim=2), strict=True):
-        higher = torch.maximum(top, part.amax(-1, keepdim=True))
-        base = torch.where(higher.isneginf(), 0.0, higher)  # nothing was seen so far
+        new_max = torch.maximum(row_max, part.amax(-1, keepdim=True))
+        base = torch.where(new_max.isneginf(), 0.0, new_max)  # nothing was seen so far
         weights = _to_e4m3(FP8_PEAK * torch.exp(part - base))
-        fade = torch.exp(top - base)
-        y, total = y * fade + weights @ v, total * fade + weights.sum(-1, keepdim=True)
-        top = higher
-    return torch.where(total > 0, y / total, 0.0)
+        alpha = torch.exp(row_max - base)
+        y, row_sum = y * alpha + weights @ v, row_sum * alpha + weights.sum(-1, keepdim=True)
+        row_max = new_max
+    return torch.where(row_sum > 0, y / row_sum, 0.0)
 
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:

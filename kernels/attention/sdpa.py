@@ -1,6 +1,6 @@
 """`attention` by torch's scaled_dot_product_attention: cuDNN on Hopper and newer GPUs, else FlashAttention-2.
 
-It takes calls whose operands can be in one piece each and that mask nothing (whole.py): self-attention, joint attention
+It takes calls whose operands can each be one sequence and that mask nothing (whole.py): self-attention, joint attention
 without lengths, cross-attention without a bias. The rest goes to Triton where it runs, else to the reference, which
 makes the same call with a mask: lengths, a bias, keys rotated on read, block-causal and block-sparse patterns, e4m3.
 """
@@ -21,7 +21,7 @@ from kinema.ops.attention.whole import delivered, is_whole, joined, rest
 from kinema.ops.common import QuantKind
 from kinema.ops.common.launch import architecture
 
-# torch asks each in turn whether it takes the call; in fp32 or of large heads only the last two do
+# torch tries each in turn; in fp32 or with large heads only the last two take a call
 LAST = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 CUDNN_FIRST = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, *LAST]
 FLASH_FIRST = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, *LAST]

@@ -1,4 +1,4 @@
-"""`attention` in Triton: what a launch is told. triton_kernel.py has the kernel, triton_tables.py tiles."""
+"""`attention` in Triton: launch arguments. triton_kernel.py has the kernel, triton_tables.py the tiles."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from kinema.ops.attention.triton_kernel import Bias, Keys, Lists, Parts, Queries
 from kinema.ops.attention.triton_prepare import Prepared, prepare
 from kinema.ops.attention.triton_tables import TABLES
 from kinema.ops.common import PRECISIONS, QuantKind, Target, output_buffer
-from kinema.ops.common.launch import Config, architecture, configure, is_hip, launch
+from kinema.ops.common.launch import Config, architecture, is_hip, launch, select_config
 from kinema.ops.common.triton_device import IMPRECISE_FP8, describable, processors
 from kinema.ops.common.triton_target import fp8_unsupported
 
-# Of short queries the keys are split: PROGRAMS for each multiprocessor, LEAST tiles of keys to each, MOST parts.
+# Split-KV for short queries: PROGRAMS per multiprocessor, at least LEAST tiles of keys each, at most MOST parts.
 SPLIT = {
     0: Config({"PROGRAMS": 2, "LEAST": 1, "MOST": 3}),
     80: Config({"PROGRAMS": 2, "LEAST": 4, "MOST": 32}),
@@ -28,12 +28,12 @@ COMBINE = {
     0: Config({"ROWS": 4}),
     80: Config({"ROWS": 8}, warps=4, stages=2),
 }
-# What tells kinds of calls apart that may want other tiles: rows of all heads, until there are tiles for every GPU, and
-# keys, from where a loop begins to where it is long.
+# What distinguishes kinds of calls that may need other tiles: rows of all heads, until there are tiles for every GPU,
+# and keys, from where a loop begins to where it is long.
 MANY_ROWS, FEW_KEYS, MANY_KEYS = 1 << 18, 512, 1 << 14
-# Its tensor cores take the weights from registers. Those of e4m3 came out wrong there, seen with Triton 3.6 on an H200.
+# Its tensor cores take the weights from registers. With e4m3 weights that gave wrong results (Triton 3.6 on an H200).
 HOPPER = 90
-# Products of fp32 run on no tensor core, and take a head's channels so many at a time: a thread keeps both factors.
+# fp32 products use no tensor cores, and take this many of a head's channels at a time: a thread holds both factors.
 FP32_CHUNK = 32
 _KINDS = {torch.float32: "_fp32", torch.bfloat16: "", torch.float16: "", torch.float8_e4m3fn: "_fp8"}
 
@@ -55,14 +55,14 @@ def attention(
     batch, heads, _, head_dim = queries[0].shape
     dtype, device = queries[0].dtype, queries[0].device
     scale = head_dim**-0.5 if scale is None else scale
-    if scale == 0.0:  # the kernel's must not be, and all keys weigh the same
+    if scale == 0.0:  # the kernel wants a positive one; with 0 all keys weigh the same
         queries, scale = tuple(torch.zeros_like(part) for part in queries), 1.0
     shapes = [(batch, part.shape[2], heads * head_dim) for part in queries]
     results = tuple(output_buffer(o, shape, dtype, device) for o, shape in zip(outputs, shapes, strict=True))
     total_q, total_k = sum(part.shape[2] for part in queries), sum(s.k.shape[2] for s in segments)
 
     fp8 = quantize == "fp8"
-    block_d = max(32 if fp8 else 16, triton.next_power_of_2(head_dim))  # what one instruction multiplies
+    block_d = max(32 if fp8 else 16, triton.next_power_of_2(head_dim))  # at least what one instruction multiplies
     kind = _KINDS[torch.float8_e4m3fn if fp8 else dtype]
     bias_is_row = bias is not None and (bias.shape[2] == 1 or bias.stride(2) == 0)
     full_bias = bias is not None and not bias_is_row
@@ -70,7 +70,7 @@ def attention(
     name += "_lean" if (causal is not None or full_bias) and f"{name}_lean" in TABLES else ""
     shape = (min(batch * heads * total_q, MANY_ROWS), min(max(total_k, FEW_KEYS), MANY_KEYS))
     words = ("bias" if full_bias else "", "causal" if causal is not None else "", "lists" if blocks is not None else "")
-    table = configure(name, TABLES[name], device, *shape, *words)
+    table = select_config(name, TABLES[name], device, *shape, *words)
     longest = max(part.shape[2] for part in queries) if blocks is None else blocks.q_block
     rows, keys, warps = _tile_sizes(table, longest, full_bias, blocks, least=32 if fp8 else 16)
     steps, whole = 0, True
@@ -84,7 +84,7 @@ def attention(
         most_tiles = sum(triton.cdiv(s.k.shape[2], keys) for s in segments)
     splits = _splits(tiles * batch * heads, most_tiles, device)
     work = tiles * batch * heads * splits
-    # a persistent grid shares its tiles out beforehand, which is fair only if they are alike
+    # a persistent grid distributes its tiles in advance, which balances only if they take equally long
     alike = causal is None and blocks is None and bias is None and all(s.lengths is None for s in segments)
     per_sm = table.blocks["PER_SM"] if alike else 0
 
@@ -136,7 +136,7 @@ def attention(
     )
     if parts is not None:
         before = 0
-        combine = configure("attention/combine", COMBINE, device)
+        combine = select_config("attention/combine", COMBINE, device)
         for y in results:
             count = y.shape[1]
             launch(
@@ -163,7 +163,7 @@ def attention(
 def _tile_sizes(
     table: Config, longest: int, full_bias: bool, blocks: BlockList | None, least: int
 ) -> tuple[int, int, int]:
-    """Rows, keys and warps of a tile: the table's, or smaller where these do not fit.
+    """Rows, keys and warps of a tile: the table's, or smaller where those do not fit.
 
     longest: the most queries that may share a tile. full_bias: a bias for each query, whose tile is held as well.
     least: the fewest keys that an instruction multiplies.
@@ -183,8 +183,8 @@ def _tile_sizes(
 
 
 def _splits(work: int, tiles: int, device: torch.device) -> int:
-    """Among how many programs the keys are split: enough to fill the GPU, none with too little to do."""
-    table = configure("attention/split", SPLIT, device).blocks
+    """Into how many parts the keys are split: enough to fill the GPU, none with too little to do."""
+    table = select_config("attention/split", SPLIT, device).blocks
     wanted = table["PROGRAMS"] * processors(device) // max(1, work)
     return max(1, min(wanted, tiles // table["LEAST"], table["MOST"]))
 
@@ -209,7 +209,7 @@ def _keys(segment: KV, fp8: bool) -> Keys:
 
 
 def _descriptors(segment: Keys, keys: int, block_d: int) -> tuple[TensorDescriptor | None, TensorDescriptor | None]:
-    """Of a segment's keys and values, if the copy engine can read them."""
+    """Descriptors of a segment's keys and values, if the copy engine can read them."""
     fp8 = segment.k_scale is not None
     v_rows = segment.v.transpose(2, 3) if fp8 else segment.v
     if not (describable(segment.k) and describable(v_rows)):
@@ -218,7 +218,7 @@ def _descriptors(segment: Keys, keys: int, block_d: int) -> tuple[TensorDescript
 
 
 def _describe(t: torch.Tensor, block: list[int]) -> TensorDescriptor:
-    # an axis of one has any stride, and is given one that the hardware takes
+    # an axis of size 1 may have any stride, and gets one that the hardware accepts
     strides = [stride if size > 1 else 16 for size, stride in zip(t.shape[:-1], t.stride()[:-1], strict=True)]
     return TensorDescriptor(t, list(t.shape), [*strides, 1], [1, 1, *block])
 

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from kinema.ops.attention import FP8_BLOCK, FP8_PEAK
-from kinema.ops.common.triton_numerics import LOG2_E, dot, dot_fp8, narrow, rounded, wide
+from kinema.ops.common.triton_numerics import LOG2_E, cast, dot, dot_fp8, fp32, rounded
 
 NOTHING = tl.constexpr(float("-inf"))  # the largest logit of a query that has seen no key
 PEAK_BITS = tl.constexpr(math.log2(FP8_PEAK))
@@ -17,7 +17,7 @@ SCALED_KEYS = tl.constexpr(FP8_BLOCK)
 
 
 class Queries(NamedTuple):
-    """A segment of queries. strides: of q [B, N, S, D] over B, N, S; of y over B, S. scale: [B, N, S] if q is e4m3."""
+    """A segment of queries. strides: of q [B, N, S, D] over B, N, S; of y over B, S. scale: [B, N, S] for an e4m3 q."""
 
     q: Any
     scale: Any
@@ -63,11 +63,11 @@ class Lists(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """What programs that see a part of the keys leave: sums [P, B, N, ΣS, D], not yet divided, and [P, B, N, ΣS]."""
+    """Partial results of split keys: acc [P, B, N, ΣS, D], not yet normalised; row_max, row_sum [P, B, N, ΣS]."""
 
-    sums: Any
-    tops: Any
-    totals: Any
+    acc: Any
+    row_max: Any
+    row_sum: Any
 
 
 @triton.jit
@@ -103,12 +103,12 @@ def attention_kernel(
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    """y = softmax(q·kᵀ·scale + bias)·v + residual. `tiles` of ROWS queries to a head; the keys in `splits` parts.
+    """y = softmax(q·kᵀ·scale + bias)·v + residual. `tiles` of ROWS queries per head; the keys in `splits` parts.
 
-    queries, keys: one Queries, two if JOINT, and SEGMENTS Keys; Triton 3.6 counts no tuples with None in them.
+    queries, keys: one Queries, two if JOINT, and SEGMENTS Keys; Triton 3.6 has no len() of tuples with None in them.
     k_tiles, v_tiles: descriptors of the first segment's keys and values or None, for the tiles that need no mask.
     causal: (block, offset) or None. scale: positive, with log2(e) in it; NEGATIVE: the logits have the other sign.
-    lists: a tile of it is STEPS tiles of the kernel, or any keys if STEPS is 0; WHOLE: every query of it sees all.
+    lists: a listed tile is STEPS tiles of the kernel, or any keys if STEPS is 0; WHOLE: its queries see all its keys.
     WIDEN: weights and values of e4m3 are multiplied as bf16, which holds them exactly.
     """
     if PERSISTENT:
@@ -159,7 +159,7 @@ def _attend(
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    """A tile of queries of a head, and a part of its keys: number `work` of batch · heads · splits · tiles."""
+    """One tile of queries of a head, with one part of its keys: number `work` of batch · heads · splits · tiles."""
     tile, part, head = work % tiles, work // tiles % splits, work // tiles // splits
     b, n = head // heads, head % heads
     if causal is not None:
@@ -181,11 +181,11 @@ def _attend(
         else:
             bias_rows += (r * bias.strides[2])[:, None]
 
-    # queries in chunks are read from shared memory where they are needed: no thread has the registers to keep them
+    # chunked queries are read from shared memory where they are needed: no thread has the registers to keep them
     CHUNKED: tl.constexpr = CHUNK < BLOCK_D
-    sums = tl.zeros((ROWS, BLOCK_D), tl.float32)
-    top = tl.full((ROWS,), NOTHING, tl.float32)
-    total = tl.zeros((ROWS,), tl.float32)
+    acc = tl.zeros((ROWS, BLOCK_D), tl.float32)
+    m_i = tl.full((ROWS,), NOTHING, tl.float32)
+    l_i = tl.zeros((ROWS,), tl.float32)
     first = 0
     if lists is None:
         for i in tl.static_range(SEGMENTS):
@@ -195,14 +195,14 @@ def _attend(
             start, stop = start * KEYS, tl.minimum(stop * KEYS, by_any)
             whole = tl.minimum(by_all // KEYS * KEYS, stop)
             for at in tl.range(start, whole, KEYS, disable_licm=CHUNKED):
-                sums, top, total = _tile(
-                    sums, top, total, q, keys[i], k_tiles if i == 0 else None, v_tiles if i == 0 else None,
+                acc, m_i, l_i = _tile(
+                    acc, m_i, l_i, q, keys[i], k_tiles if i == 0 else None, v_tiles if i == 0 else None,
                     b, n, heads, at, None, None, None, row_scale,
                     bias, bias_rows, first, PROMOTE, WIDEN, CUDA, HEAD_DIM, BLOCK_D, KEYS,
                 )  # fmt: skip
             for at in tl.range(tl.maximum(start, whole), stop, KEYS, num_stages=1, disable_licm=CHUNKED):
-                sums, top, total = _tile(
-                    sums, top, total, q, keys[i], None, None, b, n, heads, at, None, stop, by_row, row_scale,
+                acc, m_i, l_i = _tile(
+                    acc, m_i, l_i, q, keys[i], None, None, b, n, heads, at, None, stop, by_row, row_scale,
                     bias, bias_rows, first, PROMOTE, WIDEN, CUDA, HEAD_DIM, BLOCK_D, KEYS,
                 )  # fmt: skip
             first += keys[i].slots
@@ -214,13 +214,13 @@ def _attend(
             for step in tl.range(start * STEPS, stop * STEPS, disable_licm=CHUNKED):
                 at = tl.load(listed + step // STEPS).to(tl.int32) * lists.k_block + step % STEPS * KEYS
                 if WHOLE:
-                    sums, top, total = _tile(
-                        sums, top, total, q, keys[0], k_tiles, v_tiles, b, n, heads, at, None, None, None, row_scale,
+                    acc, m_i, l_i = _tile(
+                        acc, m_i, l_i, q, keys[0], k_tiles, v_tiles, b, n, heads, at, None, None, None, row_scale,
                         bias, bias_rows, 0, PROMOTE, WIDEN, CUDA, HEAD_DIM, BLOCK_D, KEYS,
                     )  # fmt: skip
                 else:
-                    sums, top, total = _tile(
-                        sums, top, total, q, keys[0], None, None, b, n, heads, at, None, by_any, by_row, row_scale,
+                    acc, m_i, l_i = _tile(
+                        acc, m_i, l_i, q, keys[0], None, None, b, n, heads, at, None, by_any, by_row, row_scale,
                         bias, bias_rows, 0, PROMOTE, WIDEN, CUDA, HEAD_DIM, BLOCK_D, KEYS,
                     )  # fmt: skip
         else:
@@ -233,8 +233,8 @@ def _attend(
                     low = tl.maximum(name * lists.k_block - first, 0)
                     high = tl.minimum((name + 1) * lists.k_block - first, by_any)
                     for at in tl.range(low // KEYS * KEYS, high, KEYS, disable_licm=CHUNKED):
-                        sums, top, total = _tile(
-                            sums, top, total, q, keys[i], None, None, b, n, heads, at, low, high, by_row, row_scale,
+                        acc, m_i, l_i = _tile(
+                            acc, m_i, l_i, q, keys[i], None, None, b, n, heads, at, low, high, by_row, row_scale,
                             bias, bias_rows, first, PROMOTE, WIDEN, CUDA, HEAD_DIM, BLOCK_D, KEYS,
                         )  # fmt: skip
                     first += keys[i].slots
@@ -247,13 +247,13 @@ def _attend(
         if JOINT:
             rows += queries[1].tokens
         at = ((part * batch + b).to(tl.int64) * heads + n) * rows + before + row + tl.arange(0, ROWS)
-        tl.store(parts.sums + at[:, None] * HEAD_DIM + d, sums, mask=mask)
-        tl.store(parts.tops + at, top, mask=real)
-        tl.store(parts.totals + at, total, mask=real)
+        tl.store(parts.acc + at[:, None] * HEAD_DIM + d, acc, mask=mask)
+        tl.store(parts.row_max + at, m_i, mask=real)
+        tl.store(parts.row_sum + at, l_i, mask=real)
     else:
-        y = sums * (1.0 / tl.where(total > 0.0, total, 1.0))[:, None]
+        y = acc * (1.0 / tl.where(l_i > 0.0, l_i, 1.0))[:, None]
         if residual is not None:
-            y += wide(tl.load(_output(residual, residual_strides, b, n, row, d, ROWS, HEAD_DIM), mask=mask, other=0.0))
+            y += fp32(tl.load(_output(residual, residual_strides, b, n, row, d, ROWS, HEAD_DIM), mask=mask, other=0.0))
         if not JOINT:
             _store(queries[0], b, n, row, d, y, mask, HEAD_DIM)
         elif second:
@@ -264,7 +264,7 @@ def _attend(
 
 @triton.jit
 def _rows(queries, lists, tile, JOINT: tl.constexpr, ROWS: tl.constexpr):
-    """Of a tile: its first query and the end of its queries in a segment, queries before that, if it is the second."""
+    """A tile's first query and end in its segment, the queries before that segment, and whether it is the second."""
     before, second = 0, False
     if lists is not None:
         # a tile of the list is cut into the kernel's
@@ -284,7 +284,7 @@ def _rows(queries, lists, tile, JOINT: tl.constexpr, ROWS: tl.constexpr):
 
 @triton.jit
 def _query(queries, b, n, heads, row, r, scale, NEGATIVE: tl.constexpr, HEAD_DIM: tl.constexpr, CHUNK: tl.constexpr):
-    """The queries `row` + `r` of a head, as tiles [ROWS, CHUNK] of its channels, and what scales each one's logits."""
+    """The queries `row` + `r` of a head, as tiles [ROWS, CHUNK] of its channels, and the scale of each one's logits."""
     at = _start(queries.q, queries.strides, b, n, row) + (r * queries.strides[2])[:, None]
     chunks = ()
     for c in tl.static_range(0, HEAD_DIM, CHUNK):
@@ -293,7 +293,7 @@ def _query(queries, b, n, heads, row, r, scale, NEGATIVE: tl.constexpr, HEAD_DIM
             exists = d < HEAD_DIM
         q = _load(at + d[None, :], None, exists)
         if NEGATIVE:
-            q = narrow(-wide(q), q.dtype)
+            q = cast(-fp32(q), q.dtype)
         chunks = chunks + (q,)  # type: ignore[assignment]
     row_scale = tl.full(r.shape, 1.0, tl.float32) * scale
     if queries.scale is not None:
@@ -311,7 +311,7 @@ def _output(y, strides, b, n, row, d, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr
 @triton.jit
 def _store(queries, b, n, row, d, y, mask, HEAD_DIM: tl.constexpr):
     at = _output(queries.y, queries.y_strides, b, n, row, d, y.shape[0], HEAD_DIM)
-    tl.store(at, narrow(y, queries.y.dtype.element_ty), mask=mask)
+    tl.store(at, cast(y, queries.y.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -329,7 +329,7 @@ def _seen(keys, LAST: tl.constexpr, causal, b, row, end, ROWS: tl.constexpr):
 
 @triton.jit
 def _limits(causal, row, r):
-    """How many leading keys of the last segment each query of a tile sees, as a column; there may be fewer."""
+    """How many leading keys of the last segment each query of a tile sees, as a column; there may be fewer keys."""
     return _causal(row + r, causal)[:, None]
 
 
@@ -342,7 +342,7 @@ def _causal(i, causal):
 
 @triton.jit
 def _listed(lists, b, n, tile, exists, part, splits, ROWS: tl.constexpr):
-    """The list of a tile of queries, and which of its entries a part of the keys is."""
+    """The list of a tile of queries, and the range of its entries that belongs to a part."""
     t = tile // tl.cdiv(lists.q_block, ROWS)
     b, n, t = b.to(tl.int64), n.to(tl.int64), t.to(tl.int64)
     count = tl.load(lists.counts + b * lists.count_strides[0] + n * lists.count_strides[1] + t * lists.count_strides[2])
@@ -352,16 +352,16 @@ def _listed(lists, b, n, tile, exists, part, splits, ROWS: tl.constexpr):
 
 @triton.jit
 def _share(count, part, splits):
-    """What one of `splits` equal parts of `count` things begins and ends with."""
+    """Begin and end of one of `splits` equal parts of `count` things."""
     size = tl.cdiv(count, splits)
     return tl.minimum(part * size, count), tl.minimum((part + 1) * size, count)
 
 
 @triton.jit
 def _tile(
-    sums,
-    top,
-    total,
+    acc,
+    m_i,
+    l_i,
     q,
     keys,
     k_tiles,
@@ -384,10 +384,10 @@ def _tile(
     BLOCK_D: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    """One step of the online softmax: weighted sums, largest logits and sums of weights, with keys from `at` on.
+    """One step of the online softmax, with the keys from `at` on: acc, m_i (row maxima) and l_i (row sums).
 
-    k_tiles, v_tiles: what reads them instead of pointers, or None. low, high: of these keys the ones that may be read,
-    None if all; by_row: how many leading ones each query sees.
+    k_tiles, v_tiles: descriptors that read them instead of pointers, or None. low, high: the range of these keys that
+    may be read, None if all; by_row: how many leading ones each query sees.
     """
     CHUNK: tl.constexpr = q[0].shape[1]
     FP8: tl.constexpr = keys.k_scale is not None
@@ -421,7 +421,7 @@ def _tile(
 
     if bias is not None:
         bias_at = bias_rows + ((first + at + key).to(tl.int64) * bias.strides[3])[None, :]
-        logits = logits * row_scale[:, None] + LOG2_E * wide(_load(bias_at, None, readable))
+        logits = logits * row_scale[:, None] + LOG2_E * fp32(_load(bias_at, None, readable))
         row_scale = tl.full(row_scale.shape, 1.0, tl.float32)
     if MASKED:
         visible = readable[None, :]  # type: ignore[index]
@@ -429,13 +429,13 @@ def _tile(
             visible = visible & (key[None, :] < by_row - at)
         logits = tl.where(visible, logits, NOTHING)
     # the scale is positive, so the maximum may be taken before it
-    higher = tl.maximum(top, tl.max(logits, axis=1) * row_scale)
-    base = higher
+    m_new = tl.maximum(m_i, tl.max(logits, axis=1) * row_scale)
+    base = m_new
     if MASKED or bias is not None:
         # a query that has seen nothing yet: -inf - -inf is NaN
-        base = tl.where(higher == NOTHING, 0.0, higher)
+        base = tl.where(m_new == NOTHING, 0.0, m_new)
     weights = tl.exp2(logits * row_scale[:, None] - (base - PEAK)[:, None])
-    fade = tl.exp2(top - base)
+    alpha = tl.exp2(m_i - base)
 
     if v_tiles is not None:
         if FP8:
@@ -450,17 +450,17 @@ def _tile(
         v_at += (key * keys.v_strides[2])[:, None] + (d * keys.v_strides[3])[None, :]
         v = _load(v_at, readable, exists)
     weights, counted = rounded(weights, v.dtype, CUDA)
-    total = total * fade + tl.sum(counted, axis=1)
-    sums *= fade[:, None]
+    l_i = l_i * alpha + tl.sum(counted, axis=1)
+    acc *= alpha[:, None]
     if FP8:
         if WIDEN:
-            product = dot(narrow(wide(weights), tl.bfloat16), narrow(wide(v), tl.bfloat16), tl.zeros_like(sums))
+            product = dot(cast(fp32(weights), tl.bfloat16), cast(fp32(v), tl.bfloat16), tl.zeros_like(acc))
         else:
-            product = dot_fp8(weights, v, tl.zeros_like(sums), PROMOTE)
-        sums += product * tl.load(keys.v_scale + block)
+            product = dot_fp8(weights, v, tl.zeros_like(acc), PROMOTE)
+        acc += product * tl.load(keys.v_scale + block)
     else:
-        sums = dot(weights, v, sums)
-    return sums, higher, total
+        acc = dot(weights, v, acc)
+    return acc, m_new, l_i
 
 
 @triton.jit
@@ -471,7 +471,7 @@ def _start(x, strides, b, n, at):
 
 @triton.jit
 def _load(at, rows, columns):
-    """A tile, without a mask where there is none; 0 outside."""
+    """A tile, 0 outside the masks; without a mask if both are None."""
     if rows is None and columns is None:
         return tl.load(at)
     elif rows is None:

@@ -1,4 +1,4 @@
-"""What precedes `attention` in Triton where its operands are not yet what it multiplies: rotation, and e4m3."""
+"""Prepares operands of `attention` in Triton: rotation on read, and quantisation to e4m3."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import triton.language as tl
 
 from kinema.ops.attention import FP8_BLOCK
 from kinema.ops.common import FP8_MAX, Rope, dense
-from kinema.ops.common.launch import Config, configure, launch
-from kinema.ops.common.triton_numerics import narrow, wide
+from kinema.ops.common.launch import Config, launch, select_config
+from kinema.ops.common.triton_numerics import cast, fp32
 
 # VALUES: of a tile, whole heads of some tokens. 4096 in 4 warps are 32 registers a thread. Where FP8_BLOCK tokens share
-# a scale they are a tile, with one warp for each 2048 values.
+# a scale, they are one tile, with one warp for each 2048 values.
 TILES = {
     0: Config({"VALUES": 256}),
     80: Config({"VALUES": 4096}, warps=4, stages=1),
@@ -38,20 +38,20 @@ def prepare(
     block: int = 1,
     channels_first: bool = False,
 ) -> Prepared:
-    """x [B, N, S, D], rotated, then in e4m3 with `block` tokens to a scale; 0 behind lengths.
+    """x [B, N, S, D], rotated, then in e4m3 with `block` tokens to a scale; 0 beyond lengths.
 
-    block: 1 or FP8_BLOCK. channels_first: the tokens of a channel lie together, as tensor cores want values in e4m3.
+    block: 1 or FP8_BLOCK. channels_first: a channel's tokens are contiguous, as tensor cores need values in e4m3.
     """
     batch, heads, tokens, head_dim = x.shape
     cos, sin = (dense(rope.cos), dense(rope.sin)) if rope is not None else (None, None)
     half = max(8, triton.next_power_of_2((head_dim + 1) // 2))
-    table = configure("attention/prepare", TILES, x.device)
+    table = select_config("attention/prepare", TILES, x.device)
     rows, warps = max(1, table.blocks["VALUES"] // (2 * half)), table.warps
     if block > 1:
         rows, warps = FP8_BLOCK, min(16, max(table.warps, FP8_BLOCK * 2 * half // 2048))
     dtype = torch.float8_e4m3fn if fp8 else x.dtype
     if channels_first:
-        # rows of whole 16 bytes, as descriptors want them
+        # rows are multiples of 16 bytes, as descriptors need
         padded = triton.cdiv(tokens, 16) * 16
         data = torch.empty(batch, heads, head_dim, padded, dtype=dtype, device=x.device)
         y = data.transpose(2, 3)
@@ -115,7 +115,7 @@ def prepare_kernel(
     ROWS: tl.constexpr,
     HALF: tl.constexpr,
 ):
-    """Tokens below `written` are written, those behind a sample's length (or `tokens`) as 0. y_strides: B, N, S, D."""
+    """Writes tokens below `written`, those beyond a sample's length (or `tokens`) as 0. y_strides: B, N, S, D."""
     head = tl.program_id(1)
     b, n = (head // heads).to(tl.int64), (head % heads).to(tl.int64)
     s = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -128,8 +128,8 @@ def prepare_kernel(
     if cos is not None:
         r, pair = s[:, None] - start, tl.arange(0, HALF)[None, :]
         turned = (r >= 0) & (r < rotated) & real & (pair < HEAD_DIM // 2)
-        c = wide(tl.load(cos + b * cos_b + r.to(tl.int64) * cos_s + pair, mask=turned, other=1.0))
-        z = wide(tl.load(sin + b * sin_b + r.to(tl.int64) * sin_s + pair, mask=turned, other=0.0))
+        c = fp32(tl.load(cos + b * cos_b + r.to(tl.int64) * cos_s + pair, mask=turned, other=1.0))
+        z = fp32(tl.load(sin + b * sin_b + r.to(tl.int64) * sin_s + pair, mask=turned, other=0.0))
         first, second = first * c - second * z, first * z + second * c
     if scale is not None:
         size = tl.max(tl.maximum(_size(first), _size(second)), axis=1)
@@ -148,7 +148,7 @@ def prepare_kernel(
 
 @triton.jit
 def _size(h):
-    """|h|; NaN, which may lie where no query looks, counts as 0."""
+    """|h|; NaN, which unseen slots may hold, counts as 0."""
     return tl.where(h == h, tl.abs(h), 0.0)
 
 
@@ -157,13 +157,13 @@ def _load(at, real, HEAD_DIM: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.
     """The pairs of the heads at pointers `at` [ROWS, 1], as two tiles [ROWS, HALF] in fp32."""
     if INTERLEAVED:
         d = tl.arange(0, 2 * HALF)[None, :]
-        h = wide(tl.load(at + d, mask=real & (d < HEAD_DIM), other=0.0))
+        h = fp32(tl.load(at + d, mask=real & (d < HEAD_DIM), other=0.0))
         first, second = tl.split(tl.reshape(h, (h.shape[0], HALF, 2)))
     else:
         d = tl.arange(0, HALF)[None, :]
         mask = real & (d < HEAD_DIM // 2)
-        first = wide(tl.load(at + d, mask=mask, other=0.0))
-        second = wide(tl.load(at + HEAD_DIM // 2 + d, mask=mask, other=0.0))
+        first = fp32(tl.load(at + d, mask=mask, other=0.0))
+        second = fp32(tl.load(at + HEAD_DIM // 2 + d, mask=mask, other=0.0))
     return first, second
 
 
@@ -175,9 +175,9 @@ def _store(at, stride, real, first, second, HEAD_DIM: tl.constexpr, INTERLEAVED:
     if INTERLEAVED:
         d = tl.arange(0, 2 * HALF)[None, :]
         h = tl.reshape(tl.join(first, second), (first.shape[0], 2 * HALF))
-        tl.store(at + d * stride, narrow(h, dtype), mask=real & (d < HEAD_DIM))
+        tl.store(at + d * stride, cast(h, dtype), mask=real & (d < HEAD_DIM))
     else:
         d = tl.arange(0, HALF)[None, :]
         mask = real & (d < HEAD_DIM // 2)
-        tl.store(at + d * stride, narrow(first, dtype), mask=mask)
-        tl.store(at + (HEAD_DIM // 2 + d) * stride, narrow(second, dtype), mask=mask)
+        tl.store(at + d * stride, cast(first, dtype), mask=mask)
+        tl.store(at + (HEAD_DIM // 2 + d) * stride, cast(second, dtype), mask=mask)

@@ -12,13 +12,13 @@ def _config(rows: int, keys: int, warps: int, stages: int, tma: int = 0, per_sm:
 
 _SMALL = _config(16, 16, 4, 1, tma=1, per_sm=1)
 _FP8, _FP8_64 = _config(128, 64, 8, 3, tma=1), _config(128, 64, 4, 3, tma=1)
-# By head dim, up to which a table serves, and what is multiplied; lean: with a limit or a bias for every query. No
-# thread may need more than 255 registers, which sets most of these sizes; README.md has the reasons.
+# By the largest head dim that a table serves, and what is multiplied; lean: with causality or a bias for every query.
+# No thread may need more than 255 registers, which sets most of these sizes; README.md has the reasons.
 #
-# Beside a default are candidates of three kinds. Fewer keys at a time leave registers and shared memory to have more
-# loads on the way ("ahead"). Two programs on a multiprocessor ("shared") do the softmax of one while the other
-# multiplies, and half as many rows are twice as many tiles for short queries. More keys at a time ("large") are fewer
-# reductions. Tables of other head dims and of fp32 have what compiles without spills, and no choice.
+# Candidates beside a default are of three kinds. Fewer keys at a time leave registers and shared memory for more loads
+# in flight ("ahead"). Two programs on a multiprocessor ("shared") do the softmax of one while the other multiplies, and
+# half as many rows are twice as many tiles for short queries. More keys at a time ("large") mean fewer reductions.
+# Tables of other head dims and of fp32 have what compiles without spills, and no candidates.
 TABLES: dict[str, Table] = {
     "attention/64": {
         HIP: _config(128, 64, 4, 2),

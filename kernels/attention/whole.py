@@ -1,7 +1,7 @@
-"""What libraries take of attention's calls: queries and keys in one piece each, nothing masked but keys at the end.
+"""The calls of attention that libraries support: one sequence of queries and one of keys, with no mask but a length.
 
 That is self-attention of any video model, joint attention of text and video, and cross-attention without a bias. The
-pieces of a joint call are copied into one, which pays from JOIN_FROM queries on.
+segments of a joint call are concatenated, which pays off from JOIN_FROM queries on.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from kinema.ops.common import PRECISIONS, Target, fallback_for, write_result
 from kinema.ops.common.arguments import unchecked
 from kinema.ops.common.launch import architecture, is_hip
 
-# A copy moves 8 bytes for a channel of a key, attention multiplies 4 times for it and each query: at 3 TB/s and 640
-# TFLOP/s instead of Triton's 480, the figures of an H100, the two are even here. On a B200 they are at 310.
+# A copy moves 8 bytes per channel of a key, attention does 4 FLOPs for it and each query: at 3 TB/s and 640 TFLOP/s
+# instead of Triton's 480, the figures of an H100, the two break even here. On a B200 they do at 310.
 JOIN_FROM = 1280
 _BY_DTYPE = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -42,11 +42,11 @@ def is_whole(
     tails: bool,
     **options: object,
 ) -> bool:
-    """Whether a call is one that libraries take.
+    """Whether libraries support a call.
 
-    tails: the library can leave out keys at the end. Only where others are left: a query that sees nothing would need
-    another pass. options: the call's other arguments. FlashAttention's maximum is of unscaled logits, which is the
-    largest for a positive scale alone.
+    tails: the library can mask keys at the end. Only if others are left: a query that sees nothing would need another
+    pass. options: the call's other arguments. FlashAttention takes its maximum of unscaled logits, which is right for a
+    positive scale only.
     """
     if scale is not None and scale <= 0:
         return False
@@ -62,11 +62,11 @@ def is_whole(
 
 
 def joined(queries: tuple[torch.Tensor, ...], segments: tuple[KV, ...]) -> Whole:
-    """The call's operands in one piece each. A segment with lengths comes last: the order of keys does not matter."""
+    """The call's operands, concatenated. A segment with lengths comes last: the order of keys does not matter."""
     ordered = sorted(segments, key=lambda s: s.lengths is not None)
     last, lengths = ordered[-1], None
     if last.lengths is not None:
-        # a library trusts a length on the GPU, which nobody has looked at
+        # a library trusts a length on the GPU, which nothing has checked
         real = last.lengths.to(last.k.device, torch.int32).clamp(0, last.k.shape[2])
         lengths = real + sum(s.k.shape[2] for s in ordered[:-1])
     values = [s.v if s.lengths is None else _cleared(s) for s in ordered]
@@ -79,7 +79,7 @@ def delivered(
     residual: torch.Tensor | None,
     outputs: tuple[torch.Tensor | None, ...],
 ) -> tuple[torch.Tensor, ...]:
-    """A library's result y [B, ΣS, N, D] as the contract's: one [B, S, N·D] per query segment."""
+    """A library's result y [B, ΣS, N, D] in the contract's form: one [B, S, N·D] per query segment."""
     y = y.flatten(2)
     if residual is not None:
         y = residual + y
@@ -88,7 +88,7 @@ def delivered(
 
 
 def rest(queries: tuple[torch.Tensor, ...], quantize: str | None) -> Callable[..., Any]:
-    """Who takes the other calls, which are checked already: Triton where it runs, else the reference."""
+    """What runs the other calls, which are checked already: Triton where it runs, else the reference."""
     device = queries[0].device
     precision = "fp8" if quantize is not None else _BY_DTYPE.get(queries[0].dtype, "fp32")
     return _rest(device, precision, architecture(device), is_hip())
@@ -100,7 +100,7 @@ def _rest(device: torch.device, precision: str, arch: int, hip: bool) -> Callabl
 
 
 def _cleared(segment: KV) -> torch.Tensor:
-    """Values whose weight is 0 behind a length: what lies there may be NaN, and libraries multiply it."""
+    """Values, 0 beyond a length: what is there may be NaN, and libraries multiply it by a weight of 0."""
     assert segment.lengths is not None
     slots = torch.arange(segment.v.shape[2], dtype=torch.int64, device=segment.v.device)
     real = slots < segment.lengths.to(segment.v.device)[:, None]
@@ -108,6 +108,6 @@ def _cleared(segment: KV) -> torch.Tensor:
 
 
 def _in_one(parts: list[torch.Tensor]) -> torch.Tensor:
-    """[B, N, S, D] in pieces → [B, ΣS, N, D]."""
+    """Segments [B, N, S, D] → [B, ΣS, N, D]."""
     turned = [part.transpose(1, 2) for part in parts]
     return turned[0] if len(turned) == 1 else torch.cat(turned, dim=1)

@@ -1,8 +1,8 @@
-"""What all ops share: where a model runs, who can run an op there, and the records that pass between ops."""
+"""What all ops share: where a model runs, which implementations run there, and the records that pass between ops."""
 
 from kinema.ops.common.capability import Implementation, Op, Target, fallback_for
 from kinema.ops.common.groups import by_group, group_strides
-from kinema.ops.common.numerics import FP8_MAX, INT8_MAX, dense, output_buffer, wide, write_result
+from kinema.ops.common.numerics import FP8_MAX, INT8_MAX, dense, output_buffer, upcast, write_result
 from kinema.ops.common.precision import PRECISIONS, Precision, Storage
 from kinema.ops.common.quantized import Quantized, QuantKind
 from kinema.ops.common.rope import Rope
@@ -24,6 +24,6 @@ __all__ = [
     "fallback_for",
     "group_strides",
     "output_buffer",
-    "wide",
+    "upcast",
     "write_result",
 ]

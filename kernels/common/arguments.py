@@ -1,6 +1,6 @@
-"""What a call's tensors must be before a kernel reads their memory. Each op's check.py asks it in its contract's words.
+"""What a call's tensors must be before a kernel reads their memory; each op's check.py is built of these checks.
 
-Numbers that lie in the tensor objects are compared: nothing is computed, and no GPU is waited for.
+Only metadata is read: nothing is computed, and no GPU is waited for.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from kinema.ops.common.overlap import alike, folded, outside, share, span
+from kinema.ops.common.overlap import alike, has_internal_overlap, outside, share, span
 
 FLOATS = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
 INTEGERS = frozenset((torch.int32, torch.int64))
 
 
 def misfit(name: str, t: torch.Tensor, wanted: object) -> ValueError:
-    """What is raised for a tensor that does not fit."""
+    """The error for a tensor that does not fit the contract."""
     return ValueError(f"{name} is {t.dtype} of shape {tuple(t.shape)} on {t.device}, wanted {wanted}")
 
 
@@ -29,7 +29,7 @@ def check_floats(name: str, t: torch.Tensor, shape: Sequence[int], device: torch
 
 
 def check_channels_dense(name: str, t: torch.Tensor) -> None:
-    """ValueError unless the values of t's last axis are neighbours in memory."""
+    """ValueError unless t's last axis is contiguous."""
     if t.stride()[-1] != 1 and t.shape[-1] != 1:
         raise ValueError(f"{name} has strides {t.stride()}, wanted its channels dense")
 
@@ -56,8 +56,8 @@ def check_out(
 ) -> None:
     """ValueError unless out can take the result.
 
-    apart: what is still read while out is written, so they share no memory. onto: what out may be itself, element by
-    element, and must not share memory with otherwise.
+    apart: what is still read while out is written, so out must not overlap it. onto: what out may alias exactly,
+    element by element, and must not overlap otherwise.
     """
     if out.shape != shape or out.dtype != dtype or out.device != device:
         raise ValueError(
@@ -69,11 +69,11 @@ def check_out(
     if out.is_contiguous():
         first = out.data_ptr()
         end = first + out.nbytes
-    elif folded(out):
+    elif has_internal_overlap(out):
         raise ValueError(f"out has strides {out.stride()}, wanted a place of its own for each value")
     else:
         first, end = span(out)
-    # most inputs lie behind out or wholly before it, and this is asked at every call
+    # most inputs lie wholly after out or before it, and this runs at every call
     for t in apart:
         if t is not None and t.data_ptr() < end and not outside(first, end, t) and share(out, t):
             raise ValueError("out shares memory with an input that is still read, wanted memory of its own")
@@ -83,6 +83,6 @@ def check_out(
 
 
 def unchecked(op: Callable[..., Any]) -> Callable[..., Any]:
-    """The implementation behind an op's check, for arguments that have passed it already."""
+    """The implementation behind an op's check, for arguments that are checked already."""
     run: Callable[..., Any] = inspect.unwrap(op)
     return run

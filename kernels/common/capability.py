@@ -1,4 +1,4 @@
-"""Who can run an op where, and why not."""
+"""Which implementations of an op can run where, and why the others cannot."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kinema.ops.common.quantized import QuantKind
 
 @dataclass(frozen=True)
 class Target:
-    """Where a model is to run, and in what numbers. The plan asks every implementation about it once."""
+    """Where a model is to run, and in which precision. The plan asks every implementation about it once."""
 
     device: torch.device
     precision: Precision
@@ -38,7 +38,7 @@ class Implementation:
     unsupported: the reasons why it cannot run on a target; an empty list means that it can.
     not_preferred: the reasons why it runs there only when it is asked for by name.
     partial: supports only the common calls of the contract; the others go to `fallback_for(op, target)`.
-    quantizes: the reasons why it has no kernel for calls that quantize to a kind; only attention's are asked.
+    quantizes: the reasons why it has no kernel for calls that quantize to a kind; asked of attention only.
     """
 
     backend: str
@@ -62,7 +62,7 @@ class Op:
 
 
 def fallback_for(op: Op, target: Target) -> Implementation:
-    """Who runs the calls that a partial implementation leaves: the best of those that take every call."""
+    """What runs the calls that a partial implementation does not support: the best of those that support all."""
     for implementation in op.implementations:
         if not (implementation.partial or implementation.unsupported(target) or implementation.not_preferred(target)):
             return implementation

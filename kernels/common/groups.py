@@ -1,4 +1,4 @@
-"""Modulation per sample, per frame or per token, as one shape."""
+"""Modulation per sample, per frame or per token, in one form."""
 
 from __future__ import annotations
 

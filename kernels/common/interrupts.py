@@ -1,6 +1,6 @@
 """Ending native calls early: by a flag that any thread may set, or by a signal such as ctrl-C.
 
-Python runs no signal handler while a native call goes on, which may take minutes. So the library asks from time to time
+Python runs no signal handler during a native call, which may take minutes. So the library polls from time to time
 (kinema_control of csrc/include/kinema.h), on the thread that called it.
 """
 
@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from threading import get_ident, main_thread
 from typing import Any
 
-POLL_MS = 40  # between the moments at which a call lets Python run the handlers of signals
+POLL_MS = 40  # how often a call lets Python run signal handlers
 
 
 class Control(ctypes.Structure):
@@ -32,7 +32,7 @@ _Poll = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p)
 
 
 class Interrupted(Exception):
-    """A StopFlag was set: the native call was left early, and what it was writing is incomplete."""
+    """A StopFlag was set: the native call ended early, and what it was writing is incomplete."""
 
 
 class StopFlag:
@@ -67,9 +67,9 @@ _watched: ContextVar[_Watched | None] = ContextVar("watched_flags", default=None
 
 @contextmanager
 def stopped_by(*flags: StopFlag) -> Iterator[None]:
-    """Native calls in this block end with Interrupted once a flag is set, those of an outer block included.
+    """Native calls in this block end with Interrupted once a flag is set, flags of an outer block included.
 
-    Not around a `yield`: whoever takes what is yielded would be in the block too.
+    Not around a `yield`: the consumer of what is yielded would run in the block too.
     """
     outer = _watched.get()
     token = _watched.set(_Watched((*(outer.flags if outer is not None else ()), *flags)))
@@ -87,7 +87,7 @@ def check_interrupted() -> None:
 
 
 class _Listener:
-    """What a native call of the main thread is given: flags, and a callback in which handlers of signals run."""
+    """What a native call of the main thread is given: flags, and a callback in which signal handlers run."""
 
     def __init__(self) -> None:
         self.raised: BaseException | None = None  # by a handler
@@ -103,10 +103,10 @@ class _Listener:
         self._control.flags, self._control.flag_count = watched.where if watched is not None else (None, 0)
 
     def _listen(self) -> Generator[int, None, None]:
-        """Python runs handlers where it goes on behind a `yield`, or back to one, and so inside of the `try`.
+        """Python runs handlers where it resumes after a `yield`, or loops back to one, and so inside the `try`.
 
-        At the first line of a function they would run before any `try`, and what they raise be lost: ctypes cannot
-        hand it through the library.
+        At the first line of a function they would run before any `try`, and what they raise would be lost: ctypes
+        cannot pass it through the library.
         """
         try:
             while True:
@@ -118,12 +118,12 @@ class _Listener:
         yield 1
 
 
-# of the main thread, which alone runs handlers; a handler that calls an op takes another one
+# of the main thread, the only one that runs handlers; a handler that calls an op takes another one
 _idle: list[_Listener] = []
 
 
 def interruptible(function: Callable[..., Any], *arguments: Any) -> int:
-    """The status of a function of the library that takes a kinema_control last; raises what a handler raised in it."""
+    """The status of a library function that takes a kinema_control last; raises what a handler raised in it."""
     watched = _watched.get()
     if get_ident() != main_thread().ident:
         alone: int = function(*arguments, watched.reference if watched is not None else None)

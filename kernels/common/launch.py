@@ -1,11 +1,11 @@
-"""One door through which every Triton kernel is launched.
+"""The one function that launches Triton kernels.
 
 A launch is a record: kernel, grid, arguments, configuration. On a GPU (and in the interpreter) it runs. On meta tensors
-nothing runs, so an op doubles as its own shape-only (fake) kernel. And inside `recording(arch)` it is kept instead:
+nothing runs, so an op doubles as its own shape-only (fake) kernel. And inside `recording(arch)` it is recorded instead:
 that is how the kernels are compiled ahead of time, exactly as production launches them, on a machine without a GPU.
 
 Configurations come from tables. Where a table has candidates, `kinema tune` finds the fastest for a kind of call, and
-`configure` looks that up; it never measures.
+`select_config` looks that up; it never measures.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import torch
 from kinema.ops.common import tuned
 
 INTERPRETER = 0  # the "architecture" of the interpreter: small tiles, so that small shapes cross their edges
-HIP_ARCHITECTURE = 80  # what a GPU of AMD counts as
-HIP = -1  # the key of a table's entry for it, where that of an A100 does not fit
+HIP_ARCHITECTURE = 80  # what an AMD GPU counts as
+HIP = -1  # the key of a table's entry for AMD, where that of an A100 does not fit
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class Config:
         return f"{blocks}, {self.warps} warps, {self.stages} stages"
 
 
-# By the oldest architecture that an entry serves. Of candidates the first is the default, used where nothing is tuned.
+# Keyed by the oldest architecture that an entry serves. The first of several candidates is the default.
 Table = Mapping[int, Config | tuple[Config, ...]]
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel as it is to run. arguments: by parameter name, constexpr ones included."""
+    """A kernel launch. arguments: by parameter name, constexpr ones included."""
 
     kernel: Any
     grid: tuple[int, ...]
@@ -55,7 +55,7 @@ class Launch:
 
 @dataclass
 class Recording:
-    """What was launched for architecture `arch` (90 for sm_90; hip: a GPU of AMD), kept instead of run."""
+    """Launches for architecture `arch` (90 for sm_90; hip: an AMD GPU), recorded instead of run."""
 
     arch: int
     hip: bool = False
@@ -64,7 +64,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class Visit:
-    """A call that took its configuration from a table with candidates. key: the table, and the kind of call."""
+    """A call that took its configuration from a table with candidates. key: the table and the kind of call."""
 
     table: str
     key: str
@@ -78,7 +78,7 @@ _visits: ContextVar[list[Visit] | None] = ContextVar("visits", default=None)
 
 @contextmanager
 def recording(arch: int = HIP_ARCHITECTURE, *, hip: bool = False) -> Iterator[Recording]:
-    """Keep every launch of this block, configured for `arch`; nothing runs. Capability records answer for it."""
+    """Record every launch of this block, configured for `arch`; nothing runs. Capability records answer for `arch`."""
     made = Recording(arch, hip)
     token = _recording.set(made)
     try:
@@ -99,7 +99,7 @@ def forced(configs: Mapping[str, Config]) -> Iterator[None]:
 
 @contextmanager
 def watching() -> Iterator[list[Visit]]:
-    """Note which candidates the launches of this block have a choice of."""
+    """Collect the candidates that each launch of this block could choose from."""
     visits: list[Visit] = []
     token = _visits.set(visits)
     try:
@@ -109,13 +109,13 @@ def watching() -> Iterator[list[Visit]]:
 
 
 def is_hip() -> bool:
-    """Whether launches are for a GPU of AMD."""
+    """Whether launches are for an AMD GPU."""
     recorded = _recording.get()
     return torch.version.hip is not None if recorded is None else recorded.hip
 
 
 def architecture(device: torch.device) -> int:
-    """10·major + minor of the GPU's compute capability (a GPU of AMD counts as 80), 0 where there is none."""
+    """10·major + minor of the GPU's compute capability (an AMD GPU counts as 80), 0 where there is none."""
     recorded = _recording.get()
     if recorded is not None:
         return recorded.arch
@@ -130,11 +130,11 @@ def _capability(index: int) -> int:
     return 10 * major + minor
 
 
-def configure(name: str, table: Table, device: torch.device, *shape: int | str) -> Config:
+def select_config(name: str, table: Table, device: torch.device, *shape: int | str) -> Config:
     """The entry of `table` for the newest architecture that is not newer than `device`'s.
 
-    shape: the sizes and words that decide which of several candidates is fastest. It is the one that was tuned for
-    such calls on this GPU, else the first.
+    shape: the sizes and words that decide which of several candidates is fastest. It takes the one tuned for such
+    calls on this GPU, else the first.
     """
     overriding = _forced.get()
     if overriding is not None and name in overriding:
@@ -153,9 +153,9 @@ def configure(name: str, table: Table, device: torch.device, *shape: int | str) 
 
 
 def candidates(table: Table, arch: int, *, hip: bool = False) -> tuple[Config, ...]:
-    """The configurations that a GPU of architecture `arch` has a choice of, the default first.
+    """The candidate configurations for architecture `arch`, the default first.
 
-    hip: a GPU of AMD, which has none: those beside the default are an A100's.
+    hip: an AMD GPU, which gets the default only: the other candidates are an A100's.
     """
     entry = table[HIP if hip and HIP in table else max(known for known in table if known <= arch)]
     if isinstance(entry, Config):
@@ -164,7 +164,7 @@ def candidates(table: Table, arch: int, *, hip: bool = False) -> tuple[Config, .
 
 
 def options(config: Config) -> dict[str, Any]:
-    """What Triton is told besides a kernel's arguments. Fusing a·b + c is said outright: its default is changing."""
+    """Triton's launch options. Fusing a·b + c is set explicitly, since its default is changing."""
     return {"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": True}
 
 

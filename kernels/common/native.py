@@ -1,7 +1,7 @@
 """The library of native CPU kernels (csrc/cpu): found beside this file, loaded once, called through its C interface.
 
-ctypes and not an extension module: the library knows nothing of Python, so one build serves every version of it, other
-programs use the same file, and building it needs a compiler and CMake only.
+ctypes and not an extension module: the library knows nothing of Python, so one build serves every version of Python,
+other programs can use the same file, and building it needs only a compiler and CMake.
 """
 
 from __future__ import annotations
@@ -74,12 +74,12 @@ class Cpu:
     library: ctypes.CDLL
 
     def call(self, name: str, arguments: ctypes.Structure) -> None:
-        """An op that takes a struct of arguments; a status that is not success is raised as its sentence.
+        """Call an op that takes a struct of arguments; ValueError with the text of any status but success.
 
-        Interrupted, or what the handler of a signal raised: then results, and what else the op writes to (`out`, a
-        residual that it is added to in place, a `cache`), are partly written.
+        After Interrupted, or what a signal handler raised, the results and whatever else the op writes to (`out`, a
+        residual that it adds to in place, a `cache`) are partly written.
         """
-        # this thread's scratch is taken: the handler of a signal may call an op too
+        # this thread's scratch is in use: a signal handler may call an op too
         scratch, _local.workspace = getattr(_local, "workspace", None), None
         try:
             self.check(interruptible(getattr(self.library, name), self.handle, ctypes.byref(arguments)))
@@ -87,15 +87,15 @@ class Cpu:
             _local.workspace = scratch
 
     def pack(self, name: str, *arguments: int) -> None:
-        """A weight's packing: its sizes, where it lies and where to."""
+        """Pack a weight: its sizes, source address and destination address."""
         self.check(interruptible(getattr(self.library, name), self.handle, *arguments))
 
     def ask(self, name: str, arguments: ctypes.Structure) -> int:
-        """The bytes that a function asks for, of a struct of arguments; refused as a call with them is."""
+        """The bytes that a function asks for, given a struct of arguments; ValueError where the call would fail."""
         return self.size(name, ctypes.byref(arguments))
 
     def size(self, name: str, *arguments: Any) -> int:
-        """The bytes that a function asks for; a status below 0 is raised as its sentence."""
+        """The bytes that a function asks for; ValueError with the text of a negative status."""
         found: int = getattr(self.library, name)(self.handle, *arguments)
         if found < 0:
             self.check(-found)
@@ -141,12 +141,12 @@ def instruction_sets() -> list[str]:
 
 
 def _in_use() -> Cpu | str:
-    """The kernels in use, or why there are none."""
+    """The kernels in use, or the reason why there are none."""
     return _cpu(_forced.get() or os.environ.get(ISA_VARIABLE) or None)
 
 
 def described() -> str:
-    """The instruction set in use and the others that there are, or why there is none."""
+    """The instruction set in use and the others available, or why there is none."""
     found = _in_use()
     if isinstance(found, str):
         return found
@@ -171,9 +171,9 @@ def _cpu(isa: str | None) -> Cpu | str:
 
 
 def torch_parallel() -> int | None:
-    """The address of what runs a function on torch's own threads; None where torch has none of OpenMP.
+    """The address of GOMP_parallel in torch's OpenMP runtime, to run on torch's own threads; None without OpenMP.
 
-    They spin for milliseconds after each of torch's operators; a second set of threads would wait for them.
+    Those spin for milliseconds after each of torch's operators; a second set of threads would wait for them.
     """
     if not torch.backends.openmp.is_available():  # type: ignore[no-untyped-call]
         return None
@@ -198,7 +198,7 @@ def forced(isa: str) -> Iterator[None]:
 
 
 def cpu() -> Cpu:
-    """The kernels in use: the best the processor has, or those that KINEMA_CPU_ISA names."""
+    """The kernels in use: the best that the processor supports, or those that KINEMA_CPU_ISA names."""
     found = _in_use()
     if isinstance(found, str):
         raise RuntimeError(found)
@@ -237,7 +237,7 @@ def workspace(count: int) -> int:
     """Address of this thread's scratch buffer. It only grows, so repeated steps do not allocate."""
     held: torch.Tensor | None = getattr(_local, "workspace", None)
     if held is None or held.numel() < count:
-        held = _local.workspace = None  # the old one is given back first
+        held = _local.workspace = None  # free the old one first
         held = _local.workspace = aligned_bytes(count)
     return held.data_ptr()
 
@@ -247,14 +247,14 @@ def address(t: torch.Tensor | None) -> int | None:
 
 
 def fp32(t: torch.Tensor | None) -> torch.Tensor | None:
-    """t in fp32 with its last axis dense: itself, if it is so."""
+    """t in fp32 with its last axis contiguous: t itself if it already is."""
     if t is None or (t.dtype == torch.float32 and (t.stride()[-1] == 1 or t.shape[-1] == 1)):
         return t
     return t.float().contiguous()
 
 
 def dense_fp32(t: torch.Tensor) -> torch.Tensor:
-    """t in fp32 and contiguous: itself, if it is so."""
+    """t in fp32 and contiguous: t itself if it already is."""
     return t if t.dtype == torch.float32 and t.is_contiguous() else t.float().contiguous()
 
 
@@ -269,7 +269,7 @@ def rope_table(rope: Rope | None) -> tuple[torch.Tensor | None, torch.Tensor | N
 
 
 def refuse_gradients(weight: torch.Tensor) -> None:
-    """What is packed is cut off from its graph: a backward pass would pass it by without a word."""
+    """Packing detaches a weight from its autograd graph: a backward pass would silently skip it."""
     if torch.is_grad_enabled() and weight.requires_grad:
         raise ValueError("the native kernels have no gradients, and a weight wants one: use backend='reference'")
 

@@ -10,22 +10,22 @@ FP8_MAX = 448.0  # largest finite float8_e4m3fn
 INT8_MAX = 127.0
 
 
-def wide(x: torch.Tensor) -> torch.Tensor:
-    """x in the dtype that statistics are taken in: fp32, or fp64 if x is fp64 (the tests' truth)."""
+def upcast(x: torch.Tensor) -> torch.Tensor:
+    """x in the dtype that statistics are computed in: fp32, or fp64 if x is fp64 (the tests' truth)."""
     return x if x.dtype == torch.float64 else x.to(torch.float32)
 
 
 def dense(t: torch.Tensor | None) -> torch.Tensor | None:
-    """t with the values of its last axis side by side: itself, if they are."""
+    """t with its last axis contiguous: t itself if it already is."""
     return t if t is None or t.stride()[-1] == 1 or t.shape[-1] == 1 else t.contiguous()
 
 
 def output_buffer(
     out: torch.Tensor | None, shape: Sequence[int], dtype: torch.dtype, device: torch.device, *, contiguous: int = 1
 ) -> torch.Tensor:
-    """The buffer a kernel writes into: the caller's `out`, of this shape and dtype, or a new one.
+    """The buffer that a kernel writes into: the caller's `out`, of this shape and dtype, or a new one.
 
-    contiguous: how many of the last axes a kernel takes to be dense.
+    contiguous: how many of the last axes the kernel assumes to be dense.
     """
     if out is None:
         return torch.empty(shape, dtype=dtype, device=device)

@@ -1,4 +1,4 @@
-"""Whether two tensors share memory: what a kernel writes must not be what it still reads."""
+"""Whether two tensors overlap in memory: a kernel must not write what it still reads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-WORK = 10_000  # steps of the search for a shared element; memory that is more entangled counts as shared
+WORK = 10_000  # steps of the search for a shared element; what it cannot decide counts as shared
 
 
 def outside(first: int, end: int, t: torch.Tensor) -> bool:
@@ -21,7 +21,7 @@ def outside(first: int, end: int, t: torch.Tensor) -> bool:
 
 
 def span(t: torch.Tensor) -> tuple[int, int]:
-    """The addresses of t's first byte and of the byte behind its last one."""
+    """The addresses of t's first byte and of the byte after its last one."""
     first = t.data_ptr()
     if t.is_contiguous():
         return first, first + t.nbytes
@@ -34,7 +34,7 @@ def span(t: torch.Tensor) -> tuple[int, int]:
 
 
 def share(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether an element of a lies on one of b. Columns of one buffer, side by side, do not."""
+    """Whether a and b have an element's memory in common. Different columns of one buffer do not."""
     first, end = span(a)
     if outside(first, end, b):
         return False
@@ -46,14 +46,14 @@ def share(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def alike(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether a and b, of one shape, are the same elements in the same order."""
+    """Whether a and b, of one shape, are views of the same elements in the same order."""
     if a.data_ptr() != b.data_ptr() or a.dtype != b.dtype:
         return False
     return a.stride() == b.stride() or _steps(a) == _steps(b)
 
 
-def folded(t: torch.Tensor) -> bool:
-    """Whether two elements of t may lie in one place, as those of an expanded axis do."""
+def has_internal_overlap(t: torch.Tensor) -> bool:
+    """Whether two elements of t may share memory, as those of an expanded axis do."""
     if t.is_contiguous():
         return False
     reach = 0
@@ -70,7 +70,7 @@ def _steps(t: torch.Tensor) -> list[tuple[int, int]]:
 
 
 class _Memory:
-    """A tensor's addresses for numpy, which compares them and reads nothing there: they may be a GPU's."""
+    """A tensor's addresses for NumPy, which compares them and reads nothing: they may be on a GPU."""
 
     def __init__(self, t: torch.Tensor) -> None:
         self.__array_interface__ = {

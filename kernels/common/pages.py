@@ -1,4 +1,4 @@
-"""Memory for what is large and is read again and again: packed weights, maps between layers, scratch."""
+"""Memory for large buffers that are read again and again: packed weights, activations, scratch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ HUGE_PAGE = 2 * 2**20
 
 
 def aligned_bytes(count: int) -> torch.Tensor:
-    """uint8 [count] that begins at a cache line; if it holds a huge page, at one, outside of the heap.
+    """uint8 [count], aligned to a cache line; if it is at least a huge page, aligned to one and outside the heap.
 
-    Huge pages, because the addresses of small ones take a part of the time in which a product reads its panels. Outside
-    of the heap, because there each panel would lie in the hole that its matrix left, and the next matrix not fit in.
+    Huge pages, because TLB misses on small ones take part of the time in which a product reads its panels. Outside the
+    heap, because there each panel would be put into the hole that its matrix left, and the next matrix would not fit.
     """
     if count >= HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
         huge = _huge_pages(count)
@@ -27,13 +27,13 @@ def aligned_bytes(count: int) -> torch.Tensor:
 
 
 def _huge_pages(count: int) -> torch.Tensor | None:
-    """uint8 [count] at a huge page; None if the system cannot map that much: the heap's own error is clearer."""
+    """uint8 [count] at a huge page; None if the system cannot map that much: the heap's own error is then clearer."""
     try:
         mapping = mmap.mmap(-1, count + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError:
         return None
     start = -torch.frombuffer(mapping, dtype=torch.uint8).data_ptr() % HUGE_PAGE
     with suppress(OSError):  # a system without huge pages: these are small ones then
-        # what does not fill a page is left to small ones, so that no more memory is taken than is used
+        # the remainder that does not fill a huge page stays on small ones, so that no more memory is taken than used
         mapping.madvise(mmap.MADV_HUGEPAGE, start, count // HUGE_PAGE * HUGE_PAGE)
     return torch.frombuffer(mapping, dtype=torch.uint8, count=count, offset=start)

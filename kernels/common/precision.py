@@ -1,4 +1,4 @@
-"""What `precision=` means: the dtype weights are stored in, and the dtype that flows between ops."""
+"""What `precision=` means: the dtype that weights are stored in, and that of activations between ops."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from kinema.ops.common.quantized import QuantKind
 
 Storage = Literal["planned", "wide", "exact", "convolution", "fp32", "table"]
-"""How a model keeps a tensor. Matrices of linears: "planned" as the precision says, "wide" in more than 8 bits, "exact"
-in fp32. "convolution": as the implementation of conv3d packs it. "fp32": as it is. "table": its rows stay in its file.
+"""How a model keeps a tensor. Matrices of linears: "planned" as the precision says, "wide" never in 8 bits, "exact" in
+fp32. "convolution": as the implementation of conv3d packs it. "fp32": unpacked. "table": its rows stay in its file.
 """
 
 
 @dataclass(frozen=True)
 class Precision:
-    """Numbers of one model on one kind of device.
+    """The number formats of one model on one kind of device.
 
     `weights` is the storage of the blocks' linear weights, `activations` the dtype between ops, and
     `quantize_activations` the per-token format of a linear's input (None: not quantised). Norms, modulation
@@ -43,8 +43,8 @@ def _precisions(low: torch.dtype | None) -> dict[str, Precision]:
     }
 
 
-# A CPU widens stored weights in registers and computes in fp32; its products of bf16, where it has them, round for
-# themselves what they read. A GPU has tensor cores for the narrow formats.
+# A CPU widens stored weights in registers and computes in fp32; its bf16 products, where it has them, round their
+# inputs themselves. A GPU has tensor cores for the narrow formats.
 PRECISIONS: dict[str, dict[str, Precision]] = {
     "cpu": _precisions(low=None),
     "cuda": _precisions(low=torch.bfloat16),

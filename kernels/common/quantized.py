@@ -26,7 +26,7 @@ class Quantized:
 
     @staticmethod
     def empty(shape: Sequence[int], kind: QuantKind, device: torch.device) -> Quantized:
-        """Memory for an x [..., C] of this shape."""
+        """Uninitialised, for an x [..., C] of this shape."""
         dtype = torch.int8 if kind == "int8" else torch.float8_e4m3fn
         scale = torch.empty((*shape[:-1], 1), dtype=torch.float32, device=device)
         return Quantized(torch.empty(shape, dtype=dtype, device=device), scale)

@@ -73,8 +73,7 @@ class Rope:
         check_floats("the table of sines", sin, shape, device)
 
     def rotate(self, x: torch.Tensor) -> torch.Tensor:
-        """Plain PyTorch truth. x: [B, N, S, D] that the tables fit → the same, in x's dtype, computed in fp32 (fp64 if
-        x is)."""
+        """The reference, in plain PyTorch. x: [B, N, S, D] → the same in x's dtype, computed in fp32 (fp64 if x is)."""
         length = self.cos.shape[-2]
         part = x[:, :, self.start : self.start + length]
         part = part if part.dtype == torch.float64 else part.float()

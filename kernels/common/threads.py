@@ -1,4 +1,4 @@
-"""How many threads native calls take, and what becomes of torch's own in a forked child."""
+"""How many threads native calls use, and what happens to torch's own in a forked child."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _inherited: int | None = None  # in a forked child: what torch's number was befo
 
 @contextmanager
 def using_threads(count: int | None) -> Iterator[None]:
-    """Native calls in this block take `count` threads, and so do torch's operators; None: torch's own number.
+    """Native calls in this block use `count` threads, and so do torch's operators; None: torch's own number.
 
-    The block is this thread's (and context's): others keep theirs, and so does a thread that starts meanwhile. Behind
-    it torch's number is what it was. Not around a `yield`: whoever takes what is yielded would be in the block too.
+    It applies to this thread (and context): others keep theirs, and so does a thread that starts meanwhile. After it
+    torch's number is what it was. Not around a `yield`: the consumer of what is yielded would run in the block too.
     """
     if count is None:
         yield
         return
     if count < 1:
         raise ValueError(f"threads is {count}, wanted 1 or more, or None for torch's own number")
-    with _setting:  # a thread's first look takes the default, which another may be changing for a moment
+    with _setting:  # a thread's first read takes the default, which another may be changing for a moment
         before = torch.get_num_threads()
     token = _count.set(count)
     try:
@@ -43,15 +43,15 @@ def using_threads(count: int | None) -> Iterator[None]:
 
 
 def thread_count() -> int:
-    """How many threads a native call takes here."""
+    """How many threads a native call uses here."""
     return _count.get() or _inherited or torch.get_num_threads()
 
 
 def _set_for_this_thread(count: int) -> None:
-    """torch.set_num_threads, of the calling thread alone.
+    """torch.set_num_threads for the calling thread only.
 
-    It sets the default of threads that have not used torch yet as well. Such a thread, made for the purpose, is also
-    the only one that can read the default and put it back.
+    torch's function also sets the default of threads that have not used torch yet. Only such a thread, made for the
+    purpose, can read that default and restore it.
     """
     if _inherited is not None or torch.get_num_threads() == count:
         return
@@ -74,8 +74,8 @@ def _in_a_new_thread(function: Callable[[], T]) -> T:
 def survive_forks() -> None:
     """From now on a child that Python forks can compute.
 
-    OpenMP's threads stay behind with the parent, and the first of torch's operators that wants them would wait for
-    ever: in the child torch has one thread. Native calls have as many as in the parent, of the library's own.
+    OpenMP's threads stay behind in the parent, and the first of torch's operators that needs them would wait forever:
+    in the child torch has one thread. Native calls have as many as in the parent, the library's own.
     """
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_after_fork)
@@ -84,5 +84,5 @@ def survive_forks() -> None:
 def _after_fork() -> None:
     global _inherited, _setting
     _inherited = _inherited or torch.get_num_threads()
-    _setting = threading.Lock()  # whoever held the old one is not here
+    _setting = threading.Lock()  # the thread that held the old one does not exist here
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""What the host must know of a GPU to launch on it: its multiprocessors, and what its copy engine can address."""
+"""What the host must know about a GPU to launch on it: its multiprocessors, and what its copy engine can address."""
 
 from __future__ import annotations
 

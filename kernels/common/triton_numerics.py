@@ -1,8 +1,8 @@
-"""Numbers inside Triton kernels: fp32 in registers, narrow only in memory and in tensor cores.
+"""Numbers inside Triton kernels: fp32 in registers, narrower only in memory and in tensor cores.
 
-Triton's interpreter adds and multiplies bf16 as bit patterns, cuts where it should round, and drops carries into
-e4m3 (tests/triton/test_interpreter_canaries.py). So kernels widen what they load, and narrow and multiply
-through the helpers here, which are right in both worlds.
+Triton's interpreter adds and multiplies bf16 as bit patterns, truncates where it should round, and drops carries into
+e4m3 (tests/triton/test_interpreter_canaries.py). So kernels convert what they load to fp32, and cast and multiply
+through the helpers here, which are right both compiled and interpreted.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from kinema.ops.common.triton_target import interpreted
 
 INTERPRETED = tl.constexpr(interpreted())
 LOG2_E = tl.constexpr(1.4426950408889634)
-# adding and taking away 1.5·2^23 leaves a float of at most 2^22 rounded to a whole number, to nearest even
+# adding and subtracting 1.5·2^23 rounds a float of at most 2^22 to an integer, to nearest even
 ROUNDER = tl.constexpr(12582912.0)
-# the fewest channels that a product of fp32 takes: Triton 3.6 refuses less than a tensor core would take
+# the fewest channels that an fp32 product takes: Triton 3.6 refuses fewer than a tensor core would take
 FEWEST_FP32 = 8 if tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 9) else 16
 
 
 @triton.jit
-def wide(x):
+def fp32(x):
     """x in fp32."""
     return x.to(tl.float32)
 
 
 @triton.jit
-def narrow(x, dtype: tl.constexpr):
+def cast(x, dtype: tl.constexpr):
     """fp32 → dtype, to nearest even; e4m3 and int8 saturate, as `quantize` wants."""
     if dtype == tl.int8:
         return (tl.minimum(tl.maximum(x, -127.0), 127.0) + ROUNDER - ROUNDER).to(tl.int8)
@@ -46,9 +46,9 @@ def narrow(x, dtype: tl.constexpr):
 
 @triton.jit
 def rounded(x, dtype: tl.constexpr, CUDA: tl.constexpr):
-    """(x in dtype, the same widened again). x: fp32. CUDA: not a GPU of AMD.
+    """(x in dtype, the same back in fp32). x: fp32. CUDA: not an AMD GPU.
 
-    bf16 that is narrowed and widened value by value costs as much as an exponential: so it is narrowed in pairs.
+    Converting to bf16 and back value by value costs as much as an exponential: so it is done in pairs.
     """
     if dtype == tl.bfloat16 and CUDA and not INTERPRETED:
         return tl.inline_asm_elementwise(
@@ -60,13 +60,13 @@ def rounded(x, dtype: tl.constexpr, CUDA: tl.constexpr):
             pack=2,
         )
     else:
-        narrowed = narrow(x, dtype)
-        return narrowed, wide(narrowed)
+        narrowed = cast(x, dtype)
+        return narrowed, fp32(narrowed)
 
 
 @triton.jit
 def dot(a, b, acc):
-    """acc + a·b with sums in fp32; fp32 factors are multiplied as fp32, never as tf32.
+    """acc + a·b, accumulated in fp32; fp32 factors are multiplied as fp32, never as tf32.
 
     a: [M, K]; b: [K, N], of one dtype; acc: [M, N] fp32. e4m3 has its own: see `dot_fp8`.
     """
@@ -94,14 +94,14 @@ def dot_fp8(a, b, acc, PROMOTE: tl.constexpr):
     if INTERPRETED:
         return acc + tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
     elif PROMOTE:
-        # the limit does nothing to a sum that begins at zero, but without one Triton folds the addition into the dot
+        # the limit has no effect on a sum that begins at zero, but without it Triton folds the addition into the dot
         return acc + tl.dot(a, b, max_num_imprecise_acc=a.shape[1])
     else:
         return tl.dot(a, b, acc)
 
 
 @triton.jit
-def wide_e4m3(code):
+def fp32_from_e4m3(code):
     """The fp32 value of e4m3 bits in uint8, exactly: also where the hardware does not know the format."""
     # sign, exponent and mantissa in the places of fp16, whose exponent is biased by 8 more
     bits = ((code & 0x80).to(tl.uint16) << 8) | ((code & 0x7F).to(tl.uint16) << 7)

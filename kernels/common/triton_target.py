@@ -1,4 +1,4 @@
-"""Where Triton kernels run: asked by the plan, so triton itself is not imported here."""
+"""Where Triton kernels run. The plan imports this, so triton itself is not imported here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OLDEST_FP8 = 89
 
 
 def interpreted() -> bool:
-    """Whether Triton runs kernels in Python on the CPU, as it decides when it is first imported."""
+    """Whether Triton runs kernels in Python on the CPU, which it decides when it is first imported."""
     return os.environ.get(INTERPRET_VARIABLE) == "1"
 
 
@@ -60,14 +60,14 @@ def _too_old(target: Target, what: str, oldest: int) -> list[str]:
     return [f"{what} needs compute capability {_dotted(oldest)}, the GPU has {_dotted(arch)}"]
 
 
-def triton_reluctant(target: Target) -> list[str]:
-    """The interpreter proves kernels; it is no way to run a model."""
+def triton_not_preferred(target: Target) -> list[str]:
+    """The interpreter is for testing kernels, not for running models."""
     return ["interpreted Triton is for tests"] if target.device.type == "cpu" else []
 
 
 def triton_implementation(op: str, unsupported: Callable[[Target], list[str]] = triton_unsupported) -> Implementation:
     """The record of `kernels/<op>/triton.py`."""
-    return Implementation("triton", f"kinema.ops.{op}.triton", unsupported, triton_reluctant)
+    return Implementation("triton", f"kinema.ops.{op}.triton", unsupported, triton_not_preferred)
 
 
 def _dotted(arch: int) -> str:

@@ -1,7 +1,7 @@
 """What `kinema tune` found on this GPU: which candidate of a kernel's table is fastest for which calls.
 
-A file for each GPU in the cache folder (cache_files.py). It is read once, at the first launch on that GPU, and what
-is missing, damaged or made of other kernels is not used: the table's first candidate is. Nothing here measures.
+A file for each GPU in the cache folder (cache_files.py), read once, at the first launch on that GPU. Where it is
+missing, damaged or made with other kernels, the table's first candidate is used. Nothing here measures.
 """
 
 from __future__ import annotations
@@ -22,36 +22,33 @@ from kinema.ops.common.cache_files import cache_folder, write_whole
 
 FORMAT = 1
 _KERNELS = Path(__file__).resolve().parents[1]
-# what every kernel is made with; an op's own are its triton*.py
+# sources that every kernel depends on; an op's own are its triton*.py
 _SHARED = ("launch.py", "triton_device.py", "triton_numerics.py")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """candidate: its number in the table. config: what that is, in words. microseconds: of each, None: did not run."""
+    """candidate: its index in the table. config: its description. microseconds: of each; None: it did not run."""
 
     candidate: int
     config: str = ""
     microseconds: tuple[float | None, ...] = ()
 
 
-@lru_cache(maxsize=4096)  # a launch asks for it, and a model has few shapes
+@lru_cache(maxsize=4096)  # every launch needs it, and a model has few shapes
 def key(table: str, shape: tuple[int | str, ...]) -> str:
-    """A table and the kind of call: sizes rounded up to powers of two, and words."""
+    """The table and the kind of call: sizes rounded up to powers of two, and words."""
     kind = [str(1 << (n - 1).bit_length() if n > 1 else n) if isinstance(n, int) else n for n in shape if n != ""]
     return f"{table}: {' '.join(kind)}"
 
 
 def choices(device: torch.device) -> Mapping[str, int]:
-    """{key: number of the candidate} for the GPU that `device` is."""
+    """{key: index of the candidate} for the GPU that `device` is."""
     return _choices(gpu_name(device))
 
 
 def remember(device: torch.device, made: Mapping[str, Choice]) -> None:
-    """Use these from now on, and write them beside what the file holds of kernels that are still the same.
-
-    Raises OSError.
-    """
+    """Use these from now on, and add them to the file's choices for kernels that have not changed. Raises OSError."""
     gpu = gpu_name(device)
     known = {**read(gpu)[0], **made}
     ops = sorted({_op(name) for name in known})
@@ -70,7 +67,7 @@ def remember(device: torch.device, made: Mapping[str, Choice]) -> None:
 
 
 def read(gpu: str) -> tuple[dict[str, Choice], str | None]:
-    """What can be used of a GPU's file, and what is wrong with it, if anything."""
+    """The usable choices in a GPU's file, and what is wrong with it, if anything."""
     path = file(gpu)
     try:
         text = path.read_text(encoding="utf-8")
@@ -95,7 +92,7 @@ def read(gpu: str) -> tuple[dict[str, Choice], str | None]:
 
 
 def status(device: torch.device) -> str:
-    """In words: how much is tuned for the GPU that `device` is, and what to do if nothing is."""
+    """A sentence: how much is tuned for the GPU that `device` is, and what to do if nothing is."""
     gpu = gpu_name(device)
     found, wrong = read(gpu)
     if wrong is not None:
@@ -106,18 +103,18 @@ def status(device: torch.device) -> str:
 
 
 def file(gpu: str) -> Path:
-    """Where the choices of a GPU lie."""
+    """The path of a GPU's choices."""
     return cache_folder() / "tuned" / f"{re.sub(r'[^A-Za-z0-9.]+', '-', gpu)}.json"
 
 
 def gpu_name(device: torch.device) -> str:
-    """What the driver calls the GPU; "interpreter" on a CPU."""
+    """The driver's name for the GPU; "interpreter" on a CPU."""
     return _gpu_name(device.index or 0) if device.type == "cuda" else "interpreter"
 
 
 @lru_cache(maxsize=16)
 def fingerprint(op: str) -> str:
-    """Of the sources that an op's kernels and candidates are made of."""
+    """A hash of the sources of an op's kernels and candidates."""
     sources = [*sorted((_KERNELS / op).glob("triton*.py")), *(_KERNELS / "common" / name for name in _SHARED)]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
 

@@ -61,8 +61,8 @@ class Conv3d(Protocol):
     ) -> torch.Tensor:
         """y = conv(past frames ++ upsample(act(norm(x)))) + bias + residual.
 
-        x: [B, Cin, T, H, W], any strides (a channels-last tensor stays so). T may be 0: no frames give none, and leave
-        the cache as it is. H and W are at least 1, and no smaller than the kernel when they are upsampled and padded.
+        x: [B, Cin, T, H, W], any strides (a channels-last tensor stays so). T may be 0: the result has no frames, and
+        the cache stays. H and W are at least 1, and no smaller than the kernel when they are upsampled and padded.
         norm: [Cin], the weight of x/max(‖x‖₂ over channels, 1e-12)·√Cin·weight. upsample: nearest, over H and W.
         cache: [B, Cin, history, H, W] (after upsampling, if any), the frames before x as this convolution saw
         them; read, then overwritten with the last `history` frames, so that a clip in chunks equals the

@@ -9,12 +9,12 @@ from typing import Literal
 import torch
 
 from kinema.ops.common.arguments import FLOATS, check_floats, check_out, misfit
-from kinema.ops.common.overlap import folded, share
+from kinema.ops.common.overlap import has_internal_overlap, share
 from kinema.ops.conv3d import Conv3d, Conv3dWeight
 
 
 def checked(run: Callable[..., torch.Tensor]) -> Conv3d:
-    """`run`, called with what fits the contract and has elements, and with the result's shape; cache: if it is used."""
+    """`run`, called only with valid arguments that are not empty, the result's shape, and no cache that is unused."""
 
     @wraps(run)
     def conv3d(
@@ -60,7 +60,7 @@ def checked(run: Callable[..., torch.Tensor]) -> Conv3d:
 
 
 def _result_shape(x: torch.Tensor, weight: Conv3dWeight, upsample: int) -> tuple[int, int, int, int, int]:
-    """[B, Cout, T', H', W'] of what x, which fits the weight, becomes."""
+    """The result's shape [B, Cout, T', H', W']; ValueError unless x fits the weight."""
     device = weight.device
     if x.ndim != 5 or x.shape[1] != weight.in_channels or x.dtype not in FLOATS or x.device != device:
         raise misfit("x", x, f"floats [B, {weight.in_channels} channels, T, H, W] on {device}, as the weight")
@@ -85,7 +85,7 @@ def _check_cache(cache: torch.Tensor, x: torch.Tensor, history: int, upsample: i
         raise misfit("cache", cache, f"floats {wanted} on {x.device}: {history} past frames of x")
     if x.is_meta:
         return
-    if folded(cache):
+    if has_internal_overlap(cache):
         raise ValueError(f"cache has strides {cache.stride()}, wanted a place of its own for each value")
     if share(cache, x):
         raise ValueError("cache shares memory with x, wanted memory of its own: it is overwritten")
@@ -97,7 +97,7 @@ def kernel_and_padding(
     stride: tuple[int, int, int],
     padding: tuple[int, int, int, int] | None,
 ) -> tuple[torch.Tensor, tuple[int, int, int, int]]:
-    """The kernel as [Cout, Cin, kt, kh, kw] and its padding; ValueError unless all fit each other."""
+    """The kernel as [Cout, Cin, kt, kh, kw] and its padding; ValueError unless the arguments match."""
     kernel = weight.unsqueeze(2) if weight.ndim == 4 else weight
     if kernel.ndim != 5 or 0 in kernel.shape or not kernel.is_floating_point():
         raise misfit("weight", weight, "floats [Cout, Cin, kt, kh, kw] or [Cout, Cin, kh, kw]")

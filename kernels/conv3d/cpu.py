@@ -77,10 +77,10 @@ class Conv3dArguments(ctypes.Structure):
 
 # With fewer channels to sum over, the transforms cost more than they save.
 WINOGRAD_CHANNELS = 8
-# F(4×4) takes four times a kernel's memory, F(2×2) 16/9: larger ones stay with that, and are those of smaller pictures.
+# F(4×4) takes four times a kernel's memory, F(2×2) 16/9: larger kernels, which see smaller pictures, use F(2×2).
 # 16 MB, for 192 → 192 channels too, would decode Wan 2.1's clips 8 to 14 % faster and take 53 MB more.
 LARGE_TILE_BYTES = 8 << 20
-# So few output channels (of a picture) have a direct kernel of their own, csrc/cpu/conv3d_few.h.
+# Up to this many output channels (a picture's) have a direct kernel of their own, csrc/cpu/conv3d_few.h.
 FEW_OUTPUTS = 3
 
 
@@ -88,7 +88,7 @@ FEW_OUTPUTS = 3
 class CpuWeight(Conv3dWeight):
     """panels: uint8, laid out by the instruction set of `cpu`, taps before channels; bias: [Cout] fp32.
 
-    winograd: outputs of a side of the tiles that they are transformed for; 0: they are not.
+    winograd: outputs per side of the tiles that the weights are transformed for; 0: untransformed.
     """
 
     cpu: Cpu
@@ -110,7 +110,7 @@ def pack_conv3d(
 
 
 def _tile(kernel: Sequence[int]) -> int:
-    """Outputs of a tile's side, of a kernel [Cout, Cin, (kt,) kh, kw] without strides; 0 if it is summed directly."""
+    """Outputs per side of a Winograd tile, for a kernel [Cout, Cin, (kt,) kh, kw] of stride 1; 0 if it is direct."""
     out, into, *taps, height, width = kernel
     if (height, width) != (3, 3) or into < WINOGRAD_CHANNELS or out <= FEW_OUTPUTS:
         return 0
@@ -120,7 +120,7 @@ def _tile(kernel: Sequence[int]) -> int:
 
 
 def packed_bytes(kernel: Sequence[int]) -> int:
-    """Of a kernel [Cout, Cin, (kt,) kh, kw] without strides, in panels that are full."""
+    """Bytes of a packed kernel [Cout, Cin, (kt,) kh, kw] of stride 1, if its panels are full."""
     tile = _tile(kernel)
     return 4 * math.prod(kernel) * ((tile + 2) ** 2 if tile else 9) // 9
 
@@ -180,7 +180,7 @@ def conv3d(
     batch, channels, frames, height, width = x.shape
     if residual is not None:
         residual = residual.float().movedim(1, -1).contiguous()
-    # channels last in memory; an `out` that lies so is written directly
+    # channels last in memory; an `out` with that layout is written directly
     direct = out is not None and out.movedim(1, -1).is_contiguous()
     if out is not None and direct:
         y = out.movedim(1, -1)

@@ -1,6 +1,6 @@
-"""`conv3d` on the native CPU kernels as the plain sum over its taps, whatever the shape.
+"""`conv3d` on the native CPU kernels as direct convolution, whatever the shape.
 
-What Winograd's transforms are measured against, in speed and in error.
+The baseline for Winograd's speed and error.
 """
 
 from kinema.ops.conv3d.cpu import conv3d, pack_direct

@@ -8,11 +8,11 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from kinema.ops.common import Target, wide, write_result
+from kinema.ops.common import Target, upcast, write_result
 from kinema.ops.conv3d import Conv3dWeight
 from kinema.ops.conv3d.check import checked, kernel_and_padding
 
-# On a CPU, torch runs F.conv3d of a single clip with Cin·T·H up to this as a naive loop.
+# On a CPU, torch runs F.conv3d of a single clip with Cin·T·H up to this value as a naive loop.
 NAIVE_LIMIT = 20480
 
 
@@ -56,9 +56,9 @@ def conv3d(
     assert isinstance(weight, ReferenceWeight)
     h = _channels_last(x)
     if norm is not None:
-        length = torch.linalg.vector_norm(wide(h), dim=1, keepdim=True).clamp_min(1e-12)
+        length = torch.linalg.vector_norm(upcast(h), dim=1, keepdim=True).clamp_min(1e-12)
         gain = norm.to(length.dtype).view(-1, 1, 1, 1)
-        h = (wide(h) * (weight.in_channels**0.5 / length) * gain).to(x.dtype)
+        h = (upcast(h) * (weight.in_channels**0.5 / length) * gain).to(x.dtype)
     if activation == "silu":
         h = F.silu(h)
     if upsample > 1:
@@ -86,7 +86,7 @@ def _channels_last(x: torch.Tensor) -> torch.Tensor:
 
 
 def _with_past(h: torch.Tensor, history: int, cache: torch.Tensor | None) -> torch.Tensor:
-    """h [B, C, T, H, W] behind its `history` past frames, the last of which go back to the cache."""
+    """h [B, C, T, H, W] after its `history` past frames; the last frames go back to the cache."""
     if cache is None:
         return F.pad(h, (0, 0, 0, 0, history, 0))
     h = torch.cat((cache.to(h.dtype), h), dim=2)
@@ -99,7 +99,7 @@ def _convolve(h: torch.Tensor, weight: ReferenceWeight, padding: tuple[int, int]
     batch, channels, frames, height, _ = h.shape
     if h.device.type == "cuda":
         known = torch.backends.cudnn
-        # fp32 means fp32: by itself cuDNN rounds its factors to ten bits
+        # fp32 means fp32: by default cuDNN rounds its inputs to tf32
         with known.flags(
             enabled=known.enabled, benchmark=known.benchmark, deterministic=known.deterministic, allow_tf32=False
         ):

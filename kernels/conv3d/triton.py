@@ -1,4 +1,4 @@
-"""`conv3d` in Triton: what is launched when. triton_prepare.py and triton_kernel.py are the kernels."""
+"""`conv3d` in Triton: tables and launches. triton_prepare.py and triton_kernel.py have the kernels."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import torch
 import triton
 
 from kinema.ops.common import Target, dense, output_buffer
-from kinema.ops.common.launch import Config, Table, configure, launch
+from kinema.ops.common.launch import Config, Table, launch, select_config
 from kinema.ops.common.triton_numerics import FEWEST_FP32
 from kinema.ops.conv3d import Conv3dWeight
 from kinema.ops.conv3d.check import checked, kernel_and_padding
 from kinema.ops.conv3d.triton_kernel import conv3d_kernel
 from kinema.ops.conv3d.triton_prepare import prepare_kernel
 
-# ELEMENTS: the channels of the positions that a program holds, of which it does at most POSITIONS
+# ELEMENTS: channels times positions that a program holds, at most POSITIONS of them
 PREPARE: Table = {
     0: Config({"ELEMENTS": 256, "POSITIONS": 16}),
     80: Config({"ELEMENTS": 2048, "POSITIONS": 64}, warps=4, stages=1),
 }
 # A thread of the second candidate does as much as one of the first, and a weight serves twice as many positions. One of
-# the third does half: where two programs fit, more warps hide what they wait for, and read more of shared memory.
+# the third does half: where two programs fit, more warps hide latency, but read more shared memory.
 PRODUCT_FP32: Table = {
     0: Config({"ROWS": 128, "FEATURES": 16}),
     80: (
@@ -40,7 +40,7 @@ TABLES: dict[str, Table] = {"conv3d/prepare": PREPARE, "conv3d/fp32": PRODUCT_FP
 # columns of a program, as two powers of two: video VAEs have multiples of 96 and of 160 channels
 WIDTHS = ((16, 0), (32, 0), (64, 0), (64, 32), (128, 0), (128, 32))
 MANY_ROWS = 1 << 16  # from here on there are tiles for every GPU, and calls are of one kind
-# what gathering the left side costs a program, in columns
+# the cost of gathering a program's left side, in columns
 GATHER = 16
 
 
@@ -97,9 +97,9 @@ def conv3d(
 def _prepare(
     x: torch.Tensor, norm: torch.Tensor | None, activation: str, upsample: int, cache: torch.Tensor | None, past: int
 ) -> tuple[torch.Tensor, int, int]:
-    """x normed, activated and behind the frames of its cache, which then holds its last frames; channels innermost.
+    """x normalised, activated and after the frames of its cache, which then holds its last frames; channels innermost.
 
-    Returns it with what is still to be done: upsampling, which only a cache's frames need here, and zeros in front.
+    Returns it with what is left to do: the upsampling, unless there is a cache, and the zero frames in front.
     """
     batch, channels, frames, height, width = x.shape
     now, left = (1, upsample) if cache is None else (upsample, 1)
@@ -107,7 +107,7 @@ def _prepare(
     height, width = height * now, width * now
     y = torch.empty(batch, history + frames, height, width, channels, dtype=x.dtype, device=x.device)
     block = triton.next_power_of_2(channels)
-    table = configure("conv3d/prepare", TABLES["conv3d/prepare"], x.device)
+    table = select_config("conv3d/prepare", TABLES["conv3d/prepare"], x.device)
     positions = min(table.blocks["POSITIONS"], max(1, table.blocks["ELEMENTS"] // block))
     launch(
         prepare_kernel,
@@ -147,11 +147,11 @@ def _multiply(
     batch, columns, frames, height, width = y.shape
     channels = weight.in_channels
     rows = batch * frames * height * width
-    narrow = x.dtype.itemsize == 2
-    name = "conv3d" if narrow else "conv3d/fp32"
+    is_16_bit = x.dtype.itemsize == 2
+    name = "conv3d" if is_16_bit else "conv3d/fp32"
     taps = math.prod(weight.kernel)
-    table = configure(name, TABLES[name], x.device, min(rows, MANY_ROWS), columns, channels, taps)
-    features = _features(channels, 16 if narrow else FEWEST_FP32, table.blocks["FEATURES"])
+    table = select_config(name, TABLES[name], x.device, min(rows, MANY_ROWS), columns, channels, taps)
+    features = _features(channels, 16 if is_16_bit else FEWEST_FP32, table.blocks["FEATURES"])
     whole = channels % features == 0
     widths = WIDTHS if whole else WIDTHS[:-1]  # masks take registers
     column, more = min(widths, key=lambda width: triton.cdiv(columns, sum(width)) * (sum(width) + GATHER))
@@ -192,7 +192,7 @@ def _multiply(
 
 
 def _features(channels: int, least: int, most: int) -> int:
-    """Channels of one product, a power of two: what leaves least over, of equals the largest if it leaves nothing.
+    """Channels of one product, a power of two with the least padding; of equals the largest if there is none.
 
     least: what one instruction sums, on tensor cores or in fp32.
     """
@@ -201,6 +201,6 @@ def _features(channels: int, least: int, most: int) -> int:
 
 
 def _strides(name: str, t: torch.Tensor | None) -> dict[str, int]:
-    """Of [B, C, T, H, W], by the kernels' names for them."""
+    """Strides of t [B, C, T, H, W], by the kernels' parameter names."""
     strides = (0,) * 5 if t is None else t.stride()
     return {f"{name}_{axis}": stride for axis, stride in zip("bcthw", strides, strict=True)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kinema.ops.common.triton_numerics import dot, narrow, wide
+from kinema.ops.common.triton_numerics import cast, dot, fp32
 
 
 @triton.jit(do_not_specialize=["rows", "frames", "height", "width", "x_height", "x_width"])  # one build for every size
@@ -65,7 +65,7 @@ def conv3d_kernel(
     m = tl.program_id(0) // across * ROWS + tl.arange(0, ROWS)
     n = tl.program_id(0) % across * (COLUMNS + MORE)
     real = m < rows
-    m = tl.minimum(m, rows - 1)  # beyond the end the last row is repeated: what it gives is not stored
+    m = tl.minimum(m, rows - 1)  # beyond the end the last row is repeated: its result is not stored
     b = (m // width // height // frames).to(tl.int64)
     t, h, w = m // width // height % frames, m // width % height, m % width
     t0, h0, w0 = t * ST - FRONT, h * SH - TOP, w * SW - LEFT
@@ -130,7 +130,7 @@ def _columns(n, columns, COUNT: tl.constexpr):
 @triton.jit
 def _multiply(a, w, acc):
     """acc + a·w in a's dtype, to which the fp32 weights w are rounded."""
-    return dot(a, narrow(w, a.dtype), acc)
+    return dot(a, cast(w, a.dtype), acc)
 
 
 @triton.jit
@@ -143,5 +143,5 @@ def _store(value, n, columns, bias, residual_rows, residual_c, y_rows, y_c, real
         value = value + tl.load(bias + n, mask=exists)[None, :]
     n = n.to(tl.int64)[None, :]
     if residual_rows is not None:
-        value = value + wide(tl.load(residual_rows[:, None] + n * residual_c, mask=mask))
-    tl.store(y_rows[:, None] + n * y_c, narrow(value, y_rows.dtype.element_ty), mask=mask)
+        value = value + fp32(tl.load(residual_rows[:, None] + n * residual_c, mask=mask))
+    tl.store(y_rows[:, None] + n * y_c, cast(value, y_rows.dtype.element_ty), mask=mask)

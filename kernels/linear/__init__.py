@@ -22,7 +22,7 @@ class LinearWeight:
     """A weight in the layout of the implementation that packed it, on `device`; opaque to models.
 
     `gated` weights hold two projections of the same shape: y = act(x·W_gateᵀ) · (x·Wᵀ). activations: the dtype of
-    results where x is quantised already.
+    results if x is quantised already.
     """
 
     in_features: int
@@ -34,12 +34,12 @@ class LinearWeight:
 
     @property
     def code_top(self) -> int | None:
-        """The highest code of int8 activations that are codes (see `Linear`); None: they are as `quantize` has them."""
+        """The highest code of int8 activations that are codes (see `Linear`); None: they are those of `quantize`."""
         return None
 
     @property
     def rounds_to(self) -> torch.dtype | None:
-        """What x in fp32 is rounded to because products of that are faster; None: it is multiplied as it is."""
+        """The dtype that an fp32 x is rounded to because its products are faster; None: x is multiplied as it is."""
         return None
 
 
@@ -78,25 +78,25 @@ class Linear(Protocol):
     ) -> torch.Tensor:
         """y = residual + gate · act(n·Wᵀ + b), where n is x or, with a norm, `norm_modulate` of it.
 
-        x: [B, S, in], any stride over B and S; or a pair whose features are taken one after the other, as if
+        x: [B, S, in], any stride over B and S; or a pair whose features are read one after the other, as if
         concatenated (blocks that project attention and MLP together); or already quantised. If the target's
         precision quantises activations, x is quantised first, a pair with one scale per token over both: as
-        `quantize` does, or, of a weight with a `code_top`, to scale · (code − zero) with codes of 0 to that and
+        `quantize` does, or, for a weight with a `code_top`, to scale · (code − zero) with codes of 0 to that and
         scale = max(max(x, 0) − min(x, 0), 1e-12) / top, zero = round(−min(x, 0) / scale),
-        code = round(x / scale) + zero. With a weight's `rounds_to`, x or its norm is rounded to that.
+        code = round(x / scale) + zero. For a weight with a `rounds_to`, x or its norm is rounded to that.
         norm: of one x in 16 or 32 bits; n is rounded to x's dtype, or quantised straight from fp32.
-        activation: "gelu" is the exact erf form, "gelu_tanh" the tanh form, "quick_gelu" x·σ(1.702x); of
-        gated weights it is taken of the gate half.
+        activation: "gelu" is the exact erf form, "gelu_tanh" the tanh form, "quick_gelu" x·σ(1.702x); for
+        gated weights it applies to the gate half.
         gate: [B or 1, G, out] by group of tokens (see `by_group`), fp32 or x's dtype, any stride over B and G.
-        residual, out: [B, S, out]; `out` may be `residual` itself, and shares no memory with what else is read.
-        S and B may be 0. Sums accumulate in fp32.
+        residual, out: [B, S, out]; `out` may be `residual` itself, and shares no memory with anything else read.
+        S and B may be 0. Accumulates in fp32.
         Returns [B, S, out] in x's dtype; for quantised x in the target's dtype between ops.
         """
         ...
 
 
 def _triton_unsupported(target: Target) -> list[str]:
-    """e4m3 that is only stored is widened by the kernel itself; to multiply it needs the hardware."""
+    """e4m3 weights that are only stored are widened by the kernel itself; multiplying e4m3 needs the hardware."""
     precision = target.precision
     multiplied = precision.weights == torch.float8_e4m3fn and precision.quantize_activations is not None
     return fp8_unsupported(target) if multiplied else triton_unsupported(target)

@@ -25,7 +25,7 @@ ACTIVATIONS = get_args(Activation)
 
 
 def checked(run: Callable[..., torch.Tensor]) -> Linear:
-    """`run`, called with what fits the contract and has elements."""
+    """`run`, called only with valid arguments that are not empty."""
 
     @wraps(run)
     def linear(
@@ -67,7 +67,7 @@ def checked(run: Callable[..., torch.Tensor]) -> Linear:
 
 
 def _pair(x: tuple[torch.Tensor, ...]) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """The two halves of x, or the one that has features."""
+    """Both halves of x, or only the one that has features."""
     if len(x) != 2 or not all(isinstance(part, torch.Tensor) and part.ndim == 3 for part in x):
         raise ValueError(f"x is a tuple of {len(x)}, wanted a pair of tensors [B, S, features]")
     first, second = x
@@ -81,7 +81,7 @@ def _pair(x: tuple[torch.Tensor, ...]) -> torch.Tensor | tuple[torch.Tensor, tor
 def _read(
     x: torch.Tensor | Quantized | tuple[torch.Tensor, torch.Tensor], weight: LinearWeight
 ) -> tuple[torch.Tensor, ...]:
-    """The tensors that x is made of, which fit the weight; the first tells how many samples and tokens there are."""
+    """The tensors of x, checked against the weight; the first has the number of samples and tokens."""
     read: tuple[torch.Tensor, ...]
     if isinstance(x, Quantized):
         x.check()
@@ -111,7 +111,7 @@ def check_pack(
     gate_weight: torch.Tensor | None,
     gate_bias: torch.Tensor | None,
 ) -> None:
-    """ValueError unless these stack to one weight [out, in] with one bias [out], and the gate's are like them."""
+    """ValueError unless these stack to one weight [out, in] with one bias [out], and the gate's match them."""
     into = weights[0].shape[-1] if weights and weights[0].ndim else 0
     for weight in weights:
         if weight.ndim != 2 or weight.shape[1] != into or 0 in weight.shape or not weight.is_floating_point():

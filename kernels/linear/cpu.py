@@ -1,4 +1,4 @@
-"""`linear` on the native CPU kernels: weights packed into panels, and what a call is told (csrc/cpu/linear.h)."""
+"""`linear` on the native CPU kernels: weights packed into panels, and call arguments (csrc/cpu/linear.h)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from kinema.ops.linear.check import checked
 from kinema.ops.norm_modulate import Norm
 from kinema.ops.norm_modulate.cpu import norm_arguments, readable_norm
 
-IN_BF16 = (BF16, E4M3)  # weights whose numbers are bf16
+IN_BF16 = (BF16, E4M3)  # weights whose values are exact in bf16
 
 
 class LinearArguments(ctypes.Structure):
@@ -82,7 +82,7 @@ class CpuWeight(LinearWeight):
     dtype: int
     bias: torch.Tensor | None
     scale: torch.Tensor | None
-    quantize: bool  # x becomes codes, or bf16, as the weight wants
+    quantize: bool  # x is rounded to codes (int8 weights) or to bf16
 
     @property
     def code_top(self) -> int | None:

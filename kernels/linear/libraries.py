@@ -1,4 +1,4 @@
-"""PyTorch's matrix products: where they run, and where they are faster than Triton's. Asked by the plan."""
+"""PyTorch's matrix products: where they run, and where they are faster than Triton's. The plan imports this."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def torch_unsupported(target: Target) -> list[str]:
     if target.precision.quantize_activations != "fp8" or target.device.type == "cpu":
         return []
     if is_hip():
-        return ["torch._scaled_mm is used on GPUs of NVIDIA only"]
+        return ["torch._scaled_mm is used on NVIDIA GPUs only"]
     arch = architecture(target.device)
     if arch < OLDEST_FP8:
         return [f"e4m3 needs compute capability 8.9, the GPU has {arch // 10}.{arch % 10}"]
@@ -35,8 +35,8 @@ def torch_unsupported(target: Target) -> list[str]:
     return []
 
 
-def torch_reluctant(target: Target) -> list[str]:
-    """An epilogue of a library's product is a pass of its own over the result, and Triton's products are as fast."""
+def torch_not_preferred(target: Target) -> list[str]:
+    """A library's product needs a separate pass for the epilogue, and Triton's products are as fast."""
     if target.device.type == "cpu":
         return ["on a CPU the reference makes the same calls"]
     if triton_unsupported(target):
@@ -44,9 +44,9 @@ def torch_reluctant(target: Target) -> list[str]:
     fp8 = target.precision.quantize_activations == "fp8"
     if fp8 and architecture(target.device) == HOPPER:
         return []  # faster than Triton once on an H200, with and without GELU; `make gpu-session` asks again
-    epilogues = "its activation, gate and residual are passes of their own"
+    epilogues = "its activation, gate and residual are separate passes"
     speed = ", and Triton multiplies e4m3 at 1125 TFLOP/s on an H100 (pytorch/FBGEMM#2546)" if fp8 else ""
     return [f"Triton is preferred: here {epilogues}{speed}"]
 
 
-TORCH = Implementation("torch", "kinema.ops.linear.scaled_mm", torch_unsupported, torch_reluctant)
+TORCH = Implementation("torch", "kinema.ops.linear.scaled_mm", torch_unsupported, torch_not_preferred)

@@ -57,7 +57,7 @@ def pack_linear(
         scaled = w.float() / scale[:, None]
         stored = (scaled.round() if precision.weights == torch.int8 else scaled).to(precision.weights)
         b = b.float() if b is not None else None
-    elif w.dtype != torch.float64 or precision.weights != torch.float32:  # fp64 stays: it is a truth
+    elif w.dtype != torch.float64 or precision.weights != torch.float32:  # fp64 stays: tests compute a truth with it
         stored = w.to(precision.weights)
         b = b.float() if b is not None else None
     nbytes = stored.nbytes + (b.nbytes if b is not None else 0) + (scale.nbytes if scale is not None else 0)
@@ -111,7 +111,7 @@ def source(
     norm_modulate: NormModulate,
     quantize: Quantize,
 ) -> tuple[torch.Tensor | Quantized, torch.dtype]:
-    """What the product reads, made by these two ops, and the dtype of the result."""
+    """The product's input, made by these two ops, and the dtype of the result."""
     kind = weight.quantize_activations
     if norm is not None:
         assert isinstance(x, torch.Tensor)

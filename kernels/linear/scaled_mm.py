@@ -1,9 +1,9 @@
-"""`linear` by PyTorch's own matrix products: torch._scaled_mm of e4m3, torch._int_mm of int8, F.linear of the rest.
+"""`linear` by PyTorch's own matrix products: torch._scaled_mm for e4m3, torch._int_mm for int8, F.linear otherwise.
 
 torch._scaled_mm multiplies e4m3 on tensor cores (from Ada on) with a scale per token and one per channel, adds the bias
-and rounds to bf16 once. torch._int_mm gives whole numbers; their scales and the bias are passes of their own. So is
-the rest of the epilogue of both. They take inputs and outputs of multiples of 16 features, which all of a transformer's
-are. Everything else is the reference's F.linear, which is cuBLAS on a GPU.
+and rounds to bf16 once. torch._int_mm returns integers; their scales and the bias are separate passes. So is the rest
+of the epilogue of both. They need multiples of 16 input and output features, which all of a transformer's linears have.
+Everything else is the reference's F.linear, which is cuBLAS on a GPU.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from kinema.ops.norm_modulate import OP as NORM_MODULATE
 from kinema.ops.norm_modulate import Norm
 from kinema.ops.quantize import OP as QUANTIZE
 
-MULTIPLE = 16  # of features, on both sides
-LEAST_ROWS = 17  # that torch._int_mm takes on a GPU
+MULTIPLE = 16  # of input and of output features
+LEAST_ROWS = 17  # the fewest that torch._int_mm takes on a GPU
 _STORED = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 
 
 @dataclass(frozen=True)
-class NarrowWeight(ReferenceWeight):
-    """A weight that is multiplied in 8 bits, rows dense. narrow_bias: the bias in bf16, as torch._scaled_mm adds it."""
+class QuantizedWeight(ReferenceWeight):
+    """A weight that is multiplied in 8 bits, rows dense. bias_bf16: the bias as torch._scaled_mm adds it."""
 
-    narrow_bias: torch.Tensor | None
+    bias_bf16: torch.Tensor | None
 
 
 def pack_linear(
@@ -52,7 +52,7 @@ def pack_linear(
         return packed
     parts = {field.name: getattr(packed, field.name) for field in fields(packed)}
     parts["weight"] = packed.weight.contiguous()
-    return NarrowWeight(**parts, narrow_bias=packed.bias.to(torch.bfloat16) if packed.bias is not None else None)
+    return QuantizedWeight(**parts, bias_bf16=packed.bias.to(torch.bfloat16) if packed.bias is not None else None)
 
 
 @checked
@@ -68,15 +68,15 @@ def linear(
 ) -> torch.Tensor:
     assert isinstance(weight, ReferenceWeight)
     given, dtype = source(x, weight, norm, _norm_modulate, _quantize)
-    if isinstance(weight, NarrowWeight) and isinstance(given, Quantized) and _is_taken(given, weight, dtype):
+    if isinstance(weight, QuantizedWeight) and isinstance(given, Quantized) and _is_taken(given, weight, dtype):
         y = _product(given, weight, dtype).view(*given.shape[:-1], -1)
     else:
         y = project(given, weight, dtype)
     return epilogue(y, weight, activation, gate, residual, dtype, out)
 
 
-def _is_taken(x: Quantized, weight: NarrowWeight, dtype: torch.dtype) -> bool:
-    """Whether the product is there for this input: torch._scaled_mm gives bf16, torch._int_mm wants LEAST_ROWS."""
+def _is_taken(x: Quantized, weight: QuantizedWeight, dtype: torch.dtype) -> bool:
+    """Whether the 8-bit product supports this input: torch._scaled_mm gives bf16, torch._int_mm needs LEAST_ROWS."""
     rows = math.prod(x.shape[:-1])
     if x.data.dtype != weight.weight.dtype:
         return False
@@ -85,7 +85,7 @@ def _is_taken(x: Quantized, weight: NarrowWeight, dtype: torch.dtype) -> bool:
     return rows > 0 and dtype == torch.bfloat16
 
 
-def _product(x: Quantized, weight: NarrowWeight, dtype: torch.dtype) -> torch.Tensor:
+def _product(x: Quantized, weight: QuantizedWeight, dtype: torch.dtype) -> torch.Tensor:
     """x·Wᵀ + b as [B·S, rows] in `dtype`."""
     rows, columns = x.data.reshape(-1, weight.in_features), weight.weight.t()
     scale = x.scale.reshape(-1, 1)
@@ -95,7 +95,7 @@ def _product(x: Quantized, weight: NarrowWeight, dtype: torch.dtype) -> torch.Te
         return (y.add_(weight.bias) if weight.bias is not None else y).to(dtype)
     # the fast sums of Ada and Hopper have fewer bits than fp32
     return torch._scaled_mm(
-        rows, columns, scale, weight.scale[None], bias=weight.narrow_bias, out_dtype=dtype, use_fast_accum=False
+        rows, columns, scale, weight.scale[None], bias=weight.bias_bf16, out_dtype=dtype, use_fast_accum=False
     )
 
 
@@ -109,7 +109,7 @@ def _norm_modulate(x: torch.Tensor, norm: Norm, quantize: QuantKind | None, out:
 
 
 def _best(op: Op, x: torch.Tensor, kind: QuantKind | None) -> Any:
-    """The functions of the op's best for x: Triton's, in one pass, where they run."""
+    """The op's best implementation for x: Triton's, in one pass, where it runs."""
     return _found(op, x.device, x.dtype, kind, architecture(x.device), is_hip())
 
 

@@ -1,4 +1,4 @@
-"""`linear` in Triton: weights and launch arguments. triton_kernel.py has the kernel, triton_tables.py tiles."""
+"""`linear` in Triton: weights and launch arguments. triton_kernel.py has the kernel, triton_tables.py the tiles."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kinema.ops.common import Quantized, QuantKind, Target, dense, group_strides, output_buffer
 from kinema.ops.common.arguments import unchecked
-from kinema.ops.common.launch import Config, architecture, configure, launch
+from kinema.ops.common.launch import Config, architecture, launch, select_config
 from kinema.ops.common.triton_device import IMPRECISE_FP8, describable, processors
 from kinema.ops.common.triton_numerics import FEWEST_FP32
 from kinema.ops.linear import Activation, LinearWeight, reference
@@ -103,7 +103,7 @@ def linear(
     name = f"linear/{size}{kind}"
     words = ("gated" if weight.gated else "", "pair" if second is not None else "")
     shape = (min(samples * tokens, MANY_ROWS), weight.out_features, weight.in_features, *words)
-    table = configure(name, TABLES[name], first.device, *shape)
+    table = select_config(name, TABLES[name], first.device, *shape)
     blocks = dict(table.blocks)
     per_sm, tma = blocks.pop("PER_SM"), blocks.pop("TMA")
     blocks["FEATURES"] = max(blocks.pop("BYTES") // computed.itemsize, FEWEST_FP32 if kind == "_fp32" else 0)
@@ -163,7 +163,7 @@ def linear(
 def _sources(
     x: torch.Tensor | Quantized | tuple[torch.Tensor, torch.Tensor], weight: TritonWeight, norm: Norm | None
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.dtype]:
-    """What the kernel reads: first and second source, a scale per token, and the dtype of the result."""
+    """The kernel's inputs: first and second source, and a scale per token; and the dtype of the result."""
     if norm is not None:
         assert isinstance(x, torch.Tensor)
         read = unchecked(norm_modulate)(x, norm, weight.quantize_activations, None)
@@ -183,7 +183,7 @@ def _sources(
 
 
 def _common_dtype(x: torch.dtype, weight: torch.dtype) -> torch.dtype:
-    """What both are multiplied in: the narrowest dtype that holds the values of each."""
+    """The dtype that both are multiplied in: the narrowest that holds the values of each."""
     unknown = {x, weight} - set(_COMPUTE)
     if unknown:
         raise ValueError(f"x is {x} and the weight {weight}, wanted each to be one of {', '.join(map(str, _COMPUTE))}")
@@ -197,7 +197,7 @@ def _common_dtype(x: torch.dtype, weight: torch.dtype) -> torch.dtype:
 
 
 def _bits(t: torch.Tensor | None, computed: torch.dtype) -> torch.Tensor | None:
-    """t; e4m3 that is widened first is read as its bits, since not every GPU knows the format."""
+    """t, but e4m3 that is widened first as uint8, since not every GPU supports the format."""
     return t.view(torch.uint8) if t is not None and t.dtype == torch.float8_e4m3fn != computed else t
 
 
@@ -206,7 +206,7 @@ def _one_row(t: torch.Tensor) -> bool:
 
 
 def _strides(t: torch.Tensor | None, samples: int) -> tuple[int, int]:
-    """Over samples and tokens; with one sample the tokens may be a batch of single ones."""
+    """Over samples and tokens; with one sample its tokens may come from a batch of single tokens."""
     if t is None:
         return 0, 0
     if samples == 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kinema.ops.common.triton_numerics import activate, dot, dot_fp8, dot_int8, narrow, wide, wide_e4m3
+from kinema.ops.common.triton_numerics import activate, cast, dot, dot_fp8, dot_int8, fp32, fp32_from_e4m3
 
 
 @triton.jit(do_not_specialize=["samples", "tokens", "gate_tokens"])  # one build for every length
@@ -58,7 +58,7 @@ def linear_kernel(
     """
     down, across = tl.cdiv(tokens, ROWS), tl.cdiv(columns, COLUMNS)
     width = features + more
-    # one program a multiprocessor: the loops are made one, so that a tile's loads begin before the last one is stored
+    # one program per multiprocessor: the loops are flattened, so a tile's loads begin before the last one is stored
     for tile in tl.range(tl.program_id(0), samples * down * across, tl.num_programs(0), flatten=FLATTEN):
         b = tile // (down * across)
         i, j = _grouped(tile % (down * across), down, across, GROUP)
@@ -87,18 +87,18 @@ def linear_kernel(
                 gate_rows += ((s // gate_tokens).to(tl.int64) * gate_g)[:, None]
         if residual is not None:
             residual_rows = residual + b * residual_b + (s.to(tl.int64) * residual_s)[:, None]
-        # some columns at a time: what a whole tile needs for its epilogue does not fit into registers
+        # some columns at a time: the epilogue of a whole tile does not fit into registers
         values, others = _parts(value, PARTS), _parts(other, PARTS)
         PART: tl.constexpr = COLUMNS // PARTS
         for p in tl.static_range(PARTS):
             n = left + p * PART + tl.arange(0, PART)
             exists = n < columns
             mask = real[:, None] & exists[None, :]
-            h = wide(values[p])
+            h = fp32(values[p])
             if x_scale is not None:
                 h = h * token_scale
             if GATED:
-                g = wide(others[p])
+                g = fp32(others[p])
                 if x_scale is not None:
                     g = g * token_scale
                 g = activate(_scaled_and_biased(g, weight_scale, bias, n, exists), ACTIVATION)
@@ -107,17 +107,17 @@ def linear_kernel(
                 h = activate(_scaled_and_biased(h, weight_scale, bias, n, exists), ACTIVATION)
             if gate is not None:
                 if GATE_IS_ROW:
-                    h = h * wide(tl.load(gate_rows + n, mask=exists))[None, :]
+                    h = h * fp32(tl.load(gate_rows + n, mask=exists))[None, :]
                 else:
-                    h = h * wide(tl.load(gate_rows + n[None, :], mask=mask))
+                    h = h * fp32(tl.load(gate_rows + n[None, :], mask=mask))
             if residual is not None:
-                h = h + wide(tl.load(residual_rows + n[None, :], mask=mask))
-            tl.store(y_rows + n[None, :], narrow(h, y.dtype.element_ty), mask=mask)
+                h = h + fp32(tl.load(residual_rows + n[None, :], mask=mask))
+            tl.store(y_rows + n[None, :], cast(h, y.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _grouped(tile, down, across, GROUP: tl.constexpr):
-    """Tile (i, j) in an order that walks GROUP rows of tiles down before it goes a column on."""
+    """Tile (i, j) in grouped order: GROUP rows of tiles down before the next column."""
     first = tile // (GROUP * across) * GROUP
     height = tl.minimum(down - first, GROUP)
     within = tile % (GROUP * across)
@@ -152,7 +152,7 @@ def _accumulate(
 ):
     """The products of one source's features with the weight's columns from `start` on, added to the accumulators.
 
-    Returns (value, other): of gated weights the second and the first half of the rows; else `other` is unused.
+    Returns (value, other): for gated weights the second and the first half of the rows; else `other` is unused.
     """
     k = tl.arange(0, FEATURES)
     if not DESCRIPTORS:
@@ -161,7 +161,7 @@ def _accumulate(
         n = tl.minimum(left + tl.arange(0, COLUMNS), columns - 1).to(tl.int64)
         x_at = x + b.to(tl.int64) * x_b + (s * x_s)[:, None] + k[None, :]
         w_at = weight + start + (n * width)[None, :] + k[:, None]
-        w2_at = w_at + tl.cast(columns, tl.int64) * width  # Triton makes a number of an argument that is 1
+        w2_at = w_at + tl.cast(columns, tl.int64) * width  # tl.cast: Triton makes an argument of 1 a constant
     for start_of_turn in tl.range(0, features, STEPS * FEATURES):
         for step in tl.static_range(STEPS):
             at = start_of_turn + step * FEATURES
@@ -190,13 +190,13 @@ def _accumulate(
 
 @triton.jit
 def _widened(x, COMPUTE: tl.constexpr):
-    """x in the dtype of the product. e4m3 that is not multiplied as such comes as its bits."""
+    """x in the dtype of the product. e4m3 that is not multiplied as such comes as uint8."""
     if x.dtype == COMPUTE:
         return x
     elif x.dtype == tl.uint8:
-        return narrow(wide_e4m3(x), COMPUTE)
+        return cast(fp32_from_e4m3(x), COMPUTE)
     else:
-        return narrow(wide(x), COMPUTE)
+        return cast(fp32(x), COMPUTE)
 
 
 @triton.jit
@@ -220,7 +220,7 @@ def _scaled_and_biased(h, scale, bias, n, exists):
 
 @triton.jit
 def _parts(tile, PARTS: tl.constexpr):
-    """The tile's columns in PARTS equal runs, in order."""
+    """The tile's columns in PARTS equal pieces, in order."""
     if PARTS == 1:
         return (tile,)
     elif PARTS == 2:

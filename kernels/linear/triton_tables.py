@@ -10,8 +10,8 @@ def _tile(
 ) -> Config:
     """nbytes: of a row in one product. per_sm: programs of the persistent grid on each multiprocessor.
 
-    steps: products in one turn of the loop. With one, Triton carries 8-bit factors from turn to turn on Ampere and Ada,
-    taken apart into bytes: more instructions than the products themselves.
+    steps: products per iteration of the loop. With one, on Ampere and Ada, Triton carries 8-bit factors to the next
+    iteration unpacked into bytes: more instructions than the products themselves.
     """
     blocks = {"ROWS": rows, "COLUMNS": columns, "BYTES": nbytes, "STEPS": steps, "PARTS": 4, "GROUP": 8}
     return Config({**blocks, "PER_SM": per_sm, "TMA": tma}, warps, stages)
@@ -22,9 +22,9 @@ _FEW = Config({"ROWS": 32, "COLUMNS": 64, "BYTES": 128, "STEPS": 1, "PARTS": 2, 
 _TURNS = Config({"ROWS": 32, "COLUMNS": 64, "BYTES": 32, "STEPS": 2, "PARTS": 2, "GROUP": 2, "PER_SM": 1, "TMA": 0})
 _SHORT = Config({"ROWS": 16, "COLUMNS": 32, "BYTES": 128, "STEPS": 1, "PARTS": 1, "GROUP": 1, "PER_SM": 1, "TMA": 0})
 
-# Tables have three kinds of candidates beside the default. Large tiles read fewer bytes for a product. Programs that
-# share a multiprocessor do the epilogue of one while the other multiplies. And half as many rows are twice as many
-# tiles, where a short input has fewer of them than the GPU has multiprocessors.
+# Tables have four kinds of candidates beside the default. Large tiles read fewer bytes per product. Longer products, or
+# more loads in flight, mean fewer waits. Programs that share a multiprocessor do the epilogue of one while the other
+# multiplies. And half as many rows are twice as many tiles, where a short input has fewer than the GPU multiprocessors.
 _WARPGROUPS = (
     _tile(128, 256, 128, 8, 4, per_sm=1, tma=1),
     _tile(128, 128, 128, 4, 3, per_sm=2, tma=1),  # shared
@@ -49,7 +49,7 @@ LARGE_INT8: Table = {
     0: _TURNS,
     80: (
         _tile(128, 128, 64, 8, 3, per_sm=2, tma=0, steps=2),
-        _tile(128, 128, 64, 8, 4, per_sm=1, tma=0, steps=2),  # one program, with more of its loads on the way
+        _tile(128, 128, 64, 8, 4, per_sm=1, tma=0, steps=2),  # one program, with more loads in flight
         _tile(64, 128, 64, 4, 3, per_sm=2, tma=0, steps=2),  # half the rows
     ),
     89: (
@@ -82,8 +82,8 @@ LARGE_FP32: Table = {
         ),  # half the columns, and shared; with half the rows it spills if gated
     ),
 }
-# Up to 16 rows the weights are read once and that is all: every tile that reads them 16 bytes wide and has enough
-# loads on the way takes as long, so there is nothing to choose.
+# Up to 16 rows all that counts is reading the weights once: every tile that loads 16 bytes at a time and has enough
+# loads in flight takes equally long, so there is nothing to choose.
 SMALL: Table = {
     0: _SHORT,
     80: Config({"ROWS": 16, "COLUMNS": 32, "BYTES": 256, "PARTS": 1, "GROUP": 1, "PER_SM": 4, "TMA": 0}, 4, 5),

@@ -16,7 +16,7 @@ NormKind = Literal["layer", "rms"]
 
 @dataclass(frozen=True)
 class Norm:
-    """What `norm_modulate` does to its x, for an op that does it to its own; fields as its arguments of these names."""
+    """A norm and modulation for an op that applies `norm_modulate` to its input; fields are that op's arguments."""
 
     eps: float
     kind: NormKind = "layer"
@@ -76,7 +76,7 @@ class NormModulate(Protocol):
         x: [B, S, C], any stride over B and S; weight, bias: [C]; scale, shift: [B or 1, G, C] by group of tokens
         (see `by_group`), each with its own G, any stride over B and G; all of these in fp32 or x's dtype.
         Statistics and modulation in fp32; the variance is that of x − mean (E[x²] − mean² cancels where the
-        mean is large). `out` may be x itself, and shares no memory with it otherwise. S and B may be 0.
+        mean is large). `out` may be x itself, and must not overlap it otherwise. S and B may be 0.
         Returns [B, S, C] in x's dtype, or with `quantize` (and no `out`) y in 8 bits per token, straight from
         fp32.
         """

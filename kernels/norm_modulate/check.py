@@ -24,7 +24,7 @@ NORMS = get_args(NormKind)
 
 
 def check_norm(norm: Norm, shape: tuple[int, int, int], device: torch.device) -> None:
-    """ValueError unless this can be done to tokens of this shape, [B, S, C], on this device."""
+    """ValueError unless the norm fits tokens of this shape, [B, S, C], on this device."""
     if norm.kind not in NORMS:
         raise ValueError(f"unknown norm {norm.kind!r}: wanted 'layer' or 'rms'")
     channels = shape[2:]
@@ -39,7 +39,7 @@ def check_norm(norm: Norm, shape: tuple[int, int, int], device: torch.device) ->
 
 
 def checked(run: Callable[..., torch.Tensor | Quantized]) -> NormModulate:
-    """`run`, called with what fits the contract and has elements; the norm as one record."""
+    """`run`, called only with valid arguments that are not empty; the norm as one record."""
 
     @wraps(run)
     def norm_modulate(

@@ -62,7 +62,7 @@ def readable_norm(norm: Norm) -> Norm:
 
 
 def norm_arguments(tokens: int, norm: Norm) -> NormArguments:
-    """What a kernel is told of a readable norm of x [B, tokens, C]."""
+    """A kernel's arguments for a readable norm of x [B, tokens, C]."""
     return NormArguments(
         address(norm.weight),
         address(norm.bias),

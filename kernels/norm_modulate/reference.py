@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from kinema.ops.common import Quantized, QuantKind, by_group, wide, write_result
+from kinema.ops.common import Quantized, QuantKind, by_group, upcast, write_result
 from kinema.ops.common.arguments import unchecked
 from kinema.ops.norm_modulate import Norm, NormKind
 from kinema.ops.norm_modulate.check import checked
@@ -16,7 +16,7 @@ from kinema.ops.quantize.reference import quantize as quantize_tokens
 def norm_modulate(
     x: torch.Tensor, norm: Norm, quantize: QuantKind | None, out: torch.Tensor | None
 ) -> torch.Tensor | Quantized:
-    h = normed(wide(x), norm.kind, norm.eps, norm.weight, norm.bias)
+    h = normed(upcast(x), norm.kind, norm.eps, norm.weight, norm.bias)
     if norm.scale is not None:
         grouped, s = by_group(h, norm.scale)
         h = (grouped * (1 + s.to(h.dtype))).flatten(1, 2)

@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 
 from kinema.ops.common import FP8_MAX, INT8_MAX, Quantized, QuantKind, dense, group_strides, output_buffer
-from kinema.ops.common.launch import Config, configure, launch
-from kinema.ops.common.triton_numerics import narrow, wide
+from kinema.ops.common.launch import Config, launch, select_config
+from kinema.ops.common.triton_numerics import cast, fp32
 from kinema.ops.norm_modulate import Norm
 from kinema.ops.norm_modulate.check import checked
 
@@ -31,7 +31,7 @@ def norm_modulate(
     quantized = None if quantize is None else Quantized.empty(x.shape, quantize, x.device)
     y = output_buffer(out, x.shape, x.dtype, x.device) if quantized is None else quantized.data
     block = triton.next_power_of_2(channels)
-    table = configure("norm_modulate", TOKENS, x.device)
+    table = select_config("norm_modulate", TOKENS, x.device)
     rows = max(1, table.blocks["ELEMENTS"] // block)
     config = Config({"ROWS": rows, "BLOCK_C": block}, warps=min(16, max(table.warps, block // 1024)), stages=1)
     launch(
@@ -94,13 +94,13 @@ def _norm_modulate(
     BLOCK_C: tl.constexpr,
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    # 64 bits only after the divisions, which are slow in them
+    # 64 bits only after the divisions, which are slow in 64 bits
     b, s = (row // tokens).to(tl.int64), row % tokens
     c = tl.arange(0, BLOCK_C)
     real = c < channels
     mask = (row < total)[:, None] & real[None, :]
 
-    h = wide(tl.load(x + (b * x_b + s.to(tl.int64) * x_s)[:, None] + c[None, :], mask=mask, other=0.0))
+    h = fp32(tl.load(x + (b * x_b + s.to(tl.int64) * x_s)[:, None] + c[None, :], mask=mask, other=0.0))
     if LAYER:
         mean = tl.sum(h, axis=1) / channels
         # what is masked must not count in the variance
@@ -108,15 +108,15 @@ def _norm_modulate(
     # one division a token: one a value would cost more than the memory traffic
     h = h * tl.div_rn(1.0, tl.sqrt_rn(tl.sum(h * h, axis=1) / channels + eps))[:, None]
     if weight is not None:
-        h = h * wide(tl.load(weight + c, mask=real))[None, :]
+        h = h * fp32(tl.load(weight + c, mask=real))[None, :]
     if bias is not None:
-        h = h + wide(tl.load(bias + c, mask=real))[None, :]
+        h = h + fp32(tl.load(bias + c, mask=real))[None, :]
     if scale is not None:
         at = b * scale_b + (s // scale_tokens).to(tl.int64) * scale_g
-        h = h * (1.0 + wide(tl.load(scale + at[:, None] + c[None, :], mask=mask)))
+        h = h * (1.0 + fp32(tl.load(scale + at[:, None] + c[None, :], mask=mask)))
     if shift is not None:
         at = b * shift_b + (s // shift_tokens).to(tl.int64) * shift_g
-        h = h + wide(tl.load(shift + at[:, None] + c[None, :], mask=mask))
+        h = h + fp32(tl.load(shift + at[:, None] + c[None, :], mask=mask))
 
     if token_scale is not None:
         largest = tl.max(tl.where(mask, tl.abs(h), 0.0), axis=1)
@@ -124,4 +124,4 @@ def _norm_modulate(
         tl.store(token_scale + row, step, mask=row < total)
         h = h * tl.div_rn(1.0, step)[:, None]
     to = y + (b * y_b + s.to(tl.int64) * y_s)[:, None] + c[None, :]
-    tl.store(to, narrow(h, y.dtype.element_ty), mask=mask)
+    tl.store(to, cast(h, y.dtype.element_ty), mask=mask)

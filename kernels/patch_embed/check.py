@@ -12,7 +12,7 @@ from kinema.ops.patch_embed import PatchEmbed, PatchEmbedWeight
 
 
 def checked(run: Callable[..., torch.Tensor]) -> PatchEmbed:
-    """`run`, called with what fits the contract and has elements, and with the grid of tokens (T', H', W')."""
+    """`run`, called only with valid arguments that are not empty, and with the grid of tokens (T', H', W')."""
 
     @wraps(run)
     def patch_embed(

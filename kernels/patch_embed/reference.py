@@ -22,7 +22,7 @@ class ReferenceWeight(PatchEmbedWeight):
 
 def pack_patch_embed(weight: torch.Tensor, bias: torch.Tensor | None = None, *, target: Target) -> ReferenceWeight:
     check_pack(weight, bias)
-    # fp32 always: the embedding is a thousandth of the work, and published models keep it wide
+    # fp32 always: the embedding is a thousandth of the work, and published models keep it in fp32
     weight = weight.to(target.device, torch.promote_types(weight.dtype, torch.float32))
     bias = bias.to(weight.device, weight.dtype) if bias is not None else None
     features, channels, pt, ph, pw = weight.shape

@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 
 from kinema.ops.common import Target, output_buffer
-from kinema.ops.common.launch import Config, configure, launch
-from kinema.ops.common.triton_numerics import dot, narrow, wide
+from kinema.ops.common.launch import Config, launch, select_config
+from kinema.ops.common.triton_numerics import cast, dot, fp32
 from kinema.ops.patch_embed import PatchEmbedWeight
 from kinema.ops.patch_embed.check import check_pack, checked
 
@@ -57,9 +57,9 @@ def patch_embed(
     tokens, columns = t * h * w, weight.out_features
     y = output_buffer(out, (batch, tokens, columns), x.dtype, x.device)
     if x.dtype.itemsize == 2:
-        config = configure("patch_embed", TILES, x.device)
+        config = select_config("patch_embed", TILES, x.device)
     else:
-        config = configure("patch_embed/fp32", TILES_FP32, x.device)
+        config = select_config("patch_embed/fp32", TILES_FP32, x.device)
     rows = batch * tokens
     launch(
         _patch_embed,
@@ -95,7 +95,7 @@ def patch_embed(
 
 
 def _vector(x: torch.Tensor, pw: int) -> int:
-    """How many values of a patch's row are neighbours in memory and begin at a multiple of their number."""
+    """How many values of a patch's row are contiguous and aligned to their number."""
     return math.gcd(pw, *x.stride()[:4]) if x.stride(4) == 1 else 1
 
 
@@ -137,7 +137,7 @@ def _patch_embed(
     n = tl.program_id(0) % across * COLUMNS + tl.arange(0, COLUMNS)
     exists = n < columns
     mask = (row < rows)[:, None] & exists[None, :]
-    # beyond the end the last one is repeated: what it gives is not stored
+    # beyond the end the last one is repeated: its result is not stored
     row = tl.minimum(row, rows - 1)
     b, s = (row // tokens).to(tl.int64), row % tokens
     t, h, w = (s // width // height).to(tl.int64), (s // width % height).to(tl.int64), (s % width).to(tl.int64)
@@ -159,23 +159,23 @@ def _patch_embed(
         value = value + tl.load(bias + n, mask=exists)[None, :]
     if position is not None:
         at = position + (b * position_b + s * position_s)[:, None] + (n * position_d)[None, :]
-        value = value + wide(tl.load(at, mask=mask))
-    tl.store(y + (b * y_b + s * y_s)[:, None] + n[None, :], narrow(value, y.dtype.element_ty), mask=mask)
+        value = value + fp32(tl.load(at, mask=mask))
+    tl.store(y + (b * y_b + s * y_s)[:, None] + n[None, :], cast(value, y.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _multiply(a, w, acc):
     """acc + a·w to fp32's precision. a: [M, K]; w: [K, N] fp32."""
     if a.dtype.primitive_bitwidth >= 32:
-        return dot(wide(a), w, acc)
+        return dot(fp32(a), w, acc)
     else:
-        # part i of a number begins 8·i bits down; a pair of parts that begins 24 bits down is lost in acc's rounding
+        # part i of a number begins 8·i bits down; a product of parts 24 bits down is lost in acc's rounding
         w0, w1, w2 = _parts(w)
         if a.dtype == tl.bfloat16:
             a0 = a
         else:
             tl.static_assert(a.dtype == tl.float16)
-            a0, a1, _ = _parts(wide(a))  # fp16 has no third part
+            a0, a1, _ = _parts(fp32(a))  # fp16 has no third part
             acc = dot(a1, w1, acc)
             acc = dot(a1, w0, acc)
         acc = dot(a0, w2, acc)
@@ -185,8 +185,8 @@ def _multiply(a, w, acc):
 
 @triton.jit
 def _parts(x):
-    """fp32 as the sum of three bf16 numbers, the largest first; exact but for what is below 2^-133."""
-    high = narrow(x, tl.bfloat16)
-    rest = x - wide(high)
-    middle = narrow(rest, tl.bfloat16)
-    return high, middle, narrow(rest - wide(middle), tl.bfloat16)
+    """fp32 as the sum of three bf16 numbers, the largest first; exact down to 2^-133."""
+    high = cast(x, tl.bfloat16)
+    rest = x - fp32(high)
+    middle = cast(rest, tl.bfloat16)
+    return high, middle, cast(rest - fp32(middle), tl.bfloat16)

@@ -17,7 +17,7 @@ NORMS = get_args(NormKind)
 
 
 def checked(run: Callable[..., torch.Tensor]) -> QkNormRope:
-    """`run`, called with what fits the contract and has elements."""
+    """`run`, called only with valid arguments that are not empty."""
 
     @wraps(run)
     def qk_norm_rope(
@@ -40,11 +40,11 @@ def checked(run: Callable[..., torch.Tensor]) -> QkNormRope:
         if norm is not None:
             if norm.kind not in NORMS:
                 raise ValueError(f"unknown norm {norm.kind!r}: wanted 'layer' or 'rms'")
-            wide = (channels if norm.across_heads else head_dim,)
+            normed = (channels if norm.across_heads else head_dim,)
             if norm.weight is not None:
-                check_floats("the norm's weight", norm.weight, wide, device)
+                check_floats("the norm's weight", norm.weight, normed, device)
             if norm.bias is not None:
-                check_floats("the norm's bias", norm.bias, wide, device)
+                check_floats("the norm's bias", norm.bias, normed, device)
             read += (norm.weight, norm.bias)
         if rope is not None:
             rope.check(batch, tokens, head_dim, device)

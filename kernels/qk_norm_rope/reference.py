@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from kinema.ops.common import Rope, wide, write_result
+from kinema.ops.common import Rope, upcast, write_result
 from kinema.ops.norm_modulate.reference import normed
 from kinema.ops.qk_norm_rope import HeadNorm
 from kinema.ops.qk_norm_rope.check import checked
@@ -14,7 +14,7 @@ from kinema.ops.qk_norm_rope.check import checked
 def qk_norm_rope(
     x: torch.Tensor, heads: int, norm: HeadNorm | None, rope: Rope | None, out: torch.Tensor | None
 ) -> torch.Tensor:
-    h = wide(x)
+    h = upcast(x)
     if norm is not None and norm.across_heads:
         h = normed(h, norm.kind, norm.eps, norm.weight, norm.bias)
     h = h.reshape(*h.shape[:-1], heads, -1).transpose(1, 2)

@@ -9,13 +9,13 @@ import triton
 import triton.language as tl
 
 from kinema.ops.common import Rope, dense, output_buffer
-from kinema.ops.common.launch import Config, configure, launch
-from kinema.ops.common.triton_numerics import narrow, wide
+from kinema.ops.common.launch import Config, launch, select_config
+from kinema.ops.common.triton_numerics import cast, fp32
 from kinema.ops.qk_norm_rope import HeadNorm
 from kinema.ops.qk_norm_rope.check import checked
 
 # ELEMENTS: of one tile, a group of heads of a few tokens; a token's heads are a handful of tiles. 1024 in 4 warps are
-# one 16-byte load of bf16 a thread, and the tiles' loads are all in flight together.
+# one 16-byte load of bf16 per thread, and the loads of all tiles are in flight together.
 HEADS = {
     0: Config({"ELEMENTS": 1024}),
     80: Config({"ELEMENTS": 1024}, warps=4, stages=1),
@@ -34,7 +34,7 @@ def qk_norm_rope(
     cos, sin = (dense(rope.cos), dense(rope.sin)) if rope is not None else (None, None)
     y = output_buffer(out, (batch, heads, tokens, head_dim), x.dtype, x.device, contiguous=2)
     half = triton.next_power_of_2((head_dim + 1) // 2)
-    table = configure("qk_norm_rope", HEADS, x.device)
+    table = select_config("qk_norm_rope", HEADS, x.device)
     config = _tiles(heads, 2 * half, table.blocks["ELEMENTS"], table.warps)
     launch(
         _qk_norm_rope,
@@ -60,7 +60,7 @@ def qk_norm_rope(
         sin_s=sin.stride(-2) if sin is not None else 0,
         NORM=norm.kind if norm is not None else "none",
         ACROSS=norm is not None and norm.across_heads,
-        # what does not rotate can be paired as it likes, and neighbours are loaded in one piece
+        # without rotation any pairing will do, and interleaved pairs load contiguously
         INTERLEAVED=rope.interleaved if rope is not None else head_dim % 2 == 0,
         HEADS=heads,
         HEAD_DIM=head_dim,
@@ -114,7 +114,7 @@ def _qk_norm_rope(
     n = tl.arange(0, GROUP)[None, :, None]
     x += b * x_b + s.to(tl.int64) * x_s
     y += b * y_b + s.to(tl.int64) * HEAD_DIM
-    # weights and tables are addressed as whole tiles: each thread loads what it needs, and nothing is exchanged
+    # weights and tables are addressed as whole tiles: each thread loads what it needs, with no exchange of layouts
     tile = tl.zeros((TOKENS, GROUP, 1), tl.int32)
 
     first, second = (), ()
@@ -127,9 +127,9 @@ def _qk_norm_rope(
         pair = tl.arange(0, HALF)[None, None, :]
         turned = (r >= 0) & (r < rotated) & (pair < HEAD_DIM // 2)
         at = b * cos_b + r.to(tl.int64) * cos_s + tile
-        c1 = wide(tl.load(cos + at + pair, mask=turned, other=1.0))
+        c1 = fp32(tl.load(cos + at + pair, mask=turned, other=1.0))
         at = b * sin_b + r.to(tl.int64) * sin_s + tile
-        s1 = wide(tl.load(sin + at + pair, mask=turned, other=0.0))
+        s1 = fp32(tl.load(sin + at + pair, mask=turned, other=0.0))
     if ACROSS:
         mean, scale = _moments(first, second, eps, NORM, ACROSS, HEADS, HEAD_DIM)
     else:
@@ -199,13 +199,13 @@ def _load(at, real, HEAD_DIM: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.
     """The pairs of the heads at pointers `at` [TOKENS, GROUP, 1], as two tiles [TOKENS, GROUP, HALF] in fp32."""
     if INTERLEAVED:
         d = tl.arange(0, 2 * HALF)[None, None, :]
-        h = wide(tl.load(at + d, mask=real & (d < HEAD_DIM), other=0.0))
+        h = fp32(tl.load(at + d, mask=real & (d < HEAD_DIM), other=0.0))
         h1, h2 = tl.split(tl.reshape(h, (h.shape[0], h.shape[1], HALF, 2)))
     else:
         CUT: tl.constexpr = (HEAD_DIM + 1) // 2
         d = tl.arange(0, HALF)[None, None, :]
-        h1 = wide(tl.load(at + d, mask=real & (d < CUT), other=0.0))
-        h2 = wide(tl.load(at + CUT + d, mask=real & (d < HEAD_DIM - CUT), other=0.0))
+        h1 = fp32(tl.load(at + d, mask=real & (d < CUT), other=0.0))
+        h2 = fp32(tl.load(at + CUT + d, mask=real & (d < HEAD_DIM - CUT), other=0.0))
     return h1, h2
 
 
@@ -217,9 +217,9 @@ def _store(at, real, h1, h2, HEAD_DIM: tl.constexpr, INTERLEAVED: tl.constexpr):
     if INTERLEAVED:
         d = tl.arange(0, 2 * HALF)[None, None, :]
         h = tl.reshape(tl.join(h1, h2), (h1.shape[0], h1.shape[1], 2 * HALF))
-        tl.store(at + d, narrow(h, dtype), mask=real & (d < HEAD_DIM))
+        tl.store(at + d, cast(h, dtype), mask=real & (d < HEAD_DIM))
     else:
         CUT: tl.constexpr = (HEAD_DIM + 1) // 2
         d = tl.arange(0, HALF)[None, None, :]
-        tl.store(at + d, narrow(h1, dtype), mask=real & (d < CUT))
-        tl.store(at + CUT + d, narrow(h2, dtype), mask=real & (d < HEAD_DIM - CUT))
+        tl.store(at + d, cast(h1, dtype), mask=real & (d < CUT))
+        tl.store(at + CUT + d, cast(h2, dtype), mask=real & (d < HEAD_DIM - CUT))

@@ -14,7 +14,7 @@ from kinema.ops.quantize import Quantize
 
 
 def checked(run: Callable[..., Quantized]) -> Quantize:
-    """`run`, called with what fits the contract and has elements."""
+    """`run`, called only with valid arguments that are not empty."""
 
     @wraps(run)
     def quantize(x: torch.Tensor, kind: QuantKind) -> Quantized:

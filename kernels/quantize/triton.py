@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 
 from kinema.ops.common import FP8_MAX, INT8_MAX, Quantized, QuantKind
-from kinema.ops.common.launch import Config, configure, launch
-from kinema.ops.common.triton_numerics import narrow, wide
+from kinema.ops.common.launch import Config, launch, select_config
+from kinema.ops.common.triton_numerics import cast, fp32
 from kinema.ops.quantize.check import checked
 
 # ELEMENTS: how many channels of how many tokens a program holds. 4096 in 4 warps are 32 registers a thread; rows
@@ -39,7 +39,7 @@ def quantize_together(x: torch.Tensor, second: torch.Tensor | None, kind: QuantK
     quantized = Quantized.empty((batch, tokens, channels + more), kind, x.device)
     blocks = [triton.next_power_of_2(source.shape[2]) for source in sources]
     held = triton.next_power_of_2(sum(blocks))
-    table = configure("quantize", TOKENS, x.device)
+    table = select_config("quantize", TOKENS, x.device)
     rows = max(1, table.blocks["ELEMENTS"] // held)
     launch(
         _quantize,
@@ -87,16 +87,16 @@ def _quantize(
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     real = row < total
-    # 64 bits only after the division, which is slow in them
+    # 64 bits only after the division, which is slow in 64 bits
     b, s = (row // tokens).to(tl.int64), (row % tokens).to(tl.int64)
     c = tl.arange(0, BLOCK)
     mask = real[:, None] & (c < channels)[None, :]
-    h = wide(tl.load(x + (b * x_b + s * x_s)[:, None] + c[None, :], mask=mask, other=0.0))
+    h = fp32(tl.load(x + (b * x_b + s * x_s)[:, None] + c[None, :], mask=mask, other=0.0))
     largest = tl.max(tl.abs(h), axis=1)
     if second is not None:
         d = tl.arange(0, MORE_BLOCK)
         more_mask = real[:, None] & (d < more)[None, :]
-        g = wide(tl.load(second + (b * second_b + s * second_s)[:, None] + d[None, :], mask=more_mask, other=0.0))
+        g = fp32(tl.load(second + (b * second_b + s * second_s)[:, None] + d[None, :], mask=more_mask, other=0.0))
         largest = tl.maximum(largest, tl.max(tl.abs(g), axis=1))
 
     step = tl.div_rn(tl.maximum(largest, 1e-12), LIMIT)
@@ -104,6 +104,6 @@ def _quantize(
     # one division a token: one a value would cost more than the memory traffic
     inverse = tl.div_rn(1.0, step)[:, None]
     to = data + row.to(tl.int64)[:, None] * (channels + more)
-    tl.store(to + c[None, :], narrow(h * inverse, data.dtype.element_ty), mask=mask)
+    tl.store(to + c[None, :], cast(h * inverse, data.dtype.element_ty), mask=mask)
     if second is not None:
-        tl.store(to + channels + d[None, :], narrow(g * inverse, data.dtype.element_ty), mask=more_mask)
+        tl.store(to + channels + d[None, :], cast(g * inverse, data.dtype.element_ty), mask=more_mask)

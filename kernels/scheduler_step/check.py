@@ -12,7 +12,7 @@ from kinema.ops.scheduler_step import SchedulerStep
 
 
 def checked(run: Callable[..., tuple[torch.Tensor, ...]]) -> SchedulerStep:
-    """`run`, called with what fits the contract and has elements, and with the dtype of the sums."""
+    """`run`, called only with valid arguments that are not empty, and with the dtype of the sums."""
 
     @wraps(run)
     def scheduler_step(

@@ -40,23 +40,23 @@ def scheduler_step(
     dtype: torch.dtype,
     out: Sequence[torch.Tensor] | None,
 ) -> tuple[torch.Tensor, ...]:
-    if dtype == torch.float64:  # sums in fp64 are a test's
+    if dtype == torch.float64:  # only tests sum in fp64
         made: tuple[torch.Tensor, ...] = unchecked(reference.scheduler_step)(terms, coefficients, dtype, out)
         return made
     check_readable("a term", terms[0], terms[0].dtype)
     batch, outputs, count = coefficients.shape
     shape = terms[0].shape
-    wide = [term.float() for term in terms]
+    fp32_terms = [term.float() for term in terms]
     # a window of a longer clip has gaps between its channels
-    wide = [term if term.is_contiguous() or term[:1].is_contiguous() else term.contiguous() for term in wide]
+    fp32_terms = [t if t.is_contiguous() or t[:1].is_contiguous() else t.contiguous() for t in fp32_terms]
     given = out if out is not None else [None] * outputs
     dense = len(shape) - 1
     results = tuple(output_buffer(buffer, shape, torch.float32, terms[0].device, contiguous=dense) for buffer in given)
     table = dense_fp32(coefficients if coefficients.is_cpu else coefficients.cpu())
     addresses = (ctypes.c_int64 * (2 * (count + outputs)))(
-        *(t.data_ptr() for t in wide),
+        *(t.data_ptr() for t in fp32_terms),
         *(t.data_ptr() for t in results),
-        *(t.stride(0) for t in wide),
+        *(t.stride(0) for t in fp32_terms),
         *(t.stride(0) for t in results),
     )
     first = ctypes.addressof(addresses)

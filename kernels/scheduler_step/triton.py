@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 
 from kinema.ops.common import output_buffer
-from kinema.ops.common.launch import Config, configure, launch
-from kinema.ops.common.triton_numerics import wide
+from kinema.ops.common.launch import Config, launch, select_config
+from kinema.ops.common.triton_numerics import fp32
 from kinema.ops.scheduler_step.check import checked
 
 # 8 values a thread: with eight terms in flight, 64 registers
@@ -38,7 +38,7 @@ def scheduler_step(
     )
     table = coefficients.to(device)
     size = shape[1:].numel()
-    config = configure("scheduler_step", VALUES, device)
+    config = select_config("scheduler_step", VALUES, device)
     launch(
         _scheduler_step,
         (triton.cdiv(size, config.blocks["BLOCK"]), batch),
@@ -82,11 +82,11 @@ def _scheduler_step(
         largest = tl.abs(tl.load(coefficients + k * coefficients_k))
         for m in tl.static_range(1, len(outputs)):
             largest = tl.maximum(largest, tl.abs(tl.load(coefficients + m * coefficients_m + k * coefficients_k)))
-        # compared as a vector: the interpreter makes a number of a comparison of scalars
+        # compared as a vector: the interpreter turns a comparison of scalars into a number
         read = inside & (tl.zeros((BLOCK,), tl.float32) + largest > 0.0)
         term = tl.load(terms[k] + b * terms_b[k] + i, mask=read, other=0.0)
         values = values + (_widened(term, DOUBLE),)  # type: ignore[assignment]
-    # An output may be a term, and with terms of several widths it is stored by other threads than those that loaded it.
+    # An output may be a term, and with terms of different widths other threads store it than those that loaded it.
     tl.debug_barrier()
     for m in tl.static_range(len(outputs)):
         total = tl.zeros((BLOCK,), tl.float64 if DOUBLE else tl.float32)
@@ -102,6 +102,6 @@ def _widened(x, DOUBLE: tl.constexpr):
     if x.dtype == tl.float64:
         return x
     elif DOUBLE:
-        return wide(x).to(tl.float64)
+        return fp32(x).to(tl.float64)
     else:
-        return wide(x)
+        return fp32(x)

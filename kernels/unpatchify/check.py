@@ -15,7 +15,7 @@ ORDERS = get_args(PatchOrder)
 
 
 def checked(run: Callable[..., torch.Tensor]) -> Unpatchify:
-    """`run`, called with what fits the contract and has elements, and with the result's shape."""
+    """`run`, called only with valid arguments that are not empty, and with the result's shape."""
 
     @wraps(run)
     def unpatchify(

@@ -9,11 +9,11 @@ import triton
 import triton.language as tl
 
 from kinema.ops.common import output_buffer
-from kinema.ops.common.launch import Config, configure, launch
+from kinema.ops.common.launch import Config, launch, select_config
 from kinema.ops.unpatchify import PatchOrder
 from kinema.ops.unpatchify.check import checked
 
-# ELEMENTS: of a program. GROUPS: at most so many rows of the video, each of which gets `pw` values of every token.
+# ELEMENTS: of a program. GROUPS: the most rows of the video, each of which gets `pw` values of every token.
 TILES = {
     0: Config({"ELEMENTS": 512, "GROUPS": 16}),
     80: Config({"ELEMENTS": 4096, "GROUPS": 32}, warps=4, stages=1),
@@ -33,7 +33,7 @@ def unpatchify(
     (_, h, w), (pt, ph, pw) = grid, patch
     y = output_buffer(out, shape, x.dtype, x.device, contiguous=3)
     groups, columns = channels * pt * ph, triton.next_power_of_2(pw)
-    table = configure("unpatchify", TILES, x.device)
+    table = select_config("unpatchify", TILES, x.device)
     block = min(triton.next_power_of_2(groups), table.blocks["GROUPS"])
     block_tokens = max(1, table.blocks["ELEMENTS"] // (block * columns))
     launch(
@@ -95,7 +95,7 @@ def _unpatchify(
     column = tl.arange(0, COLUMNS)
     real, exists, inside = row < rows, group < CHANNELS * PT * PH, column < PW
 
-    # the last axis of a tile is the one whose neighbours are neighbours in memory
+    # the last axis of a tile is the one that is contiguous in memory
     x_rows = x + (b * x_b + s.to(tl.int64) * x_s)[:, None, None]
     if PATCH_FIRST:
         c, i, j = group % CHANNELS, group // CHANNELS // PH, group // CHANNELS % PH

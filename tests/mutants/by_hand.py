@@ -57,7 +57,7 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("everyone gets the first sample's coefficients", "coefficients += b * coefficients_b", "coefficients += 0"),
         ("one batch stride for all terms", "terms[k] + b * terms_b[k]", "terms[k] + b * terms_b[0]"),
         ("outputs lie as the first one does", "outputs[m] + b * outputs_b[m]", "outputs[m] + b * outputs_b[0]"),
-        ("sums of float64 in float32", "return wide(x).to(tl.float64)", "return wide(x)"),
+        ("sums of float64 in float32", "return fp32(x).to(tl.float64)", "return fp32(x)"),
     ),
     "conv3d/triton_kernel.py": (
         ("one frame late", "t * ST - FRONT", "t * ST - FRONT - 1"),
@@ -75,23 +75,23 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "conv3d/triton_prepare.py": (
         ("the norm's floor is under the root", "tl.maximum(length, 1e-12)", "tl.sqrt_rn(length * length + 1e-12)"),
-        ("the norm is not scaled by the root of the channels", "g = root * wide(", "g = wide("),
+        ("the norm is not scaled by the root of the channels", "g = root * fp32(", "g = fp32("),
         ("a short chunk forgets the past", "if i >= frames:", "if i > frames:"),
         (
             "the cache keeps what came in, not what was made",
-            "narrow(wide(made), cache.dtype",
-            "narrow(value, cache.dtype",
+            "cast(fp32(made), cache.dtype",
+            "cast(value, cache.dtype",
         ),
         ("the first frames are kept", "if t >= frames - history:", "if t < history:"),
         (
             "activation before the norm",
-            "value = wide(tl.load(x_at, mask=mask, other=0.0))",
-            "value = activate(wide(tl.load(x_at, mask=mask, other=0.0)), ACTIVATION)",
+            "value = fp32(tl.load(x_at, mask=mask, other=0.0))",
+            "value = activate(fp32(tl.load(x_at, mask=mask, other=0.0)), ACTIVATION)",
         ),
     ),
     "attention/triton_kernel.py": (
-        ("old sums are not faded when the top rises", "sums *= fade[:, None]", "sums *= 1.0"),
-        ("old totals are not faded", "total = total * fade + ", "total = total + "),
+        ("acc is not rescaled when the row maximum rises", "acc *= alpha[:, None]", "acc *= 1.0"),
+        ("row sums are not rescaled", "l_i = l_i * alpha + ", "l_i = l_i + "),
         ("the key that ends a tile is left out", "readable = (key < high - at)", "readable = (key < high - at - 1)"),
         ("one key too many is read", "readable = (key < high - at)", "readable = (key < high - at + 1)"),
         (
@@ -115,8 +115,8 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("the cache's offset is lost", "i += causal[1]", "i += 0"),
         ("lengths of the first sample for all", "tl.load(keys.lengths + b)", "tl.load(keys.lengths)"),
         ("the second segment's bias is the first's", "((first + at + key).to(tl.int64)", "((at + key).to(tl.int64)"),
-        ("bias in units of log 2", "+ LOG2_E * wide(_load(bias_at", "+ wide(_load(bias_at"),
-        ("nothing seen gives NaN", "tl.where(total > 0.0, total, 1.0)", "total"),
+        ("bias in units of log 2", "+ LOG2_E * fp32(_load(bias_at", "+ fp32(_load(bias_at"),
+        ("nothing seen gives NaN", "tl.where(l_i > 0.0, l_i, 1.0)", "l_i"),
         (
             "the second segment's queries go to the first",
             "elif second:\n            _store(queries[1]",
@@ -125,16 +125,16 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("all parts share the first keys", "tl.minimum(part * size, count), tl", "tl.minimum(0 * size, count), tl"),
         (
             "the residual is lost",
-            "if residual is not None:\n            y += wide(",
-            "if residual is not None:\n            y += 0.0 * wide(",
+            "if residual is not None:\n            y += fp32(",
+            "if residual is not None:\n            y += 0.0 * fp32(",
         ),
     ),
     "attention/triton_combine.py": (
-        ("parts are added as they are", "fade = tl.exp2(tl.load(", "fade = 1.0 + 0.0 * tl.exp2(tl.load("),
+        ("parts are added as they are", "alpha = tl.exp2(tl.load(", "alpha = 1.0 + 0.0 * tl.exp2(tl.load("),
         (
             "the last part is forgotten",
-            "for part in tl.range(0, splits):\n        fade",
-            "for part in tl.range(0, splits - 1):\n        fade",
+            "for part in tl.range(0, splits):\n        alpha",
+            "for part in tl.range(0, splits - 1):\n        alpha",
         ),
         ("the second segment reads the first's sums", "* queries + before + s", "* queries + s"),
     ),
@@ -150,7 +150,7 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "linear/triton_kernel.py": (
         ("the bias is lost", "h = h + tl.load(bias + n", "h = h + 0.0 * tl.load(bias + n"),
-        ("the residual is gated too", "h = h + wide(tl.load(residual_rows", "h = h * wide(tl.load(residual_rows"),
+        ("the residual is gated too", "h = h + fp32(tl.load(residual_rows", "h = h * fp32(tl.load(residual_rows"),
         ("the activation of the half that has none", "h = g * _scaled", "h = activate(g, ACTIVATION) * _scaled"),
         (
             "gate and value change places",

@@ -183,7 +183,7 @@ def test_flash_attention_says_why_it_cannot(install, monkeypatch):
     ]
     with recording(hip=True):
         assert libraries.flash_attn_unsupported(Target(META, PRECISIONS["cuda"]["bf16"])) == [
-            "is used on GPUs of NVIDIA only"
+            "is used on NVIDIA GPUs only"
         ]
     (folder / "flash_attn_interface.py").write_text("raise ImportError('undefined symbol: _ZN3c10')")
     forget()
@@ -235,17 +235,17 @@ def test_where_torch_waits_for_triton(monkeypatch):
 
     def why(arch, precision="bf16", device=META, **given):
         with recording(arch, **given):
-            return libraries.sdpa_reluctant(Target(device, PRECISIONS["cuda"][precision]))
+            return libraries.sdpa_not_preferred(Target(device, PRECISIONS["cuda"][precision]))
 
     monkeypatch.setattr(libraries, "cudnn_version", lambda: NEWEST_CUDNN)
     in_fp32 = "Triton is preferred: in fp32 it has neither cuDNN nor FlashAttention"
     for arch in (80, 90, 100, 120):
         assert why(arch, "fp32") == [in_fp32]
-    assert why(80, hip=True) == ["Triton is preferred: it is not measured on GPUs of AMD"]
+    assert why(80, hip=True) == ["Triton is preferred: it is not measured on AMD GPUs"]
     assert why(75) == []  # where Triton does not run
     assert why(90, device=CPU) == ["on a CPU the reference makes the same calls"]
-    assert libraries.sdpa_reluctant(Target(META, PRECISIONS["cuda"]["bf16"])) == why(90, device=CPU)
-    assert libraries.flash_attn_reluctant(Target(META, PRECISIONS["cuda"]["bf16"])) == []
+    assert libraries.sdpa_not_preferred(Target(META, PRECISIONS["cuda"]["bf16"])) == why(90, device=CPU)
+    assert libraries.flash_attn_not_preferred(Target(META, PRECISIONS["cuda"]["bf16"])) == []
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def test_weights_are_the_reference_s_bit_for_bit():
     for kind in ("fp8", "int8"):
         target = Target(DEVICE, GPU[kind])
         ours, theirs = (m.pack_linear(weight, bias, target=target) for m in (scaled_mm, plain))
-        assert isinstance(ours, scaled_mm.NarrowWeight)
+        assert isinstance(ours, scaled_mm.QuantizedWeight)
         assert torch.equal(ours.weight.float(), theirs.weight.float()) and torch.equal(ours.scale, theirs.scale)
         assert torch.equal(ours.bias, theirs.bias) and ours.nbytes == theirs.nbytes
 
@@ -167,12 +167,12 @@ def other_bias(x, weight):
     return x, replace(
         weight,
         bias=weight.bias.roll(1) if weight.bias is not None else None,
-        narrow_bias=weight.narrow_bias.roll(1) if weight.narrow_bias is not None else None,
+        bias_bf16=weight.bias_bf16.roll(1) if weight.bias_bf16 is not None else None,
     )
 
 
 def bias_left_out(x, weight):
-    return x, replace(weight, bias=None, narrow_bias=None)
+    return x, replace(weight, bias=None, bias_bf16=None)
 
 
 def last_feature_left_out(x, weight):
@@ -214,13 +214,13 @@ def test_triton_is_preferred_and_the_reason_is_given(arch):
             assert made.backend == "torch" and "torch is preferred" in dict(made.rejected)["triton"]
             continue
         assert made.backend == "triton" and made.rest is None
-        assert "passes of their own" in dict(made.rejected)["torch"]
+        assert "separate passes" in dict(made.rejected)["torch"]
 
 
 def test_without_triton_it_is_torch(monkeypatch):
     monkeypatch.setattr(libraries, "triton_unsupported", lambda target: ["triton is not installed"])
-    assert libraries.torch_reluctant(Target(META, GPU["fp8"])) == []
-    assert libraries.torch_reluctant(Target(META, GPU["bf16"])) == []
+    assert libraries.torch_not_preferred(Target(META, GPU["fp8"])) == []
+    assert libraries.torch_not_preferred(Target(META, GPU["bf16"])) == []
 
 
 def test_an_old_torch_has_no_scale_per_row_everywhere(monkeypatch):
@@ -239,7 +239,9 @@ def test_an_old_torch_has_no_scale_per_row_everywhere(monkeypatch):
 def test_a_cpu_multiplies_them_too_but_has_the_reference():
     for precision in (*CPU.values(), GPU["fp8"]):
         assert libraries.torch_unsupported(Target(DEVICE, precision)) == []
-        assert libraries.torch_reluctant(Target(DEVICE, precision)) == ["on a CPU the reference makes the same calls"]
+        assert libraries.torch_not_preferred(Target(DEVICE, precision)) == [
+            "on a CPU the reference makes the same calls"
+        ]
 
 
 def test_an_older_gpu_is_named():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kinema.ops import norm_modulate
-from kinema.ops.common.overlap import alike, folded, share
+from kinema.ops.common.overlap import alike, has_internal_overlap, share
 
 OP = norm_modulate.OP
 
@@ -49,12 +49,12 @@ def test_folded_is_never_missed():
     found = 0
     for t in views(torch.Generator().manual_seed(1), 400, torch.zeros(400, dtype=torch.uint8)):
         folds = len(places(t).unique()) < t.numel()
-        assert folded(t) or not folds
+        assert has_internal_overlap(t) or not folds
         found += folds
     assert 40 < found < 360
     plain = torch.zeros(2, 5, 8)
     for t in (plain, plain.mT, plain[:, 1:3], plain[..., 2:5], plain[:1, :1], plain[:0], plain.permute(2, 0, 1)):
-        assert not folded(t)
+        assert not has_internal_overlap(t)
 
 
 def test_alike_is_the_same_elements_in_the_same_order():

@@ -133,7 +133,7 @@ def most_alive(run) -> int:
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 @pytest.mark.parametrize("ffn_dim", [64, 1024])
 def test_live_tensors_of_a_forward(ffn_dim, precision):
-    """Counts of the reference ops: one that holds less should say so in activation_memory.py."""
+    """Counts of the reference ops: one that holds less should say so in families/wan/memory.py."""
     sizes = {"num_attention_heads": 4, "attention_head_dim": 32, "num_layers": 2, "text_dim": 32}
     config = WanConfig(**sizes, ffn_dim=ffn_dim, in_channels=2, out_channels=2)
     weights = {name: torch.zeros(shape) for name, shape in tensor_shapes(config).items()}

@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from kinema.ops.common.launch import Config, configure, forced, recording
+from kinema.ops.common.launch import Config, forced, recording, select_config
 from kinema.ops.norm_modulate.triton import norm_modulate
 
 META, CPU = torch.device("meta"), torch.device("cpu")
@@ -34,15 +34,15 @@ def test_a_recording_keeps_launches_and_runs_nothing():
 @pytest.mark.parametrize(("arch", "block"), [(80, 64), (89, 64), (90, 128), (120, 128)])
 def test_the_newest_entry_that_is_not_too_new_is_used(arch, block):
     with recording(arch):
-        assert configure("some", TABLE, META).blocks["BLOCK"] == block
+        assert select_config("some", TABLE, META).blocks["BLOCK"] == block
 
 
 def test_the_interpreter_has_tiles_of_its_own():
-    assert configure("some", TABLE, CPU).blocks["BLOCK"] == 16
+    assert select_config("some", TABLE, CPU).blocks["BLOCK"] == 16
 
 
 def test_configurations_can_be_forced():
     with forced({"some": Config({"BLOCK": 32})}):
-        assert configure("some", TABLE, CPU).blocks["BLOCK"] == 32
-        assert configure("other", TABLE, CPU).blocks["BLOCK"] == 16
-    assert configure("some", TABLE, CPU).blocks["BLOCK"] == 16
+        assert select_config("some", TABLE, CPU).blocks["BLOCK"] == 32
+        assert select_config("other", TABLE, CPU).blocks["BLOCK"] == 16
+    assert select_config("some", TABLE, CPU).blocks["BLOCK"] == 16

@@ -18,7 +18,7 @@ LIMITS = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
 @triton.jit
 def _narrow(x, out, SIZE: tl.constexpr):
     i = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
-    tl.store(out + i, numerics.narrow(tl.load(x + i), out.dtype.element_ty))
+    tl.store(out + i, numerics.cast(tl.load(x + i), out.dtype.element_ty))
 
 
 @triton.jit

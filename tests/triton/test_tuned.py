@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("triton")
 
 from kinema.ops.common import tuned
-from kinema.ops.common.launch import Config, candidates, configure, forced, recording, watching
+from kinema.ops.common.launch import Config, candidates, forced, recording, select_config, watching
 from kinema.ops.common.tuned import Choice
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -37,7 +37,7 @@ def forget():
 
 
 def chosen(*shape):
-    return configure(NAME, TABLE, CPU, *(shape or SHAPE))
+    return select_config(NAME, TABLE, CPU, *(shape or SHAPE))
 
 
 def changed(edit):
@@ -160,7 +160,7 @@ def test_kernels_that_changed_warn_and_the_others_are_used():
     changed(lambda content: content["kernels"].update(linear="0"))
     with pytest.warns(UserWarning, match="other kernels of linear than these"):
         assert chosen() == DEFAULT
-    assert configure("conv3d/fp32", TABLE, CPU, 4096) == SECOND
+    assert select_config("conv3d/fp32", TABLE, CPU, 4096) == SECOND
 
 
 def test_every_source_of_a_kernel_counts(tmp_path, monkeypatch):
@@ -213,8 +213,8 @@ def test_a_recording_knows_of_no_machine(monkeypatch):
     tuned.remember(CPU, {KEY: Choice(1)})
     monkeypatch.setattr(tuned, "choices", None)
     with recording(80):
-        assert configure(NAME, TABLE, CPU, *SHAPE) == SECOND, "the default of sm_80"
-    assert configure(NAME, TABLE, META, *SHAPE) == DEFAULT
+        assert select_config(NAME, TABLE, CPU, *SHAPE) == SECOND, "the default of sm_80"
+    assert select_config(NAME, TABLE, META, *SHAPE) == DEFAULT
 
 
 def test_a_gpu_of_amd_has_no_choice():
@@ -225,11 +225,11 @@ def test_a_gpu_of_amd_has_no_choice():
 
 def test_watching_notes_what_has_a_choice():
     with watching() as visits:
-        configure(NAME, TABLE, CPU, *SHAPE)
-        configure("norm", {0: DEFAULT}, CPU, *SHAPE)
+        select_config(NAME, TABLE, CPU, *SHAPE)
+        select_config("norm", {0: DEFAULT}, CPU, *SHAPE)
         with forced({NAME: THIRD}):
-            assert configure(NAME, TABLE, CPU, *SHAPE) == THIRD
-    configure(NAME, TABLE, CPU, *SHAPE)
+            assert select_config(NAME, TABLE, CPU, *SHAPE) == THIRD
+    select_config(NAME, TABLE, CPU, *SHAPE)
     assert [(v.table, v.key, v.candidates) for v in visits] == [(NAME, KEY, (DEFAULT, SECOND))]
 
 

@@ -12,7 +12,7 @@ import kinema.ops.common
 from kinema.errors import OutputError
 from kinema.ops import build_ops, plan_ops
 from kinema.ops.common import PRECISIONS, Target, tuned
-from kinema.ops.common.launch import Config, configure
+from kinema.ops.common.launch import Config, select_config
 from kinema.ops.linear import triton as linear
 from kinema.ops.linear.triton_tables import LARGE_FP32
 from kinema.ops.tuner import LEAST_ROUNDS, LONG, ROUNDS, Tuner, fastest
@@ -40,7 +40,7 @@ class Op:
         self._behaviour = {int(name[1:]): what for name, what in behaviour.items()}
 
     def __call__(self, x, out=None):
-        block = configure("linear/large", TABLE, CPU, x.shape[0]).blocks["BLOCK"]
+        block = select_config("linear/large", TABLE, CPU, x.shape[0]).blocks["BLOCK"]
         self.used.append(block)
         y = self._behaviour.get(block, lambda y: y)(2.0 * x)
         return y if out is None else out.copy_(y)

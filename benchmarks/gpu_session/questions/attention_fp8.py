@@ -32,7 +32,7 @@ def ask(session: Session) -> None:
 
 
 def _quantize(given: Attended) -> list[torch.Tensor]:
-    """What precedes the kernel."""
+    """The quantising passes before the kernel."""
     from kinema.ops.attention import FP8_BLOCK
     from kinema.ops.attention.triton_prepare import prepare
 

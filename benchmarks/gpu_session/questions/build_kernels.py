@@ -1,4 +1,4 @@
-"""Builds the Triton kernels that the other questions launch, on all cores; asks if what was built ahead is taken."""
+"""Builds the Triton kernels that the other questions launch, on all cores; asks if those built ahead are used."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kinema.ops.cases import all_cases
 from kinema.ops.common import PRECISIONS, Target
 
 AHEAD = "KINEMA_TRITON_AHEAD"  # the folder that --triton-cache names
-BEGUN, LIMIT = 38.0, 55.0  # seconds in which a build is begun, and in which all have ended
+BEGUN, LIMIT = 38.0, 55.0  # seconds until the last build is started, and until all have ended
 LAUNCHED = ("unpatchify", "sample 80")
 SMALL = "unpatchify: sample 80, bf16"  # of a dry run, built for
 STAND_IN = 90
@@ -56,13 +56,13 @@ def _ahead(session: Session, cache: Path) -> None:
     if given is None:
         session.skip("built ahead", "no --triton-cache was given")
     elif cache.exists() and any(cache.iterdir()):
-        session.skip("built ahead", f"{cache} holds kernels of an earlier run: it would not be seen whose are taken")
+        session.skip("built ahead", f"{cache} holds kernels of an earlier run: whose are used could not be told")
     else:
         session.report("built ahead", kernels=take(Path(given), cache), folder=given)
 
 
 def _build(session: Session, cache: Path) -> tuple[list[dict[str, Any]], int]:
-    """What was built, and how many were wanted; by another process, since what is interpreted cannot be compiled."""
+    """What was built, and how many were wanted; in another process, since this one may be interpreting Triton."""
     words = [str(cache), "--arch", str(_arch(session.device)), "--seconds", str(BEGUN)]
     words += ["--only", SMALL] if session.dry else []
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -83,7 +83,7 @@ def _arch(device: torch.device) -> int:
 
 
 def _taken(device: torch.device) -> bool:
-    """Whether a launch on this GPU finds what was built without it."""
+    """Whether a launch on this GPU finds the kernel in the cache."""
     import triton
 
     from kinema.ops.unpatchify import triton as functions

@@ -56,7 +56,7 @@ def _record(session: Session, nvcc: str) -> None:
 
 
 def architecture(capability: tuple[int, int]) -> str:
-    """What nvcc is told. Hopper's own instructions, and those of its successors, are in the variants with an a."""
+    """nvcc's target. Instructions specific to Hopper and its successors need the variants with an a."""
     number = f"{10 * capability[0] + capability[1]}{'a' if capability[0] >= 9 else ''}"
     return f"arch=compute_{number},code=sm_{number}"
 

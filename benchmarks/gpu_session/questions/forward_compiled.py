@@ -1,4 +1,4 @@
-"""The same forward by torch.compile of a plain PyTorch twin: what one has without any kernel of kinema's."""
+"""The same forward by torch.compile of a plain PyTorch twin: what one gets without any kernel of kinema's."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def ask(session: Session) -> None:
         started = time.perf_counter()
         result = _forward(compiled, whole)
         first = time.perf_counter() - started
-        # what is compiled is for this size, of which there is no truth but what the twin gives uncompiled
+        # compiled for this size, whose only truth is the uncompiled twin's result
         exact = _forward(eager, whole).double()
         if session.check("compiled", result.bfloat16(), exact, plain=reference(whole).bfloat16()):
             _time(session, "compiled", partial(_forward, compiled, whole), first_seconds=first)

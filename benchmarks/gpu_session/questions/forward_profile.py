@@ -24,7 +24,7 @@ def ask(session: Session) -> None:
     kinema = forward(session, config, weights, session.pick("auto", "triton"))
     plain = reference(few)
     for case, forward_of in (("eager", kinema), ("reference", reference)):
-        # the result is fp32, but what flowed to it was not
+        # the result is fp32, but the activations were not
         if not session.check(case, forward_of(few).bfloat16(), truth, plain=plain.bfloat16()):
             continue
         call = partial(forward_of, whole)

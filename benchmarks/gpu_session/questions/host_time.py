@@ -1,4 +1,4 @@
-"""How long the host takes to launch each op: the op, its launch through kinema's door, Triton's, the bare kernel."""
+"""How long the host takes to launch each op: the op, its launch by `launch`, Triton's, the bare compiled kernel."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def ask(session: Session) -> None:
 
 
 def _launch(session: Session, case: str, made: Launch) -> None:
-    """One launch as the op makes it, and by ever fewer layers."""
+    """One launch as the op makes it, then through ever fewer layers."""
     given = {name: value for name, value in made.arguments.items() if name not in made.config.blocks}
     whole = partial(launch, made.kernel, made.grid, made.config, **given)
     chosen = {} if session.dry else options(made.config)  # the interpreter takes none
@@ -41,13 +41,13 @@ def _launch(session: Session, case: str, made: Launch) -> None:
             bare = _bare(by_triton(), made)
             torch.cuda.synchronize()
             fields["kernel_host_seconds"] = session.host_seconds(bare)
-        except Exception as error:  # another Triton keeps its compiled kernels otherwise
+        except Exception as error:  # another Triton stores its compiled kernels differently
             session.skip(f"{case}, bare", failure(error))
     session.report(case, kernel=made.kernel.__name__, **fields)
 
 
 def _bare(compiled: Any, made: Launch) -> Callable[[], Any]:
-    """The compiled kernel on the current stream, nothing looked up and nothing specialised."""
+    """The compiled kernel on the current stream, without look-up or specialisation."""
     grid = (*made.grid, 1, 1)[:3]
     arguments = [made.arguments[name] for name in made.kernel.arg_names]
     run = compiled[grid]

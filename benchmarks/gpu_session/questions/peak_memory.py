@@ -1,4 +1,4 @@
-"""The memory of a request at its peak against what was predicted: Wan 1.3B's sizes with few layers, and the sample."""
+"""A request's peak memory against its prediction: Wan 1.3B's sizes with few layers, and the sample model."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from kinema.bench.published_configs import PRESETS, UMT5_XXL, Published
 from kinema.bench.random_model import write_random_model
 
 if TYPE_CHECKING:  # they need libraries that a machine with a GPU may lack
+    from kinema.denoise.state import RequestState
     from kinema.pipeline import VideoPipeline
     from kinema.request.generation import GenerationRequest
-from kinema.denoise.state import RequestState
 
 LAYERS = 4
 STEPS = 3  # eager, recorded, replayed
 WHOLE = {"num_frames": 81, "height": 480, "width": 832}
-SHORT = {**WHOLE, "num_frames": 17}  # decoded in seconds; a longer clip holds no more maps
+SHORT = {**WHOLE, "num_frames": 17}  # decoded in seconds; a longer clip holds no more activations
 TINY = {"num_frames": 5, "height": 16, "width": 16}
 TEXT = {"vocab_size": 400, "d_model": 24, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 3}  # never asked
 SMALL_TRANSFORMER = {"num_attention_heads": 2, "attention_head_dim": 16, "ffn_dim": 64, "text_dim": 24, "freq_dim": 32}
@@ -59,7 +59,7 @@ def _generate(session: Session, folder: Path, published: Published) -> None:
 
 
 def _measure(session: Session, case: str, pipe: VideoPipeline, request: GenerationRequest) -> None:
-    """Stage by stage, what the caches of the stage before held is handed back. Every part stays loaded."""
+    """Stage by stage; the allocator's cache is emptied between them. Every part stays loaded."""
     from kinema.memory.predict import predict
 
     request = pipe.complete(request)
@@ -96,7 +96,7 @@ def _small(published: Published) -> Published:
 
 QUESTION = Question(
     decides="by how much the prediction is below what a guided request really holds, graph included",
-    serves="memory.py, activation_memory.py",
+    serves="memory/predict.py, families/wan/memory.py",
     value=7,
     seconds=40,
     needs=("tokenizers",),

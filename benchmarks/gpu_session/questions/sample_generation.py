@@ -8,7 +8,7 @@ from kinema.bench.generate import measure
 from kinema.bench.gpu_session.question import Question, Session
 
 PROMPT = "a red circle moving left"
-ROUNDS = 4  # behind the first, which loads and builds
+ROUNDS = 4  # after the first, which loads and builds
 SMALL = {"num_inference_steps": 2, "num_frames": 5, "height": 16, "width": 16}
 
 

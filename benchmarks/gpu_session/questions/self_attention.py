@@ -16,7 +16,7 @@ def ask(session: Session) -> None:
     from kinema.ops.attention.triton_tables import TABLES
 
     table = session.pick("attention/128", "attention/64")
-    # of a CPU torch has one kernel, and the plain formula
+    # on a CPU torch has one kernel, and the plain formula
     libraries = session.pick(
         {"cuDNN": SDPBackend.CUDNN_ATTENTION, "torch's FlashAttention-2": SDPBackend.FLASH_ATTENTION},
         {"cuDNN": SDPBackend.MATH, "torch's FlashAttention-2": SDPBackend.FLASH_ATTENTION},

@@ -14,7 +14,7 @@ from kinema.bench.gpu_session.kernels import tiles, time_kernel
 from kinema.bench.gpu_session.question import Question, Session
 from kinema.ops.conv3d import reference
 
-# channels: frames, height and width that a latent frame becomes there
+# channels: frames, height and width that a latent frame has become there
 SIZES = {96: (4, 480, 832), 192: (4, 240, 416), 384: (2, 120, 208)}
 SMALL = {16: (1, 5, 4)}
 PAST = 2  # frames that a chunk before has left
@@ -27,7 +27,7 @@ def ask(session: Session) -> None:
 
 
 class _Convolution:
-    """x: [1, C, T, H, W] behind its past [1, C, PAST, H, W], channels innermost in memory."""
+    """x: [1, C, T, H, W] after its past [1, C, PAST, H, W], channels innermost in memory."""
 
     def __init__(self, session: Session, channels: int, size: tuple[int, int, int]) -> None:
         new = Drawn(session.device)
@@ -61,7 +61,7 @@ class _Convolution:
         rounded: torch.dtype | None = None,
         **fields: str,
     ) -> None:
-        """rounded: what cuDNN rounds factors to without being told."""
+        """rounded: what cuDNN rounds its inputs to, whatever their dtype."""
         exact, plain = (
             self._kinema(reference, kind, fused=fused, rows=self.rows + 1) for kind in (torch.float64, dtype)
         )
@@ -84,15 +84,15 @@ class _Convolution:
     def _kinema(
         self, functions: Any, dtype: torch.dtype, *, fused: bool = False, rows: int | None = None
     ) -> Callable[[], torch.Tensor]:
-        """A call of an implementation, of the first `rows` of every frame; it renews its past."""
-        wide = torch.promote_types(dtype, torch.float32)  # as weights are, whatever flows
-        weight = functions.pack_conv3d(self.weight.to(wide), self.bias.to(wide), target=flowing(self.session.device))
+        """A call of an implementation, on the first `rows` of every frame; it updates its past."""
+        kept = torch.promote_types(dtype, torch.float32)  # of weights, whatever the activations
+        weight = functions.pack_conv3d(self.weight.to(kept), self.bias.to(kept), target=flowing(self.session.device))
         x, past, residual = (t[:, :, :, :rows].to(dtype, copy=True) for t in (self.x, self.past, self.residual))
         call = partial(functions.conv3d, x, weight, cache=past)
-        return partial(call, norm=self.gain.to(wide), activation="silu", residual=residual) if fused else call
+        return partial(call, norm=self.gain.to(kept), activation="silu", residual=residual) if fused else call
 
     def _cudnn(self, dtype: torch.dtype, *, tf32: bool = False) -> Callable[[], torch.Tensor]:
-        """The fastest of its algorithms, which the first call finds; the frames lie in one piece already."""
+        """The fastest of its algorithms, which the first call finds; the frames are concatenated already."""
         frames, bias = torch.cat((self.past, self.x), dim=2).to(dtype), self.bias.to(dtype)
         frames = frames.contiguous(memory_format=torch.channels_last_3d)
         weight = self.weight.to(dtype).contiguous(memory_format=torch.channels_last_3d)

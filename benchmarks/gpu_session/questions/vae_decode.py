@@ -20,7 +20,7 @@ FEW = (2, 8, 8)  # what is decoded in float64
 SMALL = WanVAEConfig(base_dim=4, z_dim=2, dim_mult=(1, 1), num_res_blocks=1, temperal_downsample=(True,),
                      latents_mean=(0.0, 0.0), latents_std=(1.0, 1.0), scale_factor_temporal=2,
                      scale_factor_spatial=2)  # fmt: skip
-# by frames of a piece, those through the late stages at once: latent frames of a chunk, which has no fewer
+# frames that go through the late stages at once (a piece): latent frames of a chunk, which must cover a piece
 PIECES = {1: 1, 8: 2}
 
 
@@ -51,7 +51,7 @@ def _time(
     truth: torch.Tensor,
     plain: torch.Tensor,
 ) -> None:
-    """frames: of a piece, however large."""
+    """frames: of a piece, whatever their size."""
     with patch.object(decoder, "frames_at_once", lambda frame_bytes, *, native: frames):
         if not session.check(case, vae.decode(few, chunk=PIECES[frames], clamp=False), truth, plain=plain):
             return
