@@ -220,10 +220,8 @@ def cpu_unsupported(target: Target) -> list[str]:
 def cpu_implementation(op: str, unsupported: Callable[[Target], list[str]] = cpu_unsupported) -> Implementation:
     """The record of `kernels/<op>/cpu.py`, preferred on a CPU in every precision.
 
-    On two AVX2 cores whole models are faster with all of them: the sample model's forward 1.5 times and its decode 2.6
-    times, Wan 1.3B's forward of 1280 tokens 1.2 to 1.4 times (`kinema bench peers`). Single calls may lose some tens of
-    microseconds (`kinema bench ops`): attention of 80 tokens runs at 0.7 to 0.9 of the reference's speed, LayerNorm
-    with no modulation at 0.7 to 0.95.
+    Whole models are faster with all of them (`kinema bench peers`); single small calls may lose some tens of
+    microseconds (`kinema bench ops`).
     """
     return Implementation("cpu", f"kinema.ops.{op}.cpu", unsupported)
 
