@@ -9,9 +9,9 @@
 
 namespace kinema {
 
-constexpr int64_t MOST_SIZE = INT32_MAX;     // of one axis
-constexpr int64_t MOST_ELEMENTS = 1ll << 44; // of an array, from its first to its last: 70 TB of fp32
-constexpr int64_t CACHE_LINE = 64;           // packed weights and scratch begin at one
+constexpr int64_t MAX_SIZE = INT32_MAX;     // of one axis
+constexpr int64_t MAX_ELEMENTS = 1ll << 44; // of an array, from its first to its last: 70 TB of fp32
+constexpr int64_t CACHE_LINE = 64;          // packed weights and scratch begin at one
 
 struct Axis {
     int64_t size, stride;
@@ -19,7 +19,7 @@ struct Axis {
 
 // Each is a size of an axis, zero among them.
 inline bool are_sizes(std::initializer_list<int64_t> sizes) {
-    return std::all_of(sizes.begin(), sizes.end(), [](int64_t size) { return size >= 0 && size <= MOST_SIZE; });
+    return std::all_of(sizes.begin(), sizes.end(), [](int64_t size) { return size >= 0 && size <= MAX_SIZE; });
 }
 
 inline bool are_flags(std::initializer_list<int32_t> options) {
@@ -31,12 +31,12 @@ inline bool any_zero(std::initializer_list<int64_t> sizes) {
 }
 
 // Whether so many elements, the product of what is not negative, can be in an array.
-inline bool countable(std::initializer_list<int64_t> sizes) {
+inline bool within_max_elements(std::initializer_list<int64_t> sizes) {
     int64_t count = 1;
     if (any_zero(sizes))
         return true;
     for (const int64_t size : sizes) {
-        if (size > MOST_ELEMENTS / count)
+        if (size > MAX_ELEMENTS / count)
             return false;
         count *= size;
     }
@@ -52,7 +52,7 @@ inline int64_t extent(std::initializer_list<Axis> axes) {
     for (const Axis &axis : axes) {
         if (axis.size == 1)
             continue;
-        if (axis.stride < 0 || (axis.stride > 0 && axis.size - 1 > (MOST_ELEMENTS - 1 - last) / axis.stride))
+        if (axis.stride < 0 || (axis.stride > 0 && axis.size - 1 > (MAX_ELEMENTS - 1 - last) / axis.stride))
             return -1;
         last += (axis.size - 1) * axis.stride;
     }
@@ -67,10 +67,10 @@ inline bool is_array_or_null(const void *array, std::initializer_list<Axis> axes
 }
 
 // An array, and no two elements lie in the same place: one that can be written to. Of up to five axes.
-inline bool is_apart(std::initializer_list<Axis> axes) {
-    const int64_t whole = extent(axes);
-    if (whole <= 0)
-        return whole == 0;
+inline bool is_non_overlapping(std::initializer_list<Axis> axes) {
+    const int64_t span = extent(axes);
+    if (span <= 0)
+        return span == 0;
     Axis sorted[5];
     int64_t count = 0, reach = 1;
     for (const Axis &axis : axes) { // by their strides, few as they are
@@ -90,27 +90,27 @@ inline bool is_apart(std::initializer_list<Axis> axes) {
 
 // A rotation of tokens `start` to `start + turned` by tables [batch, turned, head_dim / 2].
 inline bool
-is_rotation(int64_t batch, int64_t tokens, int64_t head_dim, int64_t stride_b, int64_t start, int64_t turned) {
-    return head_dim % 2 == 0 && start >= 0 && turned >= 0 && start <= tokens && turned <= tokens - start &&
-           is_array({{batch, stride_b}, {turned, head_dim / 2}, {head_dim / 2, 1}});
+is_rotation(int64_t batch, int64_t tokens, int64_t head_dim, int64_t stride_b, int64_t start, int64_t count) {
+    return head_dim % 2 == 0 && start >= 0 && count >= 0 && start <= tokens && count <= tokens - start &&
+           is_array({{batch, stride_b}, {count, head_dim / 2}, {head_dim / 2, 1}});
 }
 
 // Whether each pointer is at a multiple of `alignment`; an optional one may be null.
-inline int32_t placed(
+inline int32_t check_pointers(
     int64_t alignment, std::initializer_list<const void *> needed, std::initializer_list<const void *> optional = {}) {
-    uintptr_t odd = 0;
+    uintptr_t bits = 0;
     for (const void *pointer : needed) {
         if (pointer == nullptr)
             return KINEMA_NO_POINTER;
-        odd |= reinterpret_cast<uintptr_t>(pointer);
+        bits |= reinterpret_cast<uintptr_t>(pointer);
     }
     for (const void *pointer : optional)
-        odd |= reinterpret_cast<uintptr_t>(pointer);
-    return odd % static_cast<uintptr_t>(alignment) == 0 ? KINEMA_OK : KINEMA_MISALIGNED;
+        bits |= reinterpret_cast<uintptr_t>(pointer);
+    return bits % static_cast<uintptr_t>(alignment) == 0 ? KINEMA_OK : KINEMA_MISALIGNED;
 }
 
 // The first that is not success.
-inline int32_t first_of(std::initializer_list<int32_t> statuses) {
+inline int32_t first_error(std::initializer_list<int32_t> statuses) {
     for (const int32_t status : statuses)
         if (status != KINEMA_OK)
             return status;

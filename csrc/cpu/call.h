@@ -30,7 +30,7 @@ class Call {
 
     // Whether the caller's thread has somebody to ask, and what it asks now and then while it waits for the others.
     bool polls() const;
-    void waiting();
+    void poll_while_waiting();
 
     int32_t status() const; // KINEMA_OK or KINEMA_INTERRUPTED
 
@@ -39,8 +39,8 @@ class Call {
     const kinema_control *control_;
     bool stopped_ = false; // for all threads
     // of the caller's: milliseconds, when it looked at the clock and when it asks next; looks until it reads the clock
-    int64_t seen_ = 0, due_ = 0;
-    int pause_ = 0, left_ = 0;
+    int64_t last_time_ = 0, next_poll_ = 0;
+    int skips_ = 0, skips_left_ = 0;
 
     bool stop();
     bool due();

@@ -38,6 +38,6 @@ int32_t check_packing(const void *rows, int32_t dtype, const void *packed);
 // Of who may end a call; null: nobody.
 int32_t check_control(const kinema_control *control);
 
-inline bool are_threads(int32_t threads) { return threads >= 0 && threads <= KINEMA_MOST_THREADS; }
+inline bool is_thread_count(int32_t threads) { return threads >= 0 && threads <= KINEMA_MAX_THREADS; }
 
 } // namespace kinema

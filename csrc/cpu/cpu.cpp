@@ -53,12 +53,12 @@ uint64_t saved_registers() {
 
 bool always() { return true; }
 
-struct Known {
+struct Candidate {
     const Table *table;
-    bool (*has)();
+    bool (*is_supported)();
 };
 
-const Known KNOWN[] = {
+const Candidate CANDIDATES[] = {
 #if defined(KINEMA_WITH_AVX512BF16)
     {&avx512bf16_table, has_avx512bf16},
 #endif
@@ -73,10 +73,10 @@ const Known KNOWN[] = {
 #endif
     {&portable_table, always},
 };
-constexpr int32_t COUNT = sizeof KNOWN / sizeof KNOWN[0];
+constexpr int32_t CANDIDATE_COUNT = sizeof CANDIDATES / sizeof CANDIDATES[0];
 
 template <class Args> int32_t check(const kinema_cpu *cpu, const Args *args) {
-    const int32_t status = first_of({placed(1, {cpu}), placed(alignof(Args), {args})});
+    const int32_t status = first_error({check_pointers(1, {cpu}), check_pointers(alignof(Args), {args})});
     return status == KINEMA_OK ? check_sizes(*args) : status;
 }
 
@@ -116,9 +116,9 @@ run(const kinema_cpu *cpu, const Args *args, const kinema_control *control, void
 int32_t check_elements(const kinema_cpu *cpu, int64_t count, const float *x, const float *y) {
     if (cpu == nullptr)
         return KINEMA_NO_POINTER;
-    if (count < 0 || count > MOST_ELEMENTS)
+    if (count < 0 || count > MAX_ELEMENTS)
         return KINEMA_BAD_SIZE;
-    return count == 0 ? NOTHING_TO_DO : placed(4, {x, y});
+    return count == 0 ? NOTHING_TO_DO : check_pointers(4, {x, y});
 }
 
 } // namespace
@@ -161,13 +161,13 @@ const char *kinema_status_text(int32_t status) {
 }
 
 const char *kinema_cpu_isa_name(int32_t index) {
-    return index >= 0 && index < COUNT ? KNOWN[index].table->isa : nullptr;
+    return index >= 0 && index < CANDIDATE_COUNT ? CANDIDATES[index].table->isa : nullptr;
 }
 
 int32_t kinema_cpu_has(const char *isa) {
-    for (const Known &known : KNOWN)
-        if (isa != nullptr && std::strcmp(known.table->isa, isa) == 0)
-            return known.has();
+    for (const Candidate &candidate : CANDIDATES)
+        if (isa != nullptr && std::strcmp(candidate.table->isa, isa) == 0)
+            return candidate.is_supported();
     return 0;
 }
 
@@ -175,15 +175,15 @@ int32_t kinema_cpu_create(const char *isa, kinema_cpu **made) {
     if (made == nullptr)
         return KINEMA_NO_POINTER;
     *made = nullptr;
-    for (const Known &known : KNOWN) {
-        if (isa != nullptr && std::strcmp(known.table->isa, isa) != 0)
+    for (const Candidate &candidate : CANDIDATES) {
+        if (isa != nullptr && std::strcmp(candidate.table->isa, isa) != 0)
             continue;
-        if (!known.has()) {
+        if (!candidate.is_supported()) {
             if (isa != nullptr)
                 return KINEMA_UNSUPPORTED_ISA;
             continue;
         }
-        *made = new (std::nothrow) kinema_cpu{known.table, {}};
+        *made = new (std::nothrow) kinema_cpu{candidate.table, {}};
         return *made != nullptr ? KINEMA_OK : KINEMA_NO_MEMORY;
     }
     return KINEMA_UNKNOWN_ISA;
@@ -237,7 +237,7 @@ int32_t kinema_linear_pack(
 }
 
 int32_t kinema_linear_code_top(const kinema_cpu *cpu) {
-    return cpu != nullptr ? cpu->table->code_top : -KINEMA_NO_POINTER;
+    return cpu != nullptr ? cpu->table->code_max : -KINEMA_NO_POINTER;
 }
 
 int32_t kinema_linear_multiplies_bf16(const kinema_cpu *cpu) {

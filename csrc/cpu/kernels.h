@@ -31,7 +31,7 @@
         isa::pack_weight,                                                                                              \
         isa::linear_workspace,                                                                                         \
         isa::linear,                                                                                                   \
-        isa::CODE_TOP,                                                                                                 \
+        isa::CODE_MAX,                                                                                                 \
         isa::BF16_GROUP == 2,                                                                                          \
         isa::norm_modulate_workspace,                                                                                  \
         isa::norm_modulate,                                                                                            \

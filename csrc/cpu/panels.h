@@ -11,11 +11,11 @@ namespace kinema {
 namespace KINEMA_ISA {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // What is fetched ahead may lie behind the end of its array, where no arithmetic of pointers may lead.
-inline const void *ahead_of(const void *from, int64_t bytes) {
+inline const void *prefetch_address(const void *from, int64_t bytes) {
     return reinterpret_cast<const void *>(reinterpret_cast<uintptr_t>(from) + static_cast<uintptr_t>(bytes));
 }
 
@@ -63,7 +63,7 @@ pack_weight(int64_t depth, int64_t columns, int32_t dtype, int32_t gated, const 
     const int64_t halves = gated ? 2 : 1, stored = stored_depth(depth, dtype);
     for (int64_t panel = 0; panel < ceil_div(columns, NR) * halves && !call.interrupted(0); ++panel) {
         const int64_t column = panel / halves * NR, row = panel % halves * columns + column;
-        const int64_t width = least(columns - column, NR);
+        const int64_t width = min(columns - column, NR);
         const char *from = static_cast<const char *>(rows) + row * depth * item_size(dtype);
         char *to = static_cast<char *>(packed) + panel * stored * NR * item_size(dtype);
         if (dtype == KINEMA_I8)
@@ -98,23 +98,23 @@ panel_f32(const void *weight, int32_t dtype, int64_t panel, int64_t stored, int6
 #if defined(__AVX512BF16__)
         for (int64_t i = 0; i < count; i += 2)
             for (int c = 0; c < NR; c += W)
-                widen_pairs(from + i * NR + 2 * c, buffer + i * NR + c, buffer + (i + 1) * NR + c);
+                unpack_pairs(from + i * NR + 2 * c, buffer + i * NR + c, buffer + (i + 1) * NR + c);
 #else
         for (int64_t i = 0; i < count * NR; i += W)
-            store(buffer + i, widen_bf16(from + i));
+            store(buffer + i, load_bf16(from + i));
 #endif
         break;
     }
     case KINEMA_F16: {
         const uint16_t *from = panel_at<uint16_t>(weight, panel, stored, k);
         for (int64_t i = 0; i < count * NR; i += W)
-            store(buffer + i, widen_f16(from + i));
+            store(buffer + i, load_f16(from + i));
         break;
     }
     case KINEMA_E4M3: {
         const uint8_t *from = panel_at<uint8_t>(weight, panel, stored, k);
         for (int64_t i = 0; i < count * NR; i += W)
-            store(buffer + i, widen_e4m3(from + i));
+            store(buffer + i, load_e4m3(from + i));
         break;
     }
     default: {

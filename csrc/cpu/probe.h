@@ -25,7 +25,7 @@ inline int64_t probe_f32(int64_t steps) {
 #pragma GCC unroll 64
     for (int c = 1; c < PROBE_CHAINS; ++c)
         all = add(all, sums[c]);
-    volatile float used = sum(all);
+    volatile float used = reduce_add(all);
     (void)used;
     return steps * PROBE_CHAINS * W * 2;
 }

@@ -17,7 +17,7 @@ struct Table {
         Call &call);
     int64_t (*linear_workspace)(const kinema_linear_args &args);
     void (*linear)(const kinema_linear_args &args, Call &call);
-    int32_t code_top;
+    int32_t code_max;
     int32_t multiplies_bf16;
     int64_t (*norm_modulate_workspace)(const kinema_norm_modulate_args &args);
     void (*norm_modulate)(const kinema_norm_modulate_args &args, Call &call);

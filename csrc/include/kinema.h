@@ -14,7 +14,7 @@
  * features, input channels, a kernel) has at least one element; but keys may be none, see attention.
  *
  * Options that say yes or no are 1 or 0. `threads` of every op: at most so many, the caller's among them, up to
- * KINEMA_MOST_THREADS; 0 is 1.
+ * KINEMA_MAX_THREADS; 0 is 1.
  *
  * Activations are fp32, with the last axis dense unless a stride is given for it. Weights are packed once, by the
  * instruction set of the handle that will use them. Results do not depend on the number of threads.
@@ -51,7 +51,7 @@ enum kinema_status {
     KINEMA_BAD_INDEX = 10   /* a length, a count or an index lies beyond what there is */
 };
 
-#define KINEMA_MOST_THREADS 4096
+#define KINEMA_MAX_THREADS 4096
 
 enum kinema_dtype { KINEMA_F32 = 0, KINEMA_BF16 = 1, KINEMA_F16 = 2, KINEMA_E4M3 = 3, KINEMA_I8 = 4 };
 
