@@ -1,9 +1,8 @@
-// Attention without a matrix of logits: Dao 2023 (FlashAttention-2, arXiv 2307.08691), blocked for the second-level
-// cache.
+// Attention without materialising the logits: Dao 2023 (FlashAttention-2, arXiv 2307.08691), blocked for the L2 cache.
 //
-// Heads are taken a few at a time. First their keys and values are packed into panels (rotated, if need be, and without
-// the slots that are not real); then every block of queries goes over them with a running maximum and sum. In 8 bits
-// (attention_i8.h) queries and keys are codes, and all behind the logits is the same.
+// Heads are processed a few at a time. First their keys and values are packed into panels (rotated if need be, without
+// padding slots); then each block of queries passes over them with an online softmax. In int8 (attention_i8.h) queries
+// and keys are quantized, and everything after the logits is the same.
 #pragma once
 
 #include <cstdint>
@@ -15,13 +14,13 @@
 namespace kinema {
 namespace KINEMA_ISA {
 
-// A block of queries on its way over the keys of a head.
+// A block of queries and its online softmax: row max m, row sum l, rescale factor alpha = exp(m_old - m_new).
 struct QueryBlock {
     const kinema_attention_args &a;
     const AttentionTiling &tiling;
     const ValidKeys valid;
     int64_t b, n, segment, first, count; // rows first to first + count of a segment
-    float *packed;                       // the head
+    float *packed;                       // keys and values of the head
     float *q, *logits, *acc, *m, *l, *alpha, *q_scale;
     Call &call;
     int thread;
@@ -30,7 +29,7 @@ struct QueryBlock {
     int64_t acc_stride() const { return tiling.value_panels * NR; }
     const float *values() const { return packed + tiling.key_floats; }
 
-    // row, codes: scratch of `cut.width` each
+    // row, codes: scratch of `tiling.width` each
     void begin(float *row, uint8_t *codes) {
         for (int64_t r = 0; r < count; ++r) {
             m[r] = -__builtin_inff();
@@ -60,7 +59,7 @@ struct QueryBlock {
     void pack_queries() {
         const float *from = a.q[segment] + b * a.q_stride_b[segment] + n * a.q_stride_n[segment];
         const V scale = set1(a.scale);
-        float *scaled = logits; // not in use yet; head_dim may be larger than it, so a piece at a time
+        float *scaled = logits; // free for now; head_dim may exceed its size, so a piece at a time
         for (int64_t r = 0; r < count; ++r) {
             const float *x = from + (first + r) * a.q_stride_s[segment];
             float *tile = q + r / MR * MR * ceil_div(a.head_dim, KB) * KB;
@@ -75,7 +74,7 @@ struct QueryBlock {
         }
     }
 
-    // Real keys that row r sees are those below this.
+    // Row r sees the valid keys below this.
     int64_t causal_limit(int64_t r) const {
         if (a.causal_block == 0)
             return valid.total;
@@ -102,7 +101,7 @@ struct QueryBlock {
             row[j] += bias[slot_of(key + j) * a.bias_stride_r];
     }
 
-    // Logits of keys `key` + from to `key` + to become weights; what row r does not see weighs nothing.
+    // Turns the logits of keys `key` + from to `key` + to into weights; keys masked for row r get 0.
     void online_softmax(int64_t r, int64_t key, int64_t from, int64_t to) {
         float *row = logits + r * KEY_BLOCK;
         const int64_t end = max(from, min(to, causal_limit(r) - key));
@@ -119,7 +118,7 @@ struct QueryBlock {
         for (; j < end; ++j)
             m_new = row[j] > m_new ? row[j] : m_new;
         alpha[r] = 1.0f;
-        if (m_new == -__builtin_inff()) { // nothing was seen so far, or what is not a number
+        if (m_new == -__builtin_inff()) { // no logit so far, or only NaN
             for (j = from; j < end; ++j)
                 l[r] += row[j] != row[j] ? row[j] : 0.0f;
             std::memset(row + from, 0, (to - from) * sizeof(float));
@@ -170,7 +169,7 @@ struct QueryBlock {
                 tiling.code_groups, to + i * I8_ROWS * KEY_BLOCK, KEY_BLOCK);
     }
 
-    // Real keys from lo up to hi.
+    // Attends to valid keys lo to hi.
     void attend(int64_t lo, int64_t hi) {
         if (a.causal_block != 0)
             hi = min(hi, causal_limit(count - 1));
@@ -199,7 +198,7 @@ struct QueryBlock {
         const int64_t tile = first / a.query_tile;
         const int64_t at = b * a.list_stride_b + n * a.list_stride_n + tile;
         const int32_t *listed = a.indices + at * a.listed;
-        int64_t lo = 0, hi = 0; // neighbours are taken together
+        int64_t lo = 0, hi = 0; // adjacent tiles are merged
         for (int32_t i = 0; i < a.counts[at]; ++i) {
             const int64_t from = valid.before(a, listed[i] * a.key_tile);
             const int64_t to = valid.before(a, (listed[i] + 1) * a.key_tile);
@@ -225,7 +224,7 @@ struct QueryBlock {
                 V y = set1(0.0f);
                 if (l[r] > 0.0f)
                     y = div(load(acc + r * acc_stride() + d), divisor);
-                else if (l[r] != 0.0f) // NaN, which may not be lost
+                else if (l[r] != 0.0f) // NaN must propagate
                     y = divisor;
                 if (residual != nullptr)
                     y = add(load_lanes(residual + d, lanes), y);
@@ -265,7 +264,7 @@ inline void key_sum_task(void *data, int64_t task, int thread) {
         context.row(thread), context.key_sums(local) + chunk * context.a.head_dim);
 }
 
-// A mean of keys that are packed at once is of no other task's sums: they need no wait for one another.
+// With a single chunk per head its key sums are computed by the task that packs it: no barrier in between.
 inline bool sums_within_task(const AttentionContext &context) {
     return context.a.quantize != 0 && context.tiling.chunks == 1;
 }
@@ -284,7 +283,7 @@ inline void pack_task(void *data, int64_t task, int thread) {
         mean_key(context.key_sums(local), tiling.chunks, valid.total, a.head_dim, mean);
         std::memset(row, 0, tiling.width * sizeof(float));
     }
-    // what fills up the last panels stays as it is: nothing that comes of it is read
+    // the padding of the last panels stays uninitialised: no result computed from it is read
     for (int64_t j = chunk * PACK_BLOCK; j < min((chunk + 1) * PACK_BLOCK, valid.total); ++j) {
         const KeyValue read = read_key(a, valid, b, head % a.heads, j, row);
         if (a.quantize != 0)

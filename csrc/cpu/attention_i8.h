@@ -1,7 +1,7 @@
-// Logits of attention from queries and keys in 8 bits: Zhang et al. 2024 (SageAttention, arXiv 2410.02367).
+// Attention logits from int8 queries and keys: Zhang et al. 2024 (SageAttention, arXiv 2410.02367).
 //
-// What all keys of a head have in common, their mean, adds the same to all logits of a query, which a softmax does not
-// see: without it keys round in finer steps.
+// The mean of a head's keys adds the same to all logits of a query, which a softmax cancels: without it the keys
+// quantize in finer steps.
 #pragma once
 
 #include <cstdint>
@@ -12,24 +12,24 @@
 namespace kinema {
 namespace KINEMA_ISA {
 
-// Codes are -LOGIT_TOP to LOGIT_TOP, a query's from 0 on: then two of its products fit the 16 bits of maddubs, whose
-// sum may saturate, whatever the codes: 2 · 180 · 90 = 32400.
+// Codes are -LOGIT_CODE_MAX to LOGIT_CODE_MAX, a query's shifted to start at 0: then the sum of two products always
+// fits the 16 bits of maddubs, which would saturate: 2 · 180 · 90 = 32400.
 constexpr int LOGIT_CODE_MAX = 90;
 static_assert(2 * (2 * LOGIT_CODE_MAX) * LOGIT_CODE_MAX <= INT16_MAX, "products of two codes saturate");
 static_assert(MR % I8_ROWS == 0, "codes of a block of queries take no more tiles than its numbers");
 
-// A head's packed keys in 8 bits.
+// A head's packed int8 keys.
 struct QuantizedKeys {
     int8_t *codes; // [panel][four channels][NR][4]
     float *scale;  // [keys]
-    float *offset; // [keys], of the sums of products, since a query's codes begin at 0
+    float *offset; // [keys], subtracted from the sums of products, since a query's codes start at 0
     QuantizedKeys(const AttentionTiling &tiling, float *packed)
         : codes(reinterpret_cast<int8_t *>(packed)), scale(packed + tiling.keys * tiling.code_groups),
           offset(scale + tiling.keys) {}
 };
 
-// x[count] in steps of max|x| / LOGIT_TOP, as codes of 0 to 2·LOGIT_TOP. Returns the step, NaN where there is a number
-// that no code can tell. x is read and codes are written to a vector's end.
+// Quantizes x[count] in steps of max|x| / LOGIT_CODE_MAX, to codes of 0 to 2·LOGIT_CODE_MAX. Returns the step, or NaN
+// if any number is not finite, which no code can represent. x is read and codes are written in whole vectors.
 inline float quantize_symmetric(const float *x, int64_t count, uint8_t *codes) {
     const V lower = set1(0.0f), center = set1(LOGIT_CODE_MAX), upper = set1(2 * LOGIT_CODE_MAX);
     V peak = lower, non_finite = lower;
@@ -43,7 +43,7 @@ inline float quantize_symmetric(const float *x, int64_t count, uint8_t *codes) {
     return scale + reduce_add(non_finite);
 }
 
-// The sum of keys `from` to `to` of a head, without numbers that are not finite: only what no query sees may hold such.
+// The sum of keys `from` to `to` of a head, skipping non-finite numbers: only keys that no query sees may hold them.
 inline void sum_keys(
     const kinema_attention_args &a, const ValidKeys &valid, int64_t b, int64_t n, int64_t from, int64_t to, float *row,
     double *sums) {
@@ -66,7 +66,7 @@ inline void mean_key(const double *sums, int64_t chunks, int64_t count, int64_t 
     }
 }
 
-// Key j of a head without the mean. row, codes: `cut.width` of each, row 0 behind its end.
+// Packs key j of a head minus the mean. row, codes: `tiling.width` of each, row zero-padded.
 inline void pack_key_i8(
     const float *k, const float *mean, int64_t head_dim, const AttentionTiling &tiling, int64_t j, float *row,
     uint8_t *codes, float *packed) {
@@ -85,7 +85,8 @@ inline void pack_key_i8(
         std::memcpy(to + group * NR * 4, codes + group * 4, 4);
 }
 
-// Logits of `rows` queries, a tile of codes, for a panel of keys. factor: a query's step and the scale of all logits.
+// Logits of `rows` queries, a tile of codes, with a panel of keys. q_scale: a query's step times the scale of all
+// logits.
 inline void score_i8(
     int rows, const uint8_t *q, const float *q_scale, const QuantizedKeys &keys, int64_t panel, int64_t groups,
     float *logits, int64_t stride) {

@@ -1,4 +1,4 @@
-// What attention reads of its keys and values: which of them are real, how the work is cut, and how a head is packed.
+// Keys and values of attention: which are valid, how the work is tiled, and how a head is packed.
 #pragma once
 
 #include <cstdint>
@@ -10,11 +10,11 @@ namespace kinema {
 namespace KINEMA_ISA {
 
 constexpr int64_t QUERY_BLOCK = 96;       // rows at most; with KEY_BLOCK 98 KB of logits
-constexpr int64_t KEY_BLOCK = 256;        // keys; of 128 channels 131 KB each of keys and values
-constexpr int64_t PACK_BLOCK = 512;       // keys that a thread packs at once
-constexpr int64_t PACKED_LIMIT = 1 << 24; // bytes of keys and values that are packed at once, if a head has no more
+constexpr int64_t KEY_BLOCK = 256;        // keys; at 128 channels 131 KB each of keys and values
+constexpr int64_t PACK_BLOCK = 512;       // keys that one task packs
+constexpr int64_t PACKED_LIMIT = 1 << 24; // bytes of keys and values packed at once, unless one head has more
 
-// Where the real keys of a sample lie among all slots: those of a segment come first in it.
+// Where the valid keys of a sample are among all slots: they come first in each segment.
 struct ValidKeys {
     int64_t count[3], first[3], slot[3], total;
 
@@ -30,7 +30,7 @@ struct ValidKeys {
         }
     }
 
-    // How many real keys lie before a slot.
+    // The number of valid keys before slot `end`.
     int64_t before(const kinema_attention_args &a, int64_t end) const {
         int64_t found = 0;
         for (int64_t s = 0; s < a.key_segments; ++s)
@@ -46,16 +46,16 @@ inline int64_t all_slots(const kinema_attention_args &a) {
     return slots;
 }
 
-// How attention is cut, and where its scratch lies.
+// The tiling of attention, and the layout of its scratch.
 struct AttentionTiling {
     int64_t key_panels, value_panels;      // of NR keys, of NR channels
     int64_t keys, key_floats, head_floats; // packed, of one head
-    int64_t chunks;                        // of keys that a thread packs at once
+    int64_t chunks;                        // of keys, one per packing task
     int64_t group;                         // heads at once
-    int64_t query_block;                   // rows of a task
+    int64_t query_block;                   // query rows per task
     int64_t tiles, blocks[2], tile_rows[2], tile_blocks[2];
-    int64_t code_groups, sum_floats; // in 8 bits: channels in fours; sums over a head's keys
-    int64_t width;                   // channels of a row of scratch, whole vectors
+    int64_t code_groups, sum_floats; // int8: groups of four channels; sums over a head's keys
+    int64_t width;                   // channels of a scratch row, padded to whole vectors
     int64_t q_floats, logit_floats, out_floats, row_floats, thread_floats;
 
     explicit AttentionTiling(const kinema_attention_args &a) {
@@ -64,19 +64,19 @@ struct AttentionTiling {
         keys = key_panels * NR;
         chunks = ceil_div(keys, PACK_BLOCK);
         code_groups = ceil_div(a.head_dim, 4);
-        key_floats = a.quantize != 0 ? keys * (code_groups + 2) : keys * a.head_dim; // a step and a shift each
+        key_floats = a.quantize != 0 ? keys * (code_groups + 2) : keys * a.head_dim; // a scale and an offset each
         sum_floats = a.quantize != 0 ? 2 * chunks * a.head_dim : 0;
         head_floats = key_floats + keys * value_panels * NR;
         const int64_t heads = a.batch * a.heads;
         group = min(heads, max(1, PACKED_LIMIT / 4 / max(1, head_floats)));
-        // few short heads are cut finer, so that no thread waits long for the last one
+        // few short heads get smaller blocks, so that no thread waits long for the last one
         const int64_t queries = a.q_tokens[0] + (a.query_segments > 1 ? a.q_tokens[1] : 0);
         const int64_t threads = max(1, a.threads), wanted = ceil_div(heads * queries, 4 * threads);
         query_block = threads == 1 ? QUERY_BLOCK : min(QUERY_BLOCK, ceil_div(max(wanted, 4 * MR), MR) * MR);
         int64_t rows = 1;
         for (int64_t s = 0; s < 2; ++s) {
             const int64_t tokens = s < a.query_segments ? a.q_tokens[s] : 0;
-            // a block of queries reads one list of tiles
+            // the queries of a block share one list of tiles
             tile_rows[s] = a.counts != nullptr ? a.query_tile : max(1, tokens);
             tile_blocks[s] = ceil_div(min(tile_rows[s], tokens), query_block);
             blocks[s] = tokens > 0 ? ceil_div(tokens, tile_rows[s]) * tile_blocks[s] : 0;
@@ -98,7 +98,7 @@ struct KeyValue {
     const float *k, *v;
 };
 
-// The jth real key of a head and its value; `row` is for a key that is rotated on read.
+// The jth valid key of a head and its value; `row` is scratch for a key that is rotated on read.
 inline KeyValue
 read_key(const kinema_attention_args &a, const ValidKeys &valid, int64_t b, int64_t n, int64_t j, float *row) {
     int64_t s = a.key_segments - 1;
@@ -128,7 +128,7 @@ inline void pack_value(const float *v, int64_t head_dim, const AttentionTiling &
     for (int64_t p = 0; p < tiling.value_panels; ++p) {
         float *value = packed + tiling.key_floats + (p * tiling.keys + j) * NR;
         const float *from = v + p * NR;
-        if (head_dim - p * NR >= NR) // whole panels without a length, which a copy would look at
+        if (head_dim - p * NR >= NR) // whole panels by a constant length, which compiles to plain moves
             std::memcpy(value, from, NR * sizeof(float));
         else
             std::memcpy(value, from, (head_dim - p * NR) * sizeof(float));

@@ -1,6 +1,6 @@
-// Products of bf16 numbers, two at a time, summed in fp32 (AVX512_BF16): an fp32 tile's rows and columns in half the
-// steps. Rows are rounded to bf16 while they are packed, panels hold the pairs of a column side by side; those of e4m3,
-// which all are bf16 numbers too, become so panel by panel.
+// bf16 products, summed two at a time in fp32 (AVX512_BF16): the rows and columns of an fp32 tile in half the steps.
+// Rows are cast to bf16 while they are packed, and panels interleave pairs of a column's values; e4m3 panels, whose
+// values all exist in bf16, are converted one by one.
 #pragma once
 
 #include <cstdint>
@@ -8,9 +8,9 @@
 namespace kinema {
 namespace KINEMA_ISA {
 
-constexpr int64_t BF16_DEPTH = 384; // 24 KB of a panel
+constexpr int64_t BF16_DEPTH = 384; // a panel takes 24 KB
 
-// c[R, NR] = (more: c +) a · b, of whose columns the first VECTORS · W are wanted. a: [depth/2][MR][2]; b:
+// c[R, NR] = (accumulate: c +) a · b, of which the first VECTORS · W columns are computed. a: [depth/2][MR][2]; b:
 // [depth/2][NR][2].
 template <int R, int VECTORS>
 __attribute__((noinline, noclone)) void
@@ -52,7 +52,7 @@ multiply_bf16(int rows, int columns, const uint16_t *a, const uint16_t *b, int64
         micro_kernel_bf16<R, 2>(a, b, depth, c, accumulate);
 }
 
-// Depth k to k + count of a panel of e4m3, as pairs in `to`.
+// Depth k to k + count of an e4m3 panel, as bf16 pairs in `to`.
 inline const uint16_t *pairs_of_e4m3(const uint8_t *from, int64_t count, uint16_t *to) {
     for (int64_t i = 0; i < count; i += 2)
         for (int c = 0; c < NR; c += W) {

@@ -9,7 +9,7 @@ namespace kinema {
 
 namespace {
 
-// Of a clock that is read in a few nanoseconds and moves on every few milliseconds.
+// From a clock that takes a few nanoseconds to read and advances every few milliseconds.
 int64_t milliseconds() {
 #if defined(CLOCK_MONOTONIC_COARSE)
     timespec now;
@@ -29,7 +29,7 @@ Call::Call(Pool &pool, const kinema_control *control) : pool_(pool), control_(co
 
 void Call::run(int threads, int64_t tasks, Body body, void *data) {
     skips_left_ = 0;
-    if (!interrupted(0)) // or each of the runs that follow would gather the threads for nothing
+    if (!interrupted(0)) // else each remaining run would wake the threads for nothing
         pool_.run(*this, threads, tasks, body, data);
 }
 
@@ -49,7 +49,7 @@ bool Call::interrupted(int thread) {
     return false;
 }
 
-// Looks that come faster than the clock moves on read it less often, down to every eighth time.
+// Checks that come faster than the clock advances read it less often, down to every eighth time.
 bool Call::due() {
     if (skips_left_-- > 0)
         return false;

@@ -1,4 +1,4 @@
-// The checks of all ops but attention. Of each: the numbers by themselves, an early success, then arrays and strides.
+// The checks of all ops but attention. For each: the scalars, the early success, then arrays and strides.
 #include "checks.h"
 
 #include "arrays.h"
@@ -7,10 +7,10 @@ namespace kinema {
 
 namespace {
 
-constexpr int64_t MAX_TAPS = 1024; // of a kernel along one axis; of its strides and of upsampling too
-// Features whose products of a code and an int8 weight are sure to add up in 32 bits: 2^31 / (255 * 128).
+constexpr int64_t MAX_TAPS = 1024; // of a kernel along one axis, and of its strides and upsampling
+// Features whose products of a code and an int8 weight cannot overflow 32 bits: 2^31 / (255 * 128).
 constexpr int64_t MAX_QUANTIZED_FEATURES = 65793;
-// The same of an int8 weight's column, whose sum is packed with it: 2^31 / 128, less one.
+// The same for the column sums packed with an int8 weight: 2^31 / 128, minus one.
 constexpr int64_t MAX_SUMMED_FEATURES = (1 << 24) - 1;
 
 bool is_activation(int32_t activation) { return activation >= KINEMA_NONE && activation <= KINEMA_SILU; }
@@ -22,7 +22,7 @@ bool are_taps(std::initializer_list<int64_t> counts) {
     return std::all_of(counts.begin(), counts.end(), [](int64_t count) { return count >= 1 && count <= MAX_TAPS; });
 }
 
-// Rows of a modulation, [batch, groups, channels]; null: there is none.
+// Rows of a modulation, [batch, groups, channels]; null: none.
 bool is_modulation(
     const float *rows, int64_t stride_b, int64_t stride_g, int64_t group, int64_t batch, int64_t tokens,
     int64_t channels) {
@@ -265,7 +265,7 @@ int32_t check_sizes(const kinema_conv3d_args &a) {
     if (a.winograd != 0 &&
         (a.kernel_h != 3 || a.kernel_w != 3 || a.stride_t != 1 || a.stride_h != 1 || a.stride_w != 1))
         return KINEMA_BAD_SIZE;
-    if (any_zero({a.batch, a.frames})) // a past of no new frames stays as it is
+    if (any_zero({a.batch, a.frames})) // without new frames the cache stays as it is
         return NOTHING_TO_DO;
     const int64_t past = a.kernel_t > a.stride_t ? a.kernel_t - a.stride_t : 0, in_frames = past + a.frames;
     const int64_t inner_h = a.height * a.upsample, height = inner_h + a.pad_top + a.pad_bottom;

@@ -1,4 +1,4 @@
-// Attention has the most to check: its segments, and the lengths, counts and lists that it is given.
+// Attention has the most to check: its segments, lengths, counts and lists.
 #include "arrays.h"
 #include "checks.h"
 
@@ -6,7 +6,7 @@ namespace kinema {
 
 namespace {
 
-// Channels whose products of two codes are sure to add up in 32 bits: 2^31 / (180 * 90).
+// Channels whose products of two codes cannot overflow 32 bits: 2^31 / (180 * 90).
 constexpr int64_t MAX_QUANTIZED_CHANNELS = 132560;
 
 int64_t all_queries(const kinema_attention_args &a) {
@@ -46,7 +46,7 @@ bool are_lists(const kinema_attention_args &a) {
     return lists >= 0 && within_max_elements({lists, a.listed});
 }
 
-// Every list names tiles that there are, and no more of them than it has room for.
+// Whether all listed tiles exist and no count exceeds the capacity of a list.
 bool are_listed(const kinema_attention_args &a) {
     const int64_t tiles = std::min(MAX_SIZE, (all_slots(a) + a.key_tile - 1) / a.key_tile);
     for (int64_t b = 0; b < (a.list_stride_b != 0 ? a.batch : 1); ++b)

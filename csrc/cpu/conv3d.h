@@ -1,5 +1,6 @@
-// A causal convolution as a product that gathers its left matrix from the lines of conv3d_copy.h: runs of
-// kernel_w · channels numbers. Weights that are packed for it go through winograd.h, few outputs through conv3d_few.h.
+// A causal convolution as an implicit GEMM, whose im2col rows are gathered from the line buffer of conv3d_copy.h in
+// runs of kernel_w · channels numbers. Weights packed for Winograd go through winograd.h, few output channels through
+// conv3d_few.h.
 #pragma once
 
 #include <cstddef>
@@ -18,10 +19,10 @@ struct ConvSource {
     ConvShape shape;
     const LineBuffer *lines;
 };
-// linear's epilogue finds its arguments at the source's address
+// linear's epilogue finds its arguments at the address of the source
 static_assert(std::is_standard_layout_v<ConvSource> && offsetof(ConvSource, epilogue_args) == 0);
 
-// Where a row of the result is.
+// Where an output row is.
 struct OutputPosition {
     int64_t b, t, h, w;
     OutputPosition(const ConvShape &shape, int64_t row)
@@ -33,7 +34,7 @@ inline void
 pack_im2col(const void *source, int64_t m, int count, int64_t k, int64_t depth, const RowScale *, void *to) {
     const ConvSource &conv = *static_cast<const ConvSource *>(source);
     const kinema_conv3d_args &a = *conv.a;
-    const int64_t run = a.kernel_w * a.in_channels; // lies side by side in a line
+    const int64_t run = a.kernel_w * a.in_channels; // contiguous in a line
     for (int r = 0; r < count; ++r) {
         const OutputPosition pos(conv.shape, m + r);
         for (int64_t i = k; i < k + depth;) {
@@ -71,14 +72,14 @@ inline GemmProblem conv_gemm(const kinema_conv3d_args &a, ConvSource &source) {
     return p;
 }
 
-// With few output channels packing would cost as much as multiplying: then the product reads rows where they lie,
-// neighbours of an output line at a stride of one pixel, a run of taps after the other.
+// With few output channels packing would cost as much as multiplying: then the product reads unpacked rows,
+// neighbouring pixels of a line at a stride of one pixel, one run of taps after another.
 inline bool reads_in_place(const kinema_conv3d_args &a, const ConvShape &shape) {
     const int64_t depth = a.kernel_t * a.kernel_h * a.kernel_w * a.in_channels;
     return a.out_channels <= 2 * NR && depth <= 1024 && shape.out_w >= 4 * MR;
 }
 
-// The line of the result that begins with `row`; the first `skip` taps of time see nothing.
+// The output line that starts at `row`; the first `skip` taps of time see only zeros.
 inline void convolve_line(const ConvSource &conv, const GemmProblem &p, int64_t row, int64_t skip) {
     const kinema_conv3d_args &a = *conv.a;
     const ConvShape &shape = conv.shape;
@@ -105,18 +106,18 @@ inline void convolve_line(const ConvSource &conv, const GemmProblem &p, int64_t 
     }
 }
 
-// How a call is cut: lines of the result at a time, lines that they read.
+// How a call is split: output lines per band, input lines that they read.
 struct ConvBands {
     int64_t band, ring_lines;
 
     ConvBands(const kinema_conv3d_args &a, const ConvShape &shape) {
         const int64_t fits = (BAND_BYTES / (shape.in_frames * shape.line * 4) - a.kernel_h) / a.stride_h + 1;
-        const int64_t enough = ceil_div(2 * BLOCK_ROWS * max(1, a.threads), shape.out_w); // for all threads
+        const int64_t enough = ceil_div(2 * BLOCK_ROWS * max(1, a.threads), shape.out_w); // enough for all threads
         band = min(shape.out_h, max(enough, fits));
         band = ceil_div(shape.out_h, ceil_div(shape.out_h, band));
-        ring_lines = (band - 1) * a.stride_h + max(a.kernel_h, a.stride_h); // lines between are laid out too
+        ring_lines = (band - 1) * a.stride_h + max(a.kernel_h, a.stride_h); // skipped lines are filled too
     }
-    // Frames that may go together: whole ones lie side by side.
+    // Frames that can be computed together: whole frames are contiguous.
     int64_t frames(const ConvShape &shape) const { return band == shape.out_h ? shape.out_t : 1; }
     int64_t rows(const ConvShape &shape, int64_t first, int64_t count) const {
         return ((count - 1) * shape.out_h + min(band, shape.out_h - first)) * shape.out_w;
@@ -136,7 +137,7 @@ inline int64_t conv3d_workspace(const kinema_conv3d_args &a) {
     for (int64_t first = 0; first < shape.out_h; first += bands.band)
         for (int64_t count = bands.frames(shape); count > 0; --count) {
             p.rows = bands.rows(shape, first, count);
-            scratch = max(scratch, gemm_workspace(p)); // fewer rows may want more
+            scratch = max(scratch, gemm_workspace(p)); // fewer rows may need more
         }
     return LineBuffer::bytes(shape, bands.ring_lines) + scratch;
 }
@@ -190,7 +191,7 @@ inline void conv3d(const kinema_conv3d_args &a, Call &call) {
             }
         }
         if (a.cache != nullptr && filled < shape.height)
-            lines.fill(b, filled, shape.height, call); // no output sees them, but they are part of the past
+            lines.fill(b, filled, shape.height, call); // no output reads them, but the cache keeps them
     }
 }
 

@@ -1,7 +1,7 @@
-// What a convolution sees, channels last: past frames, then x normed, activated and upsampled, with its border.
+// The input of a convolution, channels last: past frames, then x normalised, activated and upsampled, with padding.
 //
-// It is laid out line by line, and read from there many times. Its last frames are the past of the next chunk.
-// A picture goes through in bands of lines, so that nothing the size of the video is ever written but the result.
+// It is written line by line and then read many times. Its last frames are the past of the next chunk. A frame is
+// processed in bands of lines, so that nothing of the video's size is written but the result.
 #pragma once
 
 #include <cmath>
@@ -15,9 +15,9 @@ namespace kinema {
 namespace KINEMA_ISA {
 
 struct ConvShape {
-    int64_t history, in_frames, height, width; // of the padded copy
-    int64_t inner_h, inner_w;                  // without its border
-    int64_t out_t, out_h, out_w, line;         // line: of the copy, in floats
+    int64_t history, in_frames, height, width; // of the padded input
+    int64_t inner_h, inner_w;                  // without padding
+    int64_t out_t, out_h, out_w, line;         // line: floats per padded line
 
     explicit ConvShape(const kinema_conv3d_args &a) {
         history = max(a.kernel_t - a.stride_t, 0);
@@ -33,7 +33,7 @@ struct ConvShape {
     }
 };
 
-// `count` pixels of x as they are, side by side.
+// Copies `count` pixels of x to contiguous memory.
 inline void gather(const kinema_conv3d_args &a, const float *x, int64_t count, float *to) {
     if (a.x_stride_c == 1 && a.x_stride_w == a.in_channels) {
         std::memcpy(to, x, count * a.in_channels * sizeof(float));
@@ -44,7 +44,7 @@ inline void gather(const kinema_conv3d_args &a, const float *x, int64_t count, f
             *to++ = x[c * a.x_stride_c];
 }
 
-// The gains that norm `count` pixels, up to W: √channels over the length of each. One root and one division serve all.
+// The RMS-norm gains of up to W pixels: √channels / ‖pixel‖. One square root and one division for all of them.
 inline void norm_gains(const float *pixels, int64_t channels, int64_t count, float *gains) {
     V squares[W];
     for (int64_t i = 0; i < W; ++i)
@@ -54,8 +54,8 @@ inline void norm_gains(const float *pixels, int64_t channels, int64_t count, flo
     store(gains, div(set1(std::sqrt(static_cast<float>(channels))), length));
 }
 
-// `count` pixels of x side by side, normed and activated, and as many times as it is upsampled. next: x that follows,
-// which is fetched meanwhile; may be null.
+// Writes `count` pixels of x contiguously, normalised, activated and upsampled along the line. next: the pixels needed
+// next, which are prefetched; may be null.
 inline void prepare_pixels(const kinema_conv3d_args &a, const float *x, int64_t count, float *to, const float *next) {
     const int64_t channels = a.in_channels;
     const bool dense = a.x_stride_c == 1 && a.x_stride_w == channels;
@@ -81,16 +81,16 @@ inline void prepare_pixels(const kinema_conv3d_args &a, const float *x, int64_t 
     if (a.activation != KINEMA_NONE)
         activate(a.activation, count * channels, to, to);
     if (a.upsample > 1)
-        for (int64_t i = count * a.upsample - 1; i > 0; --i) // from behind: what is read is not yet overwritten
+        for (int64_t i = count * a.upsample - 1; i > 0; --i) // backwards: reads precede writes
             std::memmove(to + i * channels, to + i / a.upsample * channels, channels * sizeof(float));
 }
 
-// Whether a line of the cache lies as one of the copy does.
+// Whether cached lines have the layout of the copy.
 inline bool cache_is_dense(const kinema_conv3d_args &a) {
     return (a.cache_stride_c == 1 || a.in_channels == 1) && a.cache_stride_w == a.in_channels;
 }
 
-// f(pixel, channel, offset in the cache) over a line of the cache, in the order in which it lies there.
+// f(pixel, channel, offset in the cache) over a line of the cache, in memory order.
 template <class F> inline void for_each_cached(const kinema_conv3d_args &a, const ConvShape &shape, F f) {
     if (a.cache_stride_c <= a.cache_stride_w)
         for (int64_t i = 0; i < shape.inner_w; ++i)
@@ -102,7 +102,7 @@ template <class F> inline void for_each_cached(const kinema_conv3d_args &a, cons
                 f(i, c, i * a.cache_stride_w + c * a.cache_stride_c);
 }
 
-// Line y of a frame of the copy: a border is zero, a past frame comes from the cache, the rest from x.
+// Writes line y of a frame: padding is zero, past frames come from the cache, others from x.
 inline void
 copy_line(const kinema_conv3d_args &a, const ConvShape &shape, int64_t b, int64_t t, int64_t y, float *line) {
     const int64_t channels = a.in_channels, inside = y - a.pad_top;
@@ -127,7 +127,7 @@ copy_line(const kinema_conv3d_args &a, const ConvShape &shape, int64_t b, int64_
     std::memset(pixel, 0, a.pad_right * channels * sizeof(float));
 }
 
-// Line y of the picture in frame t of the renewed cache, from where it lies in the copy.
+// Copies line y of a frame to frame t of the cache.
 inline void
 update_cache(const kinema_conv3d_args &a, const ConvShape &shape, int64_t b, int64_t t, int64_t y, const float *line) {
     const int64_t channels = a.in_channels;
@@ -142,19 +142,19 @@ update_cache(const kinema_conv3d_args &a, const ConvShape &shape, int64_t b, int
 inline bool any_nonzero(const float *x, int64_t count) {
     int found = 0;
     for (int64_t i = 0; i < count; ++i)
-        found |= x[i] != 0.0f; // without a branch, so that compilers make vectors of it
+        found |= x[i] != 0.0f; // branchless, so that compilers vectorise it
     return found != 0;
 }
 
-constexpr int64_t BAND_BYTES = 2ll << 20; // of lines at a time: with what they become in the last cache
+constexpr int64_t BAND_BYTES = 2ll << 20; // of lines at a time: with their results they fit the last-level cache
 
-// Lines of a sample, in a ring of `kept`: the next band finds those that both read.
+// The lines of a sample in a ring buffer of `ring_lines`: the next band finds those that both read.
 struct LineBuffer {
     const kinema_conv3d_args &a;
     const ConvShape &shape;
     int64_t ring_lines;
     float *lines;
-    uint8_t *nonzero; // of the lines of the past: is there anything but zeros?
+    uint8_t *nonzero; // flag per past line: has it any non-zero value?
 
     LineBuffer(const kinema_conv3d_args &args, const ConvShape &of, int64_t count, char *memory)
         : a(args), shape(of), ring_lines(count), lines(reinterpret_cast<float *>(memory)),
@@ -169,8 +169,8 @@ struct LineBuffer {
 
     float *line(int64_t t, int64_t y) const { return lines + (t * ring_lines + y % ring_lines) * shape.line; }
 
-    // Lines `from` to `end` of all frames; the last frames renew the cache, whose line y nobody else reads. laid(t, y)
-    // is called behind each line, while it is in the nearest cache.
+    // Fills lines `from` to `end` of all frames; the last frames update the cache, whose line y nothing else reads.
+    // filled(t, y) is called after each line, while it is still in L1.
     template <class F> void fill(int64_t b, int64_t from, int64_t end, Call &call, const F &filled) const {
         parallel_for_rows(call, a.threads, end - from, shape.in_frames * shape.line, [&](int64_t row, int) {
             const int64_t y = from + row, inside = y - a.pad_top;

@@ -1,4 +1,4 @@
-// The C interface: which table runs. What is refused before it does: checks.h.
+// The C interface: selects a kernel table and calls it. Arguments are checked in checks.h.
 #include "arrays.h"
 #include "checks.h"
 #include "table.h"
@@ -15,7 +15,7 @@ namespace kinema {
 namespace {
 
 #if defined(__x86_64__) || defined(__i386__)
-// What the processor has counts only if the operating system saves its registers.
+// An instruction set is usable only if the operating system saves its registers.
 uint64_t saved_registers() {
     uint32_t low, high;
     __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
@@ -80,7 +80,7 @@ template <class Args> int32_t check(const kinema_cpu *cpu, const Args *args) {
     return status == KINEMA_OK ? check_sizes(*args) : status;
 }
 
-// What an op wants of scratch, or a status below zero.
+// The scratch size of an op, or a negative status.
 template <class Args>
 int64_t workspace(const kinema_cpu *cpu, const Args *args, int64_t (*Table::*bytes)(const Args &)) {
     const int32_t status = check(cpu, args);
@@ -89,7 +89,7 @@ int64_t workspace(const kinema_cpu *cpu, const Args *args, int64_t (*Table::*byt
     return (cpu->table->*bytes)(*args);
 }
 
-// A call that `control` may end, or, of a status that is none of success, no call.
+// Runs a call that `control` may interrupt, unless `status` is already an error.
 template <class Kernel>
 int32_t run(int32_t status, const kinema_cpu *cpu, const kinema_control *control, const Kernel &kernel) {
     if (status == KINEMA_OK)
@@ -112,7 +112,7 @@ run(const kinema_cpu *cpu, const Args *args, const kinema_control *control, void
     return run(check_all(cpu, args), cpu, control, [&](Call &call) { (cpu->table->*op)(*args, call); });
 }
 
-// Of y = f(x), element by element.
+// y = f(x), elementwise.
 int32_t check_elements(const kinema_cpu *cpu, int64_t count, const float *x, const float *y) {
     if (cpu == nullptr)
         return KINEMA_NO_POINTER;
@@ -275,7 +275,7 @@ kinema_scheduler_step(const kinema_cpu *cpu, const kinema_scheduler_step_args *a
     return run(check_all(cpu, args), cpu, control, [&](Call &call) {
         if (call.interrupted(0))
             return;
-        Call whole(cpu->pool, nullptr); // its terms would be half of this step and half of the last
+        Call whole(cpu->pool, nullptr); // an interrupted step would mix old and new values in its terms
         cpu->table->scheduler_step(*args, whole);
     });
 }

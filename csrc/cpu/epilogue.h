@@ -1,4 +1,4 @@
-// What becomes of a tile of sums: scales, bias, activation, gate and residual, on their way to the result.
+// The epilogue of a tile of sums: scales, bias, activation, gate and residual, then the store.
 #pragma once
 
 #include <cstdint>
@@ -9,14 +9,14 @@
 namespace kinema {
 namespace KINEMA_ISA {
 
-// One vector of a row's sums; of codes less what their zero adds to each. columns: the sums of the weight's columns,
-// from c on.
+// One vector of a row's sums; for quantized rows minus the contribution of the zero point. columns: the column sums of
+// the weight, from c on.
 inline V load_sums(const float *sums, const int32_t *, int64_t, int32_t) { return load(sums); }
 inline V load_sums(const int32_t *sums, const int32_t *columns, int64_t c, int32_t zero_point) {
     return load_minus_zero_point(sums, columns + c, zero_point);
 }
 
-// One vector of (Σ · row scale) · column scale + bias; index: of the row of the weight.
+// One vector of (Σ · row scale) · column scale + bias; index: the row of the weight.
 template <class C>
 inline V scale_and_bias(
     const kinema_linear_args &args, const C *sums, const int32_t *columns, int64_t c, RowScale row, int64_t index,
@@ -29,14 +29,14 @@ inline V scale_and_bias(
     return y;
 }
 
-// Where the rows of a tile from m on lie in what is read and written with it, at column n.
+// Addresses of a tile's rows, from row m and column n on, in the arrays that the epilogue reads and writes.
 struct RowCursor {
     const kinema_linear_args &args;
     int64_t n, b, s;
 
     RowCursor(const kinema_linear_args &arguments, int64_t m, int64_t column)
         : args(arguments), n(column), b(m / arguments.tokens), s(m % arguments.tokens) {}
-    void next() { // a division for every row would be felt
+    void next() { // a division per row would be noticeable
         if (++s == args.tokens) {
             s = 0;
             ++b;
@@ -54,7 +54,7 @@ struct RowCursor {
     }
 };
 
-// Brings a tile's part of the results, and of what is added to them, into the cache.
+// Prefetches a tile of the output and of the residual.
 inline void prefetch_results(const void *source, int64_t m, int count, int64_t n) {
     RowCursor rows(*static_cast<const kinema_linear_args *>(source), m, n);
     for (int r = 0; r < count; ++r, rows.next()) {
@@ -67,7 +67,7 @@ inline void prefetch_results(const void *source, int64_t m, int count, int64_t n
     }
 }
 
-// A whole tile of a weight that is not gated: what belongs to its columns is loaded once.
+// A full tile of an ungated weight: per-column operands are loaded once.
 template <class C, bool SCALED, class F>
 inline __attribute__((always_inline)) void finish_full_tile(
     RowCursor rows, const C *sums, int count, const int32_t *column_sums, const RowScale *scales, F activation) {
@@ -121,7 +121,7 @@ void finish(
     const RowScale *scales) {
     constexpr bool IS_I8 = std::is_same<C, int32_t>::value;
     const kinema_linear_args &args = *static_cast<const kinema_linear_args *>(source);
-    const int64_t value_row = gate_tile != nullptr ? args.out_features : 0; // a value's row of scale and bias
+    const int64_t value_row = gate_tile != nullptr ? args.out_features : 0; // row of scale and bias of the value half
     const C *sums = static_cast<const C *>(tile), *gate_sums = static_cast<const C *>(gate_tile);
     const int32_t *column_sums = nullptr;
     if (IS_I8)

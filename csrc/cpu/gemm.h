@@ -1,7 +1,8 @@
-// A matrix product in blocks: the left matrix is packed on the way, tiles end in an epilogue of the caller's.
+// Blocked matrix multiplication: the left matrix is packed on the fly, and each tile ends in an epilogue of the
+// caller's.
 //
 // Goto and van de Geijn 2008 (Anatomy of high-performance matrix multiplication): a panel of the weight, KC deep, stays
-// in the first-level cache while the tiles of a packed block of the left matrix, in the second, go by.
+// in L1 while the tiles of a packed block of the left matrix stream from L2.
 #pragma once
 
 #include <cstdint>
@@ -12,16 +13,16 @@
 namespace kinema {
 namespace KINEMA_ISA {
 
-constexpr int64_t F32_DEPTH = W == 16 ? 192 : 256;  // 24 KB of a panel on AVX-512, 16 on AVX2
+constexpr int64_t F32_DEPTH = W == 16 ? 192 : 256;  // a panel takes 24 KB on AVX-512, 16 on AVX2
 constexpr int64_t I8_DEPTH = 768;                   // the same in bytes
 constexpr int64_t BLOCK_ROWS = W == 16 ? 216 : 144; // with F32_DEPTH 166 KB of the left matrix, or 147
 constexpr int64_t I8_BLOCK_ROWS = 96;
 constexpr int64_t BLOCK_COLUMNS = 768;
-constexpr int64_t MAX_COLUMN_SPLITS = 4; // of the last blocks of rows, so that no thread waits long for another's
-constexpr int64_t MIN_SPLIT_PANELS = 24; // at least: each part packs the left matrix again
+constexpr int64_t MAX_COLUMN_SPLITS = 4; // of the last row blocks, so that no thread waits long for another
+constexpr int64_t MIN_SPLIT_PANELS = 24; // at least: each split packs the left matrix again
 
-// What multiplies a row's sums; the code that stands for 0 in a row of codes, x = scale · (code − zero); and the
-// moments of a row that is normed while it is packed.
+// The scale of a row; the zero point of a quantized row, x = scale · (code − zero_point); and the moments of a row that
+// is normalised while it is packed.
 struct RowScale {
     float scale;
     int32_t zero_point;
@@ -31,25 +32,25 @@ struct RowScale {
 // One product. rows: of the left matrix; columns: of the result (a gated weight has twice as many).
 struct GemmProblem {
     int64_t rows, columns, depth;
-    int64_t first, skip; // row that begins it; leading depth whose left matrix is zero
+    int64_t first, skip; // first row; leading depth where the left matrix is zero
     const void *weight;
     int32_t dtype;
     bool gated;
     bool use_i8;   // rows and weight are int8
-    bool use_bf16; // or rows are bf16, and the weight is that or e4m3
+    bool use_bf16; // rows are bf16, the weight bf16 or e4m3
     int threads;
     char *workspace;
-    // Writes rows m to m + count, features k to k + depth of the left matrix into `to`: of fp32 [depth/KB][MR][KB], of
-    // codes [depth/4][I8_ROWS][4], of bf16 [depth/2][MR][2], the rest of a last group zero. scales: what prepare() left
-    // for row m.
+    // Packs rows m to m + count, features k to k + depth of the left matrix into `to`: fp32 as [depth/KB][MR][KB],
+    // codes as [depth/4][I8_ROWS][4], bf16 as [depth/2][MR][2], zero-padded to whole groups except for fp32. scales:
+    // what prepare() left for row m.
     void (*pack)(const void *source, int64_t m, int count, int64_t k, int64_t depth, const RowScale *scales, void *to);
-    // Once per block of rows, before any pack(); may be null.
+    // Called once per block of rows, before any pack(); may be null.
     void (*prepare)(const void *source, int64_t m, int64_t count, RowScale *scales);
-    // What finish() will read and write of the same tile is fetched: its rows lie far apart, and without this the
-    // writes wait for memory. May be null.
+    // Prefetches what finish() will read and write for the same tile: its rows are far apart, and without this the
+    // stores wait for memory. May be null.
     void (*prefetch)(const void *source, int64_t m, int count, int64_t n);
-    // tile, gate: [count, NR] sums in fp32 or int32 (gate: null unless gated), of rows m.. and columns n.. of the
-    // result.
+    // The epilogue. tile, gate: [count, NR] sums in fp32 or int32 (gate: null unless gated), of rows m.. and columns
+    // n.. of the result.
     void (*finish)(
         const void *source, const void *tile, const void *gate, int64_t m, int count, int64_t n, int columns,
         const RowScale *scales);
@@ -62,7 +63,7 @@ struct F32Kernel {
     static constexpr int ROWS = MR;
     static constexpr int64_t BLOCK = BLOCK_ROWS;
     static constexpr int64_t DEPTH = F32_DEPTH;
-    static constexpr int64_t A_BYTES = MR * 4; // of a tile, for one of its depth
+    static constexpr int64_t A_BYTES = MR * 4; // of a tile, per step of the depth
     static constexpr int64_t GROUP = KB;
     static const void *panel(const GemmProblem &p, int64_t panel, int64_t k, int64_t count, float *buffer) {
         return panel_f32(p.weight, p.dtype, panel, stored_depth(p.depth, p.dtype), k, count, buffer);
@@ -101,14 +102,13 @@ namespace KINEMA_ISA {
 
 inline int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-// How a product is cut, and what scratch a thread wants for it.
+// The tiling of a product, and the scratch of a thread.
 template <class Kernel> struct GemmTiling {
-    int64_t tiles, panels, halves; // of the whole product
-    int64_t row_blocks, unsplit_blocks,
-        column_splits; // the first `whole` blocks of rows are a task each, the others `parts` by columns
+    int64_t tiles, panels, halves;                     // of the whole product
+    int64_t row_blocks, unsplit_blocks, column_splits; // the first `unsplit_blocks` are a task each
     int64_t tasks;
     int64_t block_tiles, chunk_panels; // of one task
-    bool keeps_slices;                 // all slices of a block's depth, packed once, for the next columns
+    bool keeps_slices;                 // packed slices of the whole depth stay for the next chunk of columns
     int64_t tile_size, slice_bytes, a_bytes, b_bytes, c_bytes, scale_bytes, bytes;
 
     explicit GemmTiling(const GemmProblem &p) {
@@ -150,8 +150,8 @@ template <class Kernel> struct GemmContext {
     Call &call;
 };
 
-// The slice of the next panel comes from memory while this one multiplies, a piece with every tile; and a tile's sums
-// from the second-level cache while the one before multiplies. The processor's own prefetching sees neither coming.
+// Prefetches the next panel's slice from memory while this one is multiplied, a piece per tile, and the next tile's
+// sums from L2. Hardware prefetchers predict neither.
 struct Prefetcher {
     const void *from;
     int64_t bytes, piece;
@@ -195,7 +195,7 @@ void gemm_task(const GemmProblem &p, const GemmTiling<Kernel> &tiling, Call &cal
 
     for (int64_t chunk = from; chunk < to; chunk += tiling.chunk_panels) {
         const int64_t chunk_end = min(chunk + tiling.chunk_panels, to);
-        // slices end where they would without a skip, so that what is left of the sums is the same to the last bit
+        // slices end where they would without a skip, so that the remaining sums are bitwise the same
         for (int64_t k = p.skip, depth; k < p.depth; k += depth) {
             if (call.interrupted(thread))
                 return;
@@ -203,7 +203,7 @@ void gemm_task(const GemmProblem &p, const GemmTiling<Kernel> &tiling, Call &cal
             const int64_t groups = ceil_div(depth, Kernel::GROUP);
             const int64_t tile_bytes = groups * Kernel::GROUP * Kernel::A_BYTES;
             char *a = scratch + (tiling.keeps_slices ? k / Kernel::DEPTH * tiling.slice_bytes : 0);
-            if (chunk == from) // else it is still there
+            if (chunk == from) // else still packed
                 for (int64_t i = 0; i < tiles; ++i) {
                     const int64_t m = row_begin + i * Kernel::ROWS;
                     const int count = static_cast<int>(min(row_end - m, Kernel::ROWS));
@@ -224,7 +224,7 @@ void gemm_task(const GemmProblem &p, const GemmTiling<Kernel> &tiling, Call &cal
                     for (int64_t i = 0; i < tiles; ++i) {
                         const int64_t m = row_begin + i * Kernel::ROWS;
                         const int count = static_cast<int>(min(row_end - m, Kernel::ROWS));
-                        // sums that end here need not wait for the next slice of the depth
+                        // sums complete after one slice need not be kept for the next
                         C *tile = single_slice ? sums : column + i * tiling.tile_size;
                         prefetcher.fetch(i);
                         if (last_slice && half + 1 == tiling.halves && p.prefetch != nullptr)

@@ -1,4 +1,4 @@
-// Included once per instruction set, behind its vectors: all kernels, compiled for it, and their table.
+// Included once per instruction set, after its vectors: all kernels, compiled for it, and their table.
 #pragma once
 
 // clang-format off

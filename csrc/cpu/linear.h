@@ -1,4 +1,4 @@
-// linear: the rows that a product reads, in fp32 or as codes; epilogue.h has what becomes of its sums.
+// linear: packs the rows of the product, in fp32 or quantized; epilogue.h finishes its sums.
 #pragma once
 
 #include <cmath>
@@ -11,7 +11,7 @@
 namespace kinema {
 namespace KINEMA_ISA {
 
-// Row `row` of a tile: features `at` to `at + count` of its slice of the depth.
+// Packs row `row` of a tile: features `at` to `at + count` of its slice of the depth.
 inline void pack_row(float *tile, int row, int64_t at, const float *from, int64_t count) {
     float *to = tile + at / KB * (MR * KB) + row * KB;
     int64_t inside = at % KB;
@@ -31,7 +31,7 @@ inline void pack_row(float *tile, int row, int64_t at, const float *from, int64_
         to[i] = from[i];
 }
 
-// The same of codes.
+// The same for codes.
 inline void pack_row_codes(uint8_t *tile, int row, const uint8_t *from, int64_t groups) {
     for (int64_t i = 0; i < groups; ++i)
         std::memcpy(tile + (i * I8_ROWS + row) * 4, from + 4 * i, 4);
@@ -45,8 +45,8 @@ inline int64_t x2_row(const kinema_linear_args &args, int64_t m) {
     return m / args.tokens * args.x2_stride_b + m % args.tokens * args.x2_stride_s;
 }
 
-// Features k to k + count of row m in fp32, piece by piece: (piece, its first feature, its length). They are those of
-// up to two sources, or of one that is normed on the way, whose moments `row` has.
+// Calls visit(piece, first feature, length) for features k to k + count of row m in fp32: from up to two sources, or
+// from one that is normalised here, with the moments of `row`.
 template <class F>
 inline void
 for_each_piece(const kinema_linear_args &args, int64_t m, int64_t k, int64_t count, const RowScale &row, F visit) {
@@ -79,7 +79,7 @@ pack_f32(const void *source, int64_t m, int count, int64_t k, int64_t depth, con
         });
 }
 
-// x in 8 bits, widened: its scale is applied to the sums.
+// 8-bit x, converted to fp32: its scale is applied to the sums.
 inline void
 pack_as_fp32(const void *source, int64_t m, int count, int64_t k, int64_t depth, const RowScale *, void *to) {
     const kinema_linear_args &args = *static_cast<const kinema_linear_args *>(source);
@@ -98,7 +98,7 @@ pack_as_fp32(const void *source, int64_t m, int count, int64_t k, int64_t depth,
     }
 }
 
-// x in int8 as codes: 0 is 128.
+// int8 x as unsigned codes: 0 becomes 128.
 inline void pack_i8(const void *source, int64_t m, int count, int64_t k, int64_t depth, const RowScale *, void *to) {
     const kinema_linear_args &args = *static_cast<const kinema_linear_args *>(source);
     uint8_t row[I8_DEPTH];
@@ -124,18 +124,18 @@ inline void load_scales(const void *source, int64_t m, int64_t count, RowScale *
         scales[r] = {args.x_scale != nullptr ? args.x_scale[m + r] : 1.0f, 128, row_moments(args, m + r)};
 }
 
-// ---- fp32 rows that become codes first: steps from the smallest to the largest number of a row, one of them 0
+// ---- fp32 rows that are quantized first: steps from a row's minimum to its maximum, zero included
 
 inline RowScale choose_scale(float low, float high) {
     const float range = high - low > 1e-12f ? high - low : 1e-12f, scale = range / CODE_MAX;
     const float zero_point = std::nearbyintf(-low / scale);
-    return {scale, zero_point > 0.0f ? static_cast<int32_t>(zero_point) : 0}; // 0 too where infinities made it NaN
+    return {scale, zero_point > 0.0f ? static_cast<int32_t>(zero_point) : 0}; // 0 also where infinities made it NaN
 }
 
 inline void compute_scales(const void *source, int64_t m, int64_t count, RowScale *scales) {
     const kinema_linear_args &args = *static_cast<const kinema_linear_args *>(source);
     for (int64_t r = 0; r < count; ++r) {
-        V low = set1(0.0f), high = low, non_finite = low; // odd: NaN once there was one, or an infinity
+        V low = set1(0.0f), high = low, non_finite = low; // non_finite: NaN after any NaN or infinity
         scales[r].moments = row_moments(args, m + r);
         for_each_piece(args, m + r, 0, args.in_features, scales[r], [&](const float *from, int64_t, int64_t length) {
             for (int64_t i = 0; i < length; i += W) {
@@ -146,12 +146,12 @@ inline void compute_scales(const void *source, int64_t m, int64_t count, RowScal
             }
         });
         const RowScale codes = choose_scale(-reduce_max(sub(set1(0.0f), low)), reduce_max(high));
-        scales[r].scale = codes.scale + reduce_add(non_finite); // a code has no NaN
+        scales[r].scale = codes.scale + reduce_add(non_finite); // makes the scale NaN: codes cannot represent it
         scales[r].zero_point = codes.zero_point;
     }
 }
 
-// to[i] = x[i] / scale + zero to the nearest code; `to` may be written up to a vector's end
+// to[i] = x[i] / scale + zero_point, rounded to nearest; `to` is written in whole vectors
 inline void quantize_asymmetric(const float *x, RowScale row, int64_t count, uint8_t *to) {
     const V inverse = set1(1.0f / row.scale), zero_point = set1(static_cast<float>(row.zero_point));
     const V upper = set1(static_cast<float>(CODE_MAX)), lower = set1(0.0f);
@@ -174,7 +174,7 @@ pack_quantized(const void *source, int64_t m, int count, int64_t k, int64_t dept
     }
 }
 
-// ---- fp32 rows that become bf16 first
+// ---- fp32 rows that are cast to bf16 first
 
 #if defined(__AVX512BF16__)
 inline void
@@ -187,13 +187,13 @@ pack_bf16_pairs(const void *source, int64_t m, int count, int64_t k, int64_t dep
             for (int64_t i = 0; i < length; i += W)
                 store_bf16(row + at + i, load_lanes(from + i, static_cast<int>(min(length - i, W))));
         });
-        row[depth] = 0; // the other half of an odd depth's last pair
+        row[depth] = 0; // pads the last pair of an odd depth
         pack_row_codes(static_cast<uint8_t *>(to), r, reinterpret_cast<const uint8_t *>(row), ceil_div(depth, 2));
     }
 }
 #endif
 
-// x to the nearest bf16, in fp32; NaN stays NaN
+// x rounded to bf16, as fp32; NaN stays NaN
 inline float round_to_bf16(float x) {
     uint32_t bits;
     std::memcpy(&bits, &x, sizeof bits);
@@ -204,7 +204,7 @@ inline float round_to_bf16(float x) {
     return x == x ? rounded : x;
 }
 
-// The same numbers (but subnormal ones) for a product in fp32.
+// The same numbers (except subnormals) for a product in fp32.
 inline void pack_bf16_as_fp32(
     const void *source, int64_t m, int count, int64_t k, int64_t depth, const RowScale *scales, void *to) {
     const kinema_linear_args &args = *static_cast<const kinema_linear_args *>(source);
@@ -233,7 +233,7 @@ inline GemmProblem linear_gemm(const kinema_linear_args &args) {
     p.weight = args.weight;
     p.dtype = args.weight_dtype;
     p.gated = args.gated != 0;
-    // int8 that is given may be any code of 8 bits; where those do not fit, it is widened
+    // int8 input may hold any 8-bit code; where those do not fit, it is converted to fp32
     p.use_i8 = args.weight_dtype == KINEMA_I8 && (args.quantize != 0 || (args.x_dtype == KINEMA_I8 && CODE_MAX == 255));
     const bool casts_to_bf16 = args.quantize != 0 && args.weight_dtype != KINEMA_I8;
     p.use_bf16 = casts_to_bf16 && BF16_GROUP == 2;

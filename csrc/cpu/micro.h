@@ -1,4 +1,4 @@
-// The innermost loops of every matrix product: a tile of the result in registers, one step of depth after another.
+// The micro-kernels of all matrix products: a tile of the result in registers, one step of the depth at a time.
 #pragma once
 
 #include <cstdint>
@@ -7,10 +7,10 @@
 namespace kinema {
 namespace KINEMA_ISA {
 
-constexpr int NR = 2 * W; // columns of a tile: a panel of the right matrix
-constexpr int KB = 8;     // depth that lies side by side in a row of the left matrix
+constexpr int NR = 2 * W; // columns of a tile: the width of a right-hand panel
+constexpr int KB = 8;     // consecutive depth values of a row of the left matrix
 
-// How the left matrix lies: a tile of MR rows in blocks of KB features, or plain rows at a stride.
+// Layouts of the left matrix: a tile of MR rows in blocks of KB features, or plain strided rows.
 struct Packed {
     static constexpr int64_t row() { return KB; }
     static constexpr int64_t block() { return MR * KB; }
@@ -21,9 +21,9 @@ struct RowMajor {
     static constexpr int64_t block() { return KB; }
 };
 
-// c[R, NR] = (more: c +, or c · fade[r] +) a[R, depth] · b[depth, NR], of whose NR columns the first VECTORS · W are
-// wanted. A slice of the depth is summed by itself and then added: an error grows with the length of a slice and the
-// number of slices, not with their product.
+// c[R, NR] = (accumulate: c +, or c · alpha[r] +) a[R, depth] · b[depth, NR], of which the first VECTORS · W columns
+// are computed. A slice of the depth is summed on its own and then added: the error grows with the length of a slice
+// plus the number of slices, not with their product.
 template <int R, int VECTORS, class Layout>
 inline __attribute__((always_inline)) void micro_kernel_f32_body(
     const float *a, Layout layout, const float *b, int64_t depth, float *c, int64_t c_stride, bool accumulate,
@@ -70,7 +70,7 @@ __attribute__((noinline)) void micro_kernel_f32(
     micro_kernel_f32_body<R, VECTORS>(a, layout, b, depth, c, c_stride, accumulate, alpha);
 }
 
-// The same of `rows` rows, at most MR, and the panel's first columns, at least `columns` of them.
+// The same for `rows` rows, at most MR, and at least the first `columns` columns of the panel.
 template <class Layout, int R = MR>
 inline void multiply_f32(
     int rows, int columns, const float *a, Layout layout, const float *b, int64_t depth, float *c, int64_t c_stride,
@@ -87,8 +87,8 @@ inline void multiply_f32(
 
 constexpr int I8_VECTORS = NR / I8_LANES;
 
-// c[R, NR] = (more: c +) a · b in int32, exactly. a: codes of 0 to CODE_TOP, or of up to 255 where b's are so small
-// that two products fit 16 bits, [depth/4][I8_ROWS][4]; b: [depth/4][NR][4].
+// c[R, NR] = (accumulate: c +) a · b in int32, exactly. a: codes of 0 to CODE_MAX, or up to 255 where b is small enough
+// that the sum of two products fits 16 bits, [depth/4][I8_ROWS][4]; b: [depth/4][NR][4].
 template <int R>
 __attribute__((noinline, noclone)) void
 micro_kernel_i8(const uint8_t *a, const int8_t *b, int64_t depth, int32_t *c, bool accumulate) {

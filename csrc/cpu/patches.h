@@ -1,4 +1,4 @@
-// Patches of a latent video to tokens, as a product that gathers its left matrix; and tokens back to a video.
+// Patches of a latent video to tokens, as a GEMM with a gathered left matrix; and tokens back to a video.
 #pragma once
 
 #include <cstddef>
@@ -12,11 +12,11 @@
 namespace kinema {
 namespace KINEMA_ISA {
 
-// A product whose rows are gathered: its epilogue is linear's, which finds its arguments at the source's address.
+// A GEMM whose rows are gathered; linear's epilogue finds its arguments at the address of the source.
 struct PatchSource {
     kinema_linear_args epilogue_args;
     const kinema_patch_embed_args *a;
-    const int64_t *offsets; // of a patch's elements from its first
+    const int64_t *offsets; // of a patch's elements, relative to its first
 };
 static_assert(std::is_standard_layout_v<PatchSource> && offsetof(PatchSource, epilogue_args) == 0);
 
@@ -92,7 +92,7 @@ inline void patch_embed(const kinema_patch_embed_args &a, Call &call) {
 inline void unpatchify(const kinema_unpatchify_args &a, Call &call) {
     const int64_t frames = a.grid_t * a.patch_t, height = a.grid_h * a.patch_h, width = a.grid_w * a.patch_w;
     const int64_t inside = a.patch_t * a.patch_h * a.patch_w;
-    // one line of the video a row
+    // each row is one line of the video
     parallel_for_rows(call, a.threads, a.batch * a.channels * frames * height, width, [&](int64_t row, int) {
         const int64_t y = row % height, t = row / height % frames, c = row / (height * frames) % a.channels;
         const int64_t b = row / (height * frames * a.channels);

@@ -16,8 +16,8 @@ namespace kinema {
 
 namespace {
 
-constexpr int MAX_YIELDS = 100; // before a caller sleeps that waits for the others: some tens of microseconds
-constexpr std::chrono::milliseconds POLL_INTERVAL{20}; // of a caller that sleeps and has somebody to ask
+constexpr int MAX_YIELDS = 100;                        // before a waiting caller sleeps: some tens of microseconds
+constexpr std::chrono::milliseconds POLL_INTERVAL{20}; // of a sleeping caller that has a poll callback
 
 long current_pid() {
 #if defined(_WIN32)
@@ -30,14 +30,14 @@ long current_pid() {
 const int PROCESSORS = static_cast<int>(std::thread::hardware_concurrency()); // 0: unknown
 const int MAX_THREADS = 4 * (PROCESSORS > 2 ? PROCESSORS : 2);
 
-// The tasks of a run, which its threads share.
+// The tasks of a run, shared by its threads.
 struct Job {
     Call *call = nullptr;
     Body body = nullptr;
     void *data = nullptr;
     int64_t tasks = 0;
     std::atomic<int64_t> next{0};
-    std::atomic<int> active_workers{0}; // threads beside the caller's that may have a task
+    std::atomic<int> active_workers{0}; // threads other than the caller's that may be running a task
     std::mutex mutex;
     std::condition_variable done;
 
@@ -65,7 +65,7 @@ struct Job {
         done.notify_one();
     }
 
-    // The caller, for whom no task is left, until the others have none.
+    // Blocks the caller, which has no task left, until the other threads are done.
     void wait() {
         for (int i = 0; i < MAX_YIELDS && active_workers.load() != 0; ++i)
             std::this_thread::yield();
@@ -94,7 +94,7 @@ struct HostRun {
         HostRun &all = *static_cast<HostRun *>(self);
         if (std::this_thread::get_id() == all.caller) {
             all.job.run_tasks(0);
-            if (all.job.call->polls()) // behind the host's barrier it could not
+            if (all.job.call->polls()) // in the host's barrier it could not poll
                 all.job.wait();
             return;
         }
@@ -111,14 +111,14 @@ struct HostRun {
 
 struct Pool::State {
     const long pid = current_pid();
-    std::atomic<bool> busy{false}; // a call has the threads
+    std::atomic<bool> busy{false}; // a call is using the threads
     Job job;
-    std::mutex mutex; // of what follows
+    std::mutex mutex; // guards what follows
     std::condition_variable wake;
     std::vector<std::thread> workers;
     bool closing = false;
-    uint64_t round = 0; // a new one for every run
-    int wanted = 0;     // workers of this round
+    uint64_t round = 0; // incremented for every run
+    int wanted = 0;     // workers taking part in this round
 
     void work(int thread) {
         uint64_t last_round = 0;
@@ -135,7 +135,7 @@ struct Pool::State {
         }
     }
 
-    // As many workers as there can be, at most `count`.
+    // Starts workers up to `count`; returns how many of them there are.
     int ensure_workers(int count) {
         try {
             while (static_cast<int>(workers.size()) < count) {
@@ -163,8 +163,8 @@ struct Pool::State {
     }
 };
 
-// A forked child has the pool but not its threads: it makes its own and leaves the parent's alone. There is no lock
-// that a thread of the parent could hold for ever.
+// A forked child has the pool but not its threads: it creates its own and leaves the parent's alone. No lock is left
+// that a thread of the parent could hold forever.
 Pool::State *Pool::own_state() {
     State *found = state_.load();
     while (found == nullptr || found->pid != current_pid()) {
@@ -173,7 +173,7 @@ Pool::State *Pool::own_state() {
             return nullptr;
         if (state_.compare_exchange_strong(found, made))
             return made;
-        delete made; // another caller was first
+        delete made; // another caller was faster
     }
     return found;
 }
@@ -188,7 +188,7 @@ void Pool::run(Call &call, int threads, int64_t tasks, Body body, void *data) {
         threads = MAX_THREADS;
     if (tasks < threads)
         threads = static_cast<int>(tasks);
-    // OpenMP's threads do not live on in a forked child, and it would wait for them for ever
+    // OpenMP's threads do not survive a fork, and a child would wait for them forever
     if (threads > 1 && host_ != nullptr && host_pid_ == current_pid()) {
         HostRun all{{}, threads};
         all.job.begin(call, tasks, body, data);

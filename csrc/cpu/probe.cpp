@@ -1,4 +1,4 @@
-// What the machine can do at most: the functions that `kinema bench` times.
+// Peak performance of the machine: the functions that `kinema bench` times.
 #include "arrays.h"
 #include "checks.h"
 #include "table.h"
@@ -9,7 +9,7 @@ using namespace kinema;
 
 namespace {
 
-constexpr int64_t MAX_STEPS = 1ll << 40; // hours; and what is counted of them overflows nothing
+constexpr int64_t MAX_STEPS = 1ll << 40; // hours; and the number of operations cannot overflow
 
 struct Arithmetic {
     const Table *table;

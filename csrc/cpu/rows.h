@@ -1,4 +1,4 @@
-// Ops that take a row of channels at a time: it is read from memory once and stays in the first-level cache.
+// Row-wise ops: a row of channels is read from memory once and stays in L1.
 #pragma once
 
 #include <cmath>
@@ -11,9 +11,9 @@
 namespace kinema {
 namespace KINEMA_ISA {
 
-constexpr int64_t TASK_VALUES = 16384; // what a thread takes at once: enough to be worth the hand-over
+constexpr int64_t TASK_VALUES = 16384; // what a thread takes at once: enough to outweigh the scheduling
 
-// f(index, thread) for every row, many of them a task.
+// f(index, thread) for every row, many rows per task.
 template <class F> void parallel_for_rows(Call &call, int32_t threads, int64_t rows, int64_t width, const F &f) {
     struct Work {
         const F &f;
@@ -38,7 +38,7 @@ inline void store_lanes(float *p, V v, int lanes) {
         store_n(p, v, lanes);
 }
 
-// Σ f(vector of x) over a row, lane by lane, in four sums side by side; f of the lanes behind the end is of `filler`.
+// Σ f(vector of x) over a row, per lane, in four independent accumulators; lanes beyond the end are f(padding).
 template <class F> inline V lane_sums(const float *x, int64_t count, float padding, F f) {
     V sums[4] = {set1(0.0f), set1(0.0f), set1(0.0f), set1(0.0f)};
     int64_t i = 0;
@@ -61,11 +61,11 @@ template <class F> inline float row_sum(const float *x, int64_t count, float pad
 }
 
 struct Moments {
-    float mean, rstd; // norm(x) = (x − mean)·factor
+    float mean, rstd; // norm(x) = (x − mean)·rstd
 };
 
-// One copy for all who call it, as of modulate(): a compiler may fuse a multiplication and an addition in one copy and
-// not in another.
+// noinline, as is modulate(), so that all callers share one copy: a compiler may fuse a multiplication and an addition
+// in one copy and not in another.
 inline __attribute__((noinline)) Moments moments(const float *x, int64_t count, int32_t norm, float eps) {
     if (norm == KINEMA_NO_NORM)
         return {0.0f, 1.0f};
@@ -81,7 +81,7 @@ inline __attribute__((noinline)) Moments moments(const float *x, int64_t count, 
     return {mean, 1.0f / std::sqrt(squares / static_cast<float>(count) + eps)};
 }
 
-// to = (x − mean)·factor·weight + bias; weight and bias may be null
+// to = (x − mean)·rstd·weight + bias; weight and bias may be null
 inline void
 apply_norm(const Moments &stats, const float *x, const float *weight, const float *bias, int64_t count, float *to) {
     const V mean = set1(stats.mean), rstd = set1(stats.rstd);
@@ -98,7 +98,7 @@ apply_norm(const Moments &stats, const float *x, const float *weight, const floa
 
 // ---- 8 bits
 
-// fp32 → e4m3 to nearest even, saturating; without a branch, so that compilers make vectors of it
+// fp32 → e4m3 to nearest even, saturating; branchless, so that compilers vectorise it
 inline uint8_t to_e4m3(float x) {
     uint32_t bits, whole;
     std::memcpy(&bits, &x, sizeof bits);
@@ -107,7 +107,7 @@ inline uint8_t to_e4m3(float x) {
     std::memcpy(&magnitude, &magnitude_bits, sizeof magnitude);
     const float clamped = magnitude < 448.0f ? magnitude : 448.0f;
     std::memcpy(&whole, &clamped, sizeof whole);
-    // exponent and three bits of mantissa, from fp32's bias to e4m3's; below 2^-6 whole steps of 2^-9
+    // exponent and three bits of mantissa, rebiased from fp32 to e4m3; below 2^-6 multiples of 2^-9
     const uint32_t normal = ((whole + 0x7ffffu + (whole >> 20 & 1u)) >> 20) - (120u << 3);
     const uint32_t small = static_cast<uint32_t>(static_cast<int32_t>(std::nearbyintf(clamped * 512.0f)));
     const uint32_t code = clamped < 0.015625f ? small : normal;
@@ -124,7 +124,7 @@ inline float absmax(const float *x, int64_t count) {
     return reduce_max(magnitude);
 }
 
-// to[i] = x[i] / scale to the nearest whole number, to even
+// to[i] = x[i] / scale, rounded to nearest even
 inline void quantize_i8(const float *x, float scale, int64_t count, int8_t *to) {
     const V divisor = set1(scale), upper = set1(127.0f), lower = set1(-127.0f);
     float rounded[64];
@@ -140,7 +140,7 @@ inline void quantize_i8(const float *x, float scale, int64_t count, int8_t *to) 
     }
 }
 
-// to = x / scale in 8 bits with scale = max(max|x|, 1e-12) / limit, which is returned
+// to = x / scale in 8 bits with scale = max(max|x|, 1e-12) / code_max, which is returned
 inline float quantize_row(const float *x, int64_t count, int32_t dtype, void *to) {
     const float magnitude = absmax(x, count);
     const float upper = dtype == KINEMA_I8 ? 127.0f : 448.0f, scale = (magnitude > 1e-12f ? magnitude : 1e-12f) / upper;
@@ -156,7 +156,7 @@ inline float quantize_row(const float *x, int64_t count, int32_t dtype, void *to
 
 // ---- norm_modulate
 
-// Where what belongs to channels from k on of token s of sample b lies; what is not there is null.
+// Pointers to the operands for channels from k on of token s of sample b; absent ones are null.
 struct NormRow {
     const float *weight = nullptr, *bias = nullptr, *scale = nullptr, *shift = nullptr;
 
@@ -172,13 +172,10 @@ struct NormRow {
     }
 };
 
-enum class NormTerms {
-    AFFINE,
-    MODULATED,
-    ANY
-}; // weight and bias alone, scale and shift alone, or whatever is not null
+// weight and bias alone, scale and shift alone, or whichever are not null
+enum class NormTerms { AFFINE, MODULATED, ANY };
 
-// to = y of `count` channels
+// Writes `count` channels of y.
 template <NormTerms TERMS>
 inline void modulate(const NormRow &row, const Moments &stats, int64_t count, const float *x, float *to) {
     constexpr bool AFFINE = TERMS == NormTerms::AFFINE, MODULATED = TERMS == NormTerms::MODULATED,
@@ -203,7 +200,7 @@ inline void modulate(const NormRow &row, const Moments &stats, int64_t count, co
         store_n(to + i, value(i, static_cast<int>(count - i)), static_cast<int>(count - i));
 }
 
-// y of channels k to k + count of token s of sample b; x: the first of them
+// Writes channels k to k + count of y for token s of sample b; x: the first of them.
 inline __attribute__((noinline)) void modulate(
     const kinema_norm &norm, const Moments &stats, int64_t b, int64_t s, int64_t k, int64_t count, const float *x,
     float *to) {
@@ -230,7 +227,7 @@ inline bool only_quantizes(const kinema_norm &norm) {
 }
 
 inline int64_t norm_modulate_workspace(const kinema_norm_modulate_args &a) {
-    return a.out_dtype == KINEMA_F32 ? 0 : 4 * max(1, a.threads) * a.channels; // a row of fp32 for each thread
+    return a.out_dtype == KINEMA_F32 ? 0 : 4 * max(1, a.threads) * a.channels; // a row of fp32 per thread
 }
 
 inline void norm_modulate(const kinema_norm_modulate_args &a, Call &call) {
@@ -297,15 +294,15 @@ inline void qk_norm_rope(const kinema_qk_norm_rope_args &a, Call &call) {
 
 // ---- scheduler_step
 
-constexpr int64_t STREAMED_BYTES = 8ll << 20; // results that no cache would hold until they are read
-// Terms are read a piece of each in turn, and none of the pieces is long enough for a processor to fetch what follows.
-// So blocks that lie side by side go to one thread, which fetches the next but one while it sums one. Blocks of 4 KB
-// would be 1.1 to 1.2 times as slow: those of all terms, and what is fetched, then fall into the same lines of a cache.
+constexpr int64_t STREAMED_BYTES = 8ll << 20; // results too large to stay in a cache until they are read
+// Terms are read in turn, a piece of each, and the pieces are too short for hardware prefetching. So adjacent blocks go
+// to one thread, which prefetches two blocks ahead. Blocks of 4 KB would be 1.1 to 1.2 times as slow: then those of all
+// terms, and the prefetched ones, map to the same cache sets.
 constexpr int64_t STEP_BLOCKS = 256;
 constexpr int64_t STEP_ELEMENTS = 256; // of a block
 constexpr int64_t STEP_PREFETCH = 2 * STEP_ELEMENTS;
 
-// COUNT vectors of one output's sum over the terms, from element `first` of sample b on.
+// COUNT vectors of one output's weighted sum of the terms, from element `first` of sample b on.
 template <int COUNT>
 inline void weighted_sum(const kinema_scheduler_step_args &a, const float *c, int64_t b, int64_t first, float *to) {
     V sums[COUNT];
@@ -326,7 +323,7 @@ inline void weighted_sum(const kinema_scheduler_step_args &a, const float *c, in
         store(to + v * W, sums[v]);
 }
 
-// The rest of a block, of fewer elements than a vector has.
+// The tail of a block, shorter than a vector.
 inline void
 weighted_sum_tail(const kinema_scheduler_step_args &a, const float *c, int64_t b, int64_t first, int lanes, float *to) {
     V sum = set1(0.0f);
@@ -347,11 +344,11 @@ inline void write_result(float *to, const float *from, int64_t count, bool non_t
     std::memcpy(to + i, from + i, (count - i) * sizeof(float));
 }
 
-// Block `row` of all samples' blocks. Every output is summed before any is written: an output may be a term.
+// Block `row` of all samples' blocks. All outputs are computed before any is written: an output may also be a term.
 inline void
 step_block(const kinema_scheduler_step_args &a, int64_t blocks, int64_t row, float *sums, bool non_temporal) {
     constexpr int64_t BLOCK = STEP_ELEMENTS;
-    constexpr int UNROLL = W == 16 ? 4 : 8; // of AVX-512 and AVX2 four cache lines
+    constexpr int UNROLL = W == 16 ? 4 : 8; // four cache lines on AVX-512 and AVX2
     const int64_t b = row / blocks, first = row % blocks * BLOCK, count = min(a.elements - first, BLOCK);
     const float *c = a.coefficients + b * a.out_count * a.term_count;
     for (int64_t i = 0; i < count;) {
@@ -386,7 +383,7 @@ inline void scheduler_step(const kinema_scheduler_step_args &a, Call &call) {
         for (int64_t row = task * blocks_per_task; row < min(rows, (task + 1) * blocks_per_task); ++row)
             step_block(a, blocks, row, sums, non_temporal);
         if (non_temporal)
-            stream_fence(); // waits for what was streamed: once for many blocks
+            stream_fence(); // waits for the streaming stores: once for many blocks
     });
 }
 

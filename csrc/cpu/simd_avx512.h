@@ -1,4 +1,4 @@
-// Vectors of fp32 for AVX-512 (F, BW, DQ, VL). Without VNNI its int8 products are those of AVX2.
+// fp32 vectors for AVX-512 (F, BW, DQ, VL). Without VNNI its int8 products are those of AVX2.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@ namespace KINEMA_ISA {
 
 typedef __m512 V;
 constexpr int W = 16;
-constexpr int MR = 12; // 24 sums, 2 columns of the weight, 1 broadcast: 27 of the 32 registers
+constexpr int MR = 12; // 24 accumulators, 2 columns of the weight, 1 broadcast: 27 of the 32 registers
 
 inline V load(const float *p) { return _mm512_loadu_ps(p); }
 inline void store(float *p, V v) { _mm512_storeu_ps(p, v); }
@@ -18,7 +18,7 @@ inline V set1(float x) { return _mm512_set1_ps(x); }
 inline __mmask16 lane_mask(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
 inline V load_n(const float *p, int n) { return _mm512_maskz_loadu_ps(lane_mask(n), p); }
 inline void store_n(float *p, V v, int n) { _mm512_mask_storeu_ps(p, lane_mask(n), v); }
-inline void stream(float *p, V v) { _mm512_stream_ps(p, v); } // aligned; past the caches
+inline void stream(float *p, V v) { _mm512_stream_ps(p, v); } // aligned; bypasses the caches
 inline void stream_fence() { _mm_sfence(); }
 inline V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
 inline V add(V a, V b) { return _mm512_add_ps(a, b); }
@@ -39,11 +39,11 @@ inline V exp2_int(V n) {
     const __m512i i = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
     return _mm512_castsi512_ps(_mm512_slli_epi32(i, 23));
 }
-// 2^(n − 127) of an x whose lowest bits are n, of 1 to 254
+// 2^(n − 127) for an x whose lowest bits hold n, 1 to 254
 inline V exp2_from_bits(V x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x), 23)); }
 inline V load_i32(const int32_t *p) { return _mm512_cvtepi32_ps(_mm512_loadu_si512(p)); }
 inline float reduce_add(V v) { return _mm512_reduce_add_ps(v); }
-// lane i: the sum of v[i]. Halves of two are added, then quarters of four, and so on.
+// lane i: the sum of v[i]. Adds halves of two vectors, then quarters of four, and so on.
 inline V reduce_add_each(const V *v) {
     V fours[4];
     for (int i = 0; i < 4; ++i) {
@@ -87,12 +87,12 @@ inline V load_i8(const int8_t *p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
 }
 
-// ---- bf16, where products of pairs are summed in fp32
+// ---- bf16: dot products of pairs, summed in fp32
 
 #if defined(__AVX512BF16__)
-constexpr int64_t BF16_GROUP = 2; // depth that lies side by side in a panel of bf16
+constexpr int64_t BF16_GROUP = 2; // consecutive depth values that are adjacent in a bf16 panel
 
-typedef __m512bh Bf16Pairs; // of W columns, or one for all
+typedef __m512bh Bf16Pairs; // of W columns, or one broadcast to all
 inline Bf16Pairs load_pairs(const uint16_t *p) { return (__m512bh)_mm512_loadu_si512(p); }
 inline Bf16Pairs broadcast_pair(const uint16_t *p) {
     int32_t pair;
@@ -100,16 +100,16 @@ inline Bf16Pairs broadcast_pair(const uint16_t *p) {
     return (__m512bh)_mm512_set1_epi32(pair);
 }
 inline V dot_pairs(V sum, Bf16Pairs x, Bf16Pairs y) { return _mm512_dpbf16_ps(sum, x, y); }
-// to nearest even; subnormal numbers become 0
+// to nearest even; subnormals become 0
 inline void store_bf16(uint16_t *to, V v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i *>(to), (__m256i)_mm512_cvtneps_pbh(v));
 }
-// pairs of two rows of W columns whose numbers are bf16
+// interleaves two rows of W columns whose values are exact in bf16
 inline void store_pairs(uint16_t *p, V first, V second) {
     const __m512i high = _mm512_and_si512(_mm512_castps_si512(second), _mm512_set1_epi32(-65536));
     _mm512_storeu_si512(p, _mm512_or_si512(high, _mm512_srli_epi32(_mm512_castps_si512(first), 16)));
 }
-// two rows of W columns from their pairs
+// the reverse: two fp32 rows of W columns
 inline void unpack_pairs(const uint16_t *p, float *first, float *second) {
     const __m512i pairs = _mm512_loadu_si512(p);
     store(first, _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)));
@@ -136,7 +136,7 @@ inline I8Codes i8_broadcast(const uint8_t *a) {
     std::memcpy(&codes, a, sizeof codes);
     return _mm512_set1_epi32(codes);
 }
-// Products of a sign-free and a signed factor, four to a sum of 32 bits: nothing saturates.
+// Products of an unsigned and a signed factor, four per 32-bit sum: nothing saturates.
 inline void i8_dot(I8Sum &s, I8Codes codes, const int8_t *b) {
     s = _mm512_dpbusd_epi32(s, codes, _mm512_loadu_si512(b));
 }

@@ -1,4 +1,4 @@
-// Vectors of fp32 for any processor: four floats, which compilers turn into SSE2 or NEON where there is one.
+// fp32 vectors for any processor: four floats, which compilers map to SSE2 or NEON where available.
 #pragma once
 
 #include <cmath>
@@ -12,7 +12,7 @@ typedef float V __attribute__((vector_size(16)));
 typedef int32_t VI __attribute__((vector_size(16)));
 constexpr int W = 4;
 constexpr int MR = 6;             // rows of the micro-kernel's tile, which is 2·W wide
-constexpr int64_t BF16_GROUP = 1; // depth that lies side by side in a panel of bf16
+constexpr int64_t BF16_GROUP = 1; // consecutive depth values that are adjacent in a bf16 panel
 
 inline V load(const float *p) {
     V v;
@@ -39,26 +39,26 @@ inline V sub(V a, V b) { return a - b; }
 inline V mul(V a, V b) { return a * b; }
 inline V div(V a, V b) { return a / b; }
 inline V select(VI mask, V yes, V no) { return (V)((mask & (VI)yes) | (~mask & (VI)no)); }
-// the second operand where one is NaN, as x86 has it
+// the second operand if either is NaN, as on x86
 inline V vmax(V a, V b) { return select(a > b, a, b); }
 inline V vmin(V a, V b) { return select(a < b, a, b); }
 inline V vsqrt(V a) { return V{std::sqrt(a[0]), std::sqrt(a[1]), std::sqrt(a[2]), std::sqrt(a[3])}; }
 inline V where_gt(V a, V b, V yes, V no) { return select(a > b, yes, no); }
 inline V vabs(V a) { return (V)((VI)a & 0x7fffffff); }
 inline V vcopysign(V magnitude, V sign) { return (V)(((VI)magnitude & 0x7fffffff) | ((VI)sign & (VI)set1(-0.0f))); }
-// to the nearest whole number, to even; |x| below 2^22
+// to nearest even; |x| below 2^22
 inline V vround(V x) {
     const V big = set1(12582912.0f);
-    volatile V sum = x + big; // or a compiler that reassociates would drop both
+    volatile V sum = x + big; // or a compiler that reassociates would drop both operations
     return sum - big;
 }
-// 2^n of a whole n between −126 and 127
+// 2^n for an integral n between −126 and 127
 inline V exp2_int(V n) {
     VI i = {
         static_cast<int32_t>(n[0]), static_cast<int32_t>(n[1]), static_cast<int32_t>(n[2]), static_cast<int32_t>(n[3])};
     return (V)((i + 127) << 23);
 }
-// 2^(n − 127) of an x whose lowest bits are n, of 1 to 254
+// 2^(n − 127) for an x whose lowest bits hold n, 1 to 254
 inline V exp2_from_bits(V x) {
     typedef uint32_t Bits __attribute__((vector_size(16)));
     return (V)((Bits)x << 23);
@@ -94,7 +94,7 @@ inline float half_to_float(uint16_t h) {
         return from_bits(sign | 0x7f800000u | ((magnitude & 0x3ffu) << 13));
     if (magnitude >= 0x400u)
         return from_bits(sign | ((magnitude << 13) + (112u << 23)));
-    const float small = static_cast<float>(magnitude) * 5.9604644775390625e-8f; // steps of 2^-24
+    const float small = static_cast<float>(magnitude) * 5.9604644775390625e-8f; // multiples of 2^-24
     return sign ? -small : small;
 }
 
@@ -111,7 +111,7 @@ inline float e4m3_to_float(uint8_t code) {
         return from_bits(sign | 0x7fc00000u);
     if (magnitude >= 8)
         return from_bits(sign | ((magnitude << 20) + (120u << 23)));
-    const float small = static_cast<float>(magnitude) * 0.001953125f; // steps of 2^-9
+    const float small = static_cast<float>(magnitude) * 0.001953125f; // multiples of 2^-9
     return sign ? -small : small;
 }
 
@@ -129,9 +129,9 @@ inline V load_i8(const int8_t *p) {
     return v;
 }
 
-// ---- int8: columns in groups of 8, the four bytes of a column's next four features side by side
+// ---- int8: columns in groups of 8, with four consecutive features of each column adjacent
 
-constexpr int I8_LANES = 8; // columns of a vector of sums
+constexpr int I8_LANES = 8; // columns per vector of sums
 constexpr int I8_ROWS = 2;
 constexpr int CODE_MAX = 255;
 

@@ -1,9 +1,9 @@
-// A convolution with 3×3 taps over a frame as 16 products instead of 36 a tile of 2×2 outputs, or 36 instead of 144 a
+// 3×3 convolution of a frame with 16 multiplications instead of 36 per tile of 2×2 outputs, or 36 instead of 144 per
 // tile of 4×4.
 //
-// Inputs and sums are transformed (winograd_transforms.h); between them lies a product for each of the places, of
-// [tiles, taps of time · channels] with [taps of time · channels, outputs]. The frames of a tile lie side by side in
-// the left matrices, so a frame is transformed once for all the taps that see it.
+// Inputs and sums are transformed (winograd_transforms.h); between the transforms each position is a GEMM of [tiles,
+// taps of time · channels] with [taps of time · channels, outputs]. The frames of a tile are adjacent in the left
+// matrices, so a frame is transformed once for all the taps that read it.
 #pragma once
 
 #include <cstdint>
@@ -15,28 +15,27 @@
 namespace kinema {
 namespace KINEMA_ISA {
 
-constexpr int64_t WINOGRAD_ROWS = 96;     // of the left matrices at a time: what a weight is read for; of 36 half
-constexpr int64_t LARGE_WEIGHT = 8 << 20; // bytes, which no near cache holds: read for more rows,
-constexpr int64_t LARGE_BLOCK = 10 << 20; // as many as fit into these
-constexpr int64_t WINOGRAD_DEPTH = 320;   // of a panel in the first-level cache
-constexpr int64_t WINOGRAD_COLUMNS = 384; // whose sums wait for their transform
-constexpr int64_t WINOGRAD_FRAMES = 4;    // of the result at a time
-constexpr int64_t PREFETCH_TILES = 3;     // ahead of the one that is finished
+constexpr int64_t WINOGRAD_ROWS = 96;     // per block, sharing one pass over the weight; half for 36 positions
+constexpr int64_t LARGE_WEIGHT = 8 << 20; // bytes, too large for L2: a pass over it serves more rows,
+constexpr int64_t LARGE_BLOCK = 10 << 20; // as many as fit in this many bytes
+constexpr int64_t WINOGRAD_DEPTH = 320;   // of a panel slice in L1
+constexpr int64_t WINOGRAD_COLUMNS = 384; // columns whose sums wait for the output transform
+constexpr int64_t WINOGRAD_FRAMES = 4;    // output frames per block
+constexpr int64_t PREFETCH_TILES = 3;     // ahead of the tile being finished
 
-// ---- how a call is cut
+// ---- tiling
 
 struct WinogradTiling {
-    kinema_conv3d_args a;                   // of what is laid out
-    ConvShape shape;                        // of that, with a border that makes whole tiles of it
-    bool fused_upsample;                    // of a frame that is to be doubled only its own pixels are laid out
-    int64_t outputs;                        // of a tile's side
-    int64_t step, size, positions;          // pixels from tile to tile and of a patch; places whose products are not 0
-    int64_t out_h, out_w, tiles_h, tiles_w; // of the result
-    int64_t channels, depth, panels, chunk; // channels in whole groups; panels whose sums wait together
-    int64_t band, ring_lines;               // rows of tiles of a band, and lines that it reads
-    int64_t groups, frames;                 // MR tiles each, and frames of the result, at a time
-    int64_t left_position_stride,
-        left_group_stride; // floats from place to place and from group to group of the left matrices
+    kinema_conv3d_args a; // of the padded input
+    ConvShape shape;      // of the input, padded to whole tiles
+    bool fused_upsample;  // 2x nearest upsampling is part of the input transform: the line buffer holds the small frame
+    int64_t outputs;      // per tile side
+    int64_t step, size, positions; // input pixels between tiles and per patch side; positions with non-zero products
+    int64_t out_h, out_w, tiles_h, tiles_w;          // of the output
+    int64_t channels, depth, panels, chunk;          // channels padded to groups; panels per output transform
+    int64_t band, ring_lines;                        // tile rows per band, and lines that they read
+    int64_t groups, frames;                          // per block: groups of MR tiles, and output frames
+    int64_t left_position_stride, left_group_stride; // in floats, of the left matrices
     int64_t sums_stride;
     int64_t lines_bytes, left_bytes, thread_bytes;
 
@@ -73,14 +72,13 @@ struct WinogradTiling {
             groups = max(groups, LARGE_BLOCK / (positions * group * 4));
         }
         const int64_t line = shape.in_frames * shape.line * 4;
-        const int64_t enough = ceil_div(4 * groups * MR * max(1, args.threads), tiles_w); // for all threads
+        const int64_t enough = ceil_div(4 * groups * MR * max(1, args.threads), tiles_w); // enough for all threads
         band = max(enough, (BAND_BYTES / line - (size - step)) / step);
         band = min(tiles_h, ceil_div(tiles_h, ceil_div(tiles_h, band)));
         ring_lines = (band - 1) * step + size;
         groups = min(groups, ceil_div(band * tiles_w, MR));
         left_group_stride = (frames + shape.history) * channels * MR;
-        left_position_stride =
-            groups * left_group_stride + NR; // a little more, or all places fall into the same lines of a cache
+        left_position_stride = groups * left_group_stride + NR; // padded, or all positions map to the same cache sets
         sums_stride = chunk * groups * frames * MR * NR + NR;
         lines_bytes = LineBuffer::bytes(shape, ring_lines);
         left_bytes = aligned(positions * left_position_stride * 4);
@@ -89,26 +87,26 @@ struct WinogradTiling {
     int64_t bytes() const { return lines_bytes + max(1, a.threads) * thread_bytes; }
 };
 
-// A band of the picture.
+// A band of a frame.
 struct Band {
     const WinogradTiling &w;
     const LineBuffer &lines;
     int64_t b, first, rows;      // sample, and rows of tiles
-    int64_t leading_zero_frames; // of the past
+    int64_t leading_zero_frames; // of the past frames
     char *scratch;
 
     int64_t groups() const { return ceil_div(rows * w.tiles_w, MR); }
 };
 
-// ---- a block: some groups of tiles in some frames of the result
+// ---- a block: some groups of tiles in some output frames
 
 struct Block {
-    int64_t group, groups; // of the band
-    int64_t frame, frames; // of the result
+    int64_t group, groups; // in the band
+    int64_t frame, frames; // of the output
     float *left, *sums;
 };
 
-// Patches of MR tiles of frame t, transformed, to where the products read them.
+// Transforms the patches of up to MR tiles of frame t into the left matrices.
 template <int SIZE> void transform_group(const Band &band, int64_t tile, int count, int64_t t, float *to) {
     const WinogradTiling &w = band.w;
     const float *lines[MR][SIZE];
@@ -149,7 +147,7 @@ inline void transform_block(const Band &band, const Block &block) {
     }
 }
 
-// The products of one place with one panel, into `sums` [groups][frames][MR][NR]. The next panel is fetched meanwhile.
+// The products of one position with one panel, into `sums` [groups][frames][MR][NR]. Prefetches the next panel.
 inline void multiply_position(
     const Band &band, const Block &block, int columns, const float *left, const float *panel, const void *next,
     float *sums) {
@@ -164,7 +162,7 @@ inline void multiply_position(
             for (int64_t t = 0; t < block.frames; ++t) {
                 for (const int64_t end = min(prefetched + piece, w.depth * NR); prefetched < end; prefetched += 16)
                     __builtin_prefetch(prefetch_address(next, prefetched * 4), 0, 2);
-                // what only an all-zero past would add is left out
+                // all-zero past frames contribute nothing and are skipped
                 const int64_t zeros = max(0, band.leading_zero_frames - block.frame - t);
                 const int64_t start = zeros * w.channels, k = max(from, start);
                 if (k < to)
@@ -176,8 +174,8 @@ inline void multiply_position(
     }
 }
 
-// Outputs of a tile, `lanes` of its channels, with bias and residual, to where they belong: `rows` and `columns` of
-// them are in the picture.
+// Adds bias and residual to a tile's outputs, `lanes` of its channels, and stores the `rows` and `columns` inside the
+// frame.
 template <int OUTPUTS>
 inline __attribute__((always_inline)) void finish_tile(
     const WinogradTiling &w, const V (*out)[OUTPUTS], int64_t pixel, int64_t rows, int64_t columns, int64_t n,
@@ -195,7 +193,7 @@ inline __attribute__((always_inline)) void finish_tile(
         }
 }
 
-// Brings what is added to channels `from` to `to` of a whole tile's outputs into the cache: its lines lie far apart.
+// Prefetches the residual of channels `from` to `to` of a whole tile: its lines are far apart.
 template <int OUTPUTS> inline void prefetch_residual(const WinogradTiling &w, int64_t pixel, int64_t from, int64_t to) {
     for (int64_t i = 0; i < OUTPUTS; ++i)
         for (int64_t j = 0; j < OUTPUTS; ++j)
@@ -203,7 +201,7 @@ template <int OUTPUTS> inline void prefetch_residual(const WinogradTiling &w, in
                 __builtin_prefetch(w.a.residual + (pixel + i * w.out_w + j) * w.a.out_channels + n, 0, 3);
 }
 
-// The sums of panels `first` to `end` become outputs.
+// Transforms the sums of panels `first` to `end` into outputs.
 template <int SIZE> void finish_block(const Band &band, const Block &block, int64_t first, int64_t end) {
     const WinogradTiling &w = band.w;
     constexpr int OUTPUTS = outputs_of(SIZE);
@@ -241,7 +239,7 @@ inline void convolve_block(const Band &band, const Block &block, Call &call, int
         for (int64_t position = 0; position < w.positions; ++position) {
             if (call.interrupted(thread))
                 return;
-            // of a doubled frame rows and columns 0, 1 and 3
+            // a fused upsample uses rows and columns 0, 1 and 3
             const int64_t row = position / w.size, column = position % w.size;
             const int64_t stored = w.fused_upsample ? (row + row / 2) * 4 + column + column / 2 : position;
             for (int64_t panel = first; panel < end; ++panel) {
@@ -264,7 +262,7 @@ inline void convolve_block(const Band &band, const Block &block, Call &call, int
 inline void convolve_band(const Band &band, Call &call) {
     const WinogradTiling &w = band.w;
     const int64_t times = ceil_div(w.shape.out_t, w.frames), threads = max(1, w.a.threads);
-    // few blocks are a multiple of the threads, or some of those wait
+    // round few blocks up to a multiple of the threads, so that none is idle
     int64_t blocks = ceil_div(band.groups(), w.groups);
     if (blocks * times < 4 * threads)
         blocks = min(band.groups(), ceil_div(ceil_div(blocks * times, threads) * threads, times));

@@ -2,11 +2,10 @@
 // y = Aᵀ[(G g Gᵀ) ∘ (Bᵀ d B)]A.
 //
 // g: 3×3 taps, transformed when the weight is packed; d: a patch of 4×4 or 6×6 inputs; y: a tile of 2×2 or 4×4 outputs.
-// ∘ is the product of the 16 or 36 places, each for itself: winograd.h.
+// ∘ is the elementwise product at 16 or 36 positions: winograd.h.
 //
-// F(4×4) multiplies polynomials by their values at 0, ±3/4, ±3/2 and infinity. The field's 0, ±1, ±2 need simpler
-// factors, but their rounding errors are twice as large; these are exact in fp32 too. What an inverse divides by is in
-// G.
+// F(4×4) interpolates at 0, ±3/4, ±3/2 and infinity. The usual points 0, ±1, ±2 give simpler factors but twice the
+// rounding error; these factors are exact in fp32 too. The divisors of the inverse are folded into G.
 #pragma once
 
 #include <cstdint>
@@ -18,25 +17,26 @@
 namespace kinema {
 namespace KINEMA_ISA {
 
-// A side of a patch that makes `tile` outputs, and the outputs of a patch of `size`: of 3 are those that are doubled.
+// The side of a patch for a tile of `tile` outputs, and the tile of a patch of `size`; 3 is a patch with a fused
+// upsample.
 constexpr int64_t patch_size(int64_t tile) { return tile + 2; }
 constexpr int outputs_of(int size) { return size == 6 ? 4 : 2; }
 
 inline int64_t padded_channels(int64_t channels) { return ceil_div(channels, KB) * KB; }
 
-// ---- the weight: [places][panels][taps of time · channels, whole groups of them][NR]
+// ---- the weight: [positions][panels][taps of time · channels, padded to whole groups][NR]
 
 inline int64_t winograd_packed_bytes(int64_t in_channels, int64_t out_channels, int64_t kernel_t, int64_t tile) {
     return patch_size(tile) * patch_size(tile) *
            packed_bytes(kernel_t * padded_channels(in_channels), out_channels, KINEMA_F32, 0);
 }
 
-// weight: [out_channels, kernel_t, 3, 3, in_channels]. Transformed in float64 and rounded once.
+// The filter transform. weight: [out_channels, kernel_t, 3, 3, in_channels]. In float64, rounded once.
 inline void winograd_pack(
     int64_t in_channels, int64_t out_channels, int64_t kernel_t, int64_t tile, const float *weight, void *packed,
     Call &call) {
     static const double G2[4][3] = {{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}};
-    // (1, p, p²) / Π (p − the other points) of p = 0, 3/4, −3/4, 3/2, −3/2; of infinity the last tap
+    // (1, p, p²) / Π (p − the other points) for p = 0, 3/4, −3/4, 3/2, −3/2; for infinity the last tap
     constexpr double ZERO = 64.0 / 81, NEAR = -128.0 / 243, FAR = 32.0 / 243;
     static const double G4[6][3] = {
         {ZERO, 0, 0},
@@ -68,8 +68,8 @@ inline void winograd_pack(
 
 // ---- the transforms
 
-// Bᵀ of four numbers in a row. Of three, each but the last two of which was doubled (a, b, b, c): the third is zero.
-// Of six: the polynomials that are 0 at all points but one.
+// Bᵀ d for a row d of four. For three, of which the middle one is doubled by upsampling (a, b, b, c), the third result
+// is zero and omitted. For six: the polynomials that vanish at all points but one.
 template <int SIZE> inline __attribute__((always_inline)) void input_transform_1d(const V *d, V *to) {
     if constexpr (SIZE == 3) {
         to[0] = sub(d[0], d[1]);
@@ -94,7 +94,7 @@ template <int SIZE> inline __attribute__((always_inline)) void input_transform_1
     }
 }
 
-// Aᵀ of a row of sums.
+// Aᵀ m for a row m of sums.
 template <int SIZE> inline __attribute__((always_inline)) void output_transform_1d(const V *m, V *to) {
     if constexpr (SIZE == 3) {
         to[0] = add(m[0], m[1]);
@@ -112,7 +112,7 @@ template <int SIZE> inline __attribute__((always_inline)) void output_transform_
     }
 }
 
-// Bᵀ d B of `lanes` channels of a patch of SIZE×SIZE pixels whose lines begin at `lines`.
+// Bᵀ d B for `lanes` channels of a patch of SIZE×SIZE pixels whose lines start at `lines`.
 template <int SIZE>
 inline __attribute__((always_inline)) void
 input_transform(const float *const *lines, int64_t offset, int64_t pixel, int lanes, V (*to)[SIZE]) {
@@ -135,7 +135,7 @@ input_transform(const float *const *lines, int64_t offset, int64_t pixel, int la
     }
 }
 
-// Aᵀ m A: the outputs of a tile, from sums that lie `stride` apart.
+// Aᵀ m A: the outputs of a tile, from sums `stride` apart.
 template <int SIZE>
 inline __attribute__((always_inline)) void
 output_transform(const float *sums, int64_t stride, V (*to)[outputs_of(SIZE)]) {
@@ -159,7 +159,7 @@ output_transform(const float *sums, int64_t stride, V (*to)[outputs_of(SIZE)]) {
     }
 }
 
-// W channels from channel c on, of a row of a packed tile; what lies behind the last group of channels is dropped.
+// Stores W channels from channel c on to a row of a packed tile; channels beyond the last group are dropped.
 template <class Vector> inline void store_channels(float *row, int64_t c, int64_t channels, Vector v) {
     if constexpr (W == KB)
         store(row + c * MR, v);

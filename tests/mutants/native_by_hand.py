@@ -222,7 +222,7 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ),
         (
             "NaN in a row sum becomes 0",
-            "else if (l[r] != 0.0f) // NaN, which may not be lost\n                    y = divisor;",
+            "else if (l[r] != 0.0f) // NaN must propagate\n                    y = divisor;",
             "",
         ),
     ),
