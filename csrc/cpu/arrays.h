@@ -1,4 +1,4 @@
-// Whether sizes, strides and pointers can be those of an array. Everything here is exact: nothing overflows.
+// Checks that sizes, strides and pointers describe a valid array. All arithmetic here is exact: nothing overflows.
 #pragma once
 
 #include <algorithm>
@@ -9,17 +9,17 @@
 
 namespace kinema {
 
-constexpr int64_t MOST_SIZE = INT32_MAX;     // of one axis
-constexpr int64_t MOST_ELEMENTS = 1ll << 44; // of an array, from its first to its last: 70 TB of fp32
-constexpr int64_t CACHE_LINE = 64;           // packed weights and scratch begin at one
+constexpr int64_t MAX_SIZE = INT32_MAX;     // of one axis
+constexpr int64_t MAX_ELEMENTS = 1ll << 44; // from the first to the last of an array: 70 TB of fp32
+constexpr int64_t CACHE_LINE = 64;          // alignment of packed weights and scratch
 
 struct Axis {
     int64_t size, stride;
 };
 
-// Each is a size of an axis, zero among them.
+// Whether each is a valid axis size; zero is.
 inline bool are_sizes(std::initializer_list<int64_t> sizes) {
-    return std::all_of(sizes.begin(), sizes.end(), [](int64_t size) { return size >= 0 && size <= MOST_SIZE; });
+    return std::all_of(sizes.begin(), sizes.end(), [](int64_t size) { return size >= 0 && size <= MAX_SIZE; });
 }
 
 inline bool are_flags(std::initializer_list<int32_t> options) {
@@ -30,20 +30,20 @@ inline bool any_zero(std::initializer_list<int64_t> sizes) {
     return std::any_of(sizes.begin(), sizes.end(), [](int64_t size) { return size == 0; });
 }
 
-// Whether so many elements, the product of what is not negative, can be in an array.
-inline bool countable(std::initializer_list<int64_t> sizes) {
+// Whether the product of non-negative sizes is a possible number of elements.
+inline bool within_max_elements(std::initializer_list<int64_t> sizes) {
     int64_t count = 1;
     if (any_zero(sizes))
         return true;
     for (const int64_t size : sizes) {
-        if (size > MOST_ELEMENTS / count)
+        if (size > MAX_ELEMENTS / count)
             return false;
         count *= size;
     }
     return true;
 }
 
-// Elements from the first of an array to behind its last, 0 if it has none; -1: there is no such array.
+// Elements from the first of an array to one past its last, 0 if it is empty; -1 if no such array is possible.
 inline int64_t extent(std::initializer_list<Axis> axes) {
     int64_t last = 0;
     for (const Axis &axis : axes)
@@ -52,7 +52,7 @@ inline int64_t extent(std::initializer_list<Axis> axes) {
     for (const Axis &axis : axes) {
         if (axis.size == 1)
             continue;
-        if (axis.stride < 0 || (axis.stride > 0 && axis.size - 1 > (MOST_ELEMENTS - 1 - last) / axis.stride))
+        if (axis.stride < 0 || (axis.stride > 0 && axis.size - 1 > (MAX_ELEMENTS - 1 - last) / axis.stride))
             return -1;
         last += (axis.size - 1) * axis.stride;
     }
@@ -61,19 +61,19 @@ inline int64_t extent(std::initializer_list<Axis> axes) {
 
 inline bool is_array(std::initializer_list<Axis> axes) { return extent(axes) >= 0; }
 
-// The same of what need not be there: the strides of nothing are not looked at.
+// The same for an optional array: the strides of a null pointer are ignored.
 inline bool is_array_or_null(const void *array, std::initializer_list<Axis> axes) {
     return array == nullptr || is_array(axes);
 }
 
-// An array, and no two elements lie in the same place: one that can be written to. Of up to five axes.
-inline bool is_apart(std::initializer_list<Axis> axes) {
-    const int64_t whole = extent(axes);
-    if (whole <= 0)
-        return whole == 0;
+// Whether this is an array of which no two elements overlap, so that it can be written to. Up to five axes.
+inline bool is_non_overlapping(std::initializer_list<Axis> axes) {
+    const int64_t span = extent(axes);
+    if (span <= 0)
+        return span == 0;
     Axis sorted[5];
     int64_t count = 0, reach = 1;
-    for (const Axis &axis : axes) { // by their strides, few as they are
+    for (const Axis &axis : axes) { // insertion sort by stride
         int64_t at = axis.size > 1 ? count++ : -1;
         for (; at > 0 && sorted[at - 1].stride > axis.stride; --at)
             sorted[at] = sorted[at - 1];
@@ -88,29 +88,29 @@ inline bool is_apart(std::initializer_list<Axis> axes) {
     return true;
 }
 
-// A rotation of tokens `start` to `start + turned` by tables [batch, turned, head_dim / 2].
+// A rotation of tokens `start` to `start + count` by tables [batch, count, head_dim / 2].
 inline bool
-is_rotation(int64_t batch, int64_t tokens, int64_t head_dim, int64_t stride_b, int64_t start, int64_t turned) {
-    return head_dim % 2 == 0 && start >= 0 && turned >= 0 && start <= tokens && turned <= tokens - start &&
-           is_array({{batch, stride_b}, {turned, head_dim / 2}, {head_dim / 2, 1}});
+is_rotation(int64_t batch, int64_t tokens, int64_t head_dim, int64_t stride_b, int64_t start, int64_t count) {
+    return head_dim % 2 == 0 && start >= 0 && count >= 0 && start <= tokens && count <= tokens - start &&
+           is_array({{batch, stride_b}, {count, head_dim / 2}, {head_dim / 2, 1}});
 }
 
-// Whether each pointer is at a multiple of `alignment`; an optional one may be null.
-inline int32_t placed(
+// Whether each pointer is a multiple of `alignment`; optional ones may be null.
+inline int32_t check_pointers(
     int64_t alignment, std::initializer_list<const void *> needed, std::initializer_list<const void *> optional = {}) {
-    uintptr_t odd = 0;
+    uintptr_t bits = 0;
     for (const void *pointer : needed) {
         if (pointer == nullptr)
             return KINEMA_NO_POINTER;
-        odd |= reinterpret_cast<uintptr_t>(pointer);
+        bits |= reinterpret_cast<uintptr_t>(pointer);
     }
     for (const void *pointer : optional)
-        odd |= reinterpret_cast<uintptr_t>(pointer);
-    return odd % static_cast<uintptr_t>(alignment) == 0 ? KINEMA_OK : KINEMA_MISALIGNED;
+        bits |= reinterpret_cast<uintptr_t>(pointer);
+    return bits % static_cast<uintptr_t>(alignment) == 0 ? KINEMA_OK : KINEMA_MISALIGNED;
 }
 
-// The first that is not success.
-inline int32_t first_of(std::initializer_list<int32_t> statuses) {
+// The first status that is not success.
+inline int32_t first_error(std::initializer_list<int32_t> statuses) {
     for (const int32_t status : statuses)
         if (status != KINEMA_OK)
             return status;

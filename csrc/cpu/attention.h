@@ -1,9 +1,8 @@
-// Attention without a matrix of logits: Dao 2023 (FlashAttention-2, arXiv 2307.08691), blocked for the second-level
-// cache.
+// Attention without materialising the logits: Dao 2023 (FlashAttention-2, arXiv 2307.08691), blocked for the L2 cache.
 //
-// Heads are taken a few at a time. First their keys and values are packed into panels (rotated, if need be, and without
-// the slots that are not real); then every block of queries goes over them with a running maximum and sum. In 8 bits
-// (attention_i8.h) queries and keys are codes, and all behind the logits is the same.
+// Heads are processed a few at a time. First their keys and values are packed into panels (rotated if need be, without
+// padding slots); then each block of queries passes over them with an online softmax. In int8 (attention_i8.h) queries
+// and keys are quantized, and everything after the logits is the same.
 #pragma once
 
 #include <cstdint>
@@ -15,83 +14,83 @@
 namespace kinema {
 namespace KINEMA_ISA {
 
-// A block of queries on its way over the keys of a head.
+// A block of queries and its online softmax: row max m, row sum l, rescale factor alpha = exp(m_old - m_new).
 struct QueryBlock {
     const kinema_attention_args &a;
-    const AttentionCut &cut;
-    const RealKeys real;
+    const AttentionTiling &tiling;
+    const ValidKeys valid;
     int64_t b, n, segment, first, count; // rows first to first + count of a segment
-    float *packed;                       // the head
-    float *q, *logits, *sums, *top, *total, *fade, *factor;
+    float *packed;                       // keys and values of the head
+    float *q, *logits, *acc, *m, *l, *alpha, *q_scale;
     Call &call;
     int thread;
 
     int64_t tiles() const { return ceil_div(count, MR); }
-    int64_t padded() const { return cut.value_panels * NR; }
-    const float *values() const { return packed + cut.key_floats; }
+    int64_t acc_stride() const { return tiling.value_panels * NR; }
+    const float *values() const { return packed + tiling.key_floats; }
 
-    // row, codes: scratch of `cut.width` each
+    // row, codes: scratch of `tiling.width` each
     void begin(float *row, uint8_t *codes) {
         for (int64_t r = 0; r < count; ++r) {
-            top[r] = -__builtin_inff();
-            total[r] = 0.0f;
+            m[r] = -__builtin_inff();
+            l[r] = 0.0f;
         }
-        std::memset(sums, 0, tiles() * MR * padded() * sizeof(float));
+        std::memset(acc, 0, tiles() * MR * acc_stride() * sizeof(float));
         if (a.quantize != 0)
-            place_query_codes(row, codes);
+            pack_query_codes(row, codes);
         else
-            place_queries();
+            pack_queries();
     }
 
-    void place_query_codes(float *row, uint8_t *codes) {
+    void pack_query_codes(float *row, uint8_t *codes) {
         const float *from = a.q[segment] + b * a.q_stride_b[segment] + n * a.q_stride_n[segment];
-        std::memset(row, 0, cut.width * sizeof(float));
+        std::memset(row, 0, tiling.width * sizeof(float));
         for (int64_t r = 0; r < count; ++r) {
             std::memcpy(row, from + (first + r) * a.q_stride_s[segment], a.head_dim * sizeof(float));
-            factor[r] = to_even_codes(row, a.head_dim, codes) * a.scale;
-            place_codes(query_codes(r / I8_ROWS), static_cast<int>(r % I8_ROWS), codes, cut.code_groups);
+            q_scale[r] = quantize_symmetric(row, a.head_dim, codes) * a.scale;
+            pack_row_codes(query_codes(r / I8_ROWS), static_cast<int>(r % I8_ROWS), codes, tiling.code_groups);
         }
     }
 
     uint8_t *query_codes(int64_t tile) const {
-        return reinterpret_cast<uint8_t *>(q) + tile * I8_ROWS * cut.code_groups * 4;
+        return reinterpret_cast<uint8_t *>(q) + tile * I8_ROWS * tiling.code_groups * 4;
     }
 
-    void place_queries() {
+    void pack_queries() {
         const float *from = a.q[segment] + b * a.q_stride_b[segment] + n * a.q_stride_n[segment];
         const V scale = set1(a.scale);
-        float *scaled = logits; // not in use yet; head_dim may be larger than it, so a piece at a time
+        float *scaled = logits; // free for now; head_dim may exceed its size, so a piece at a time
         for (int64_t r = 0; r < count; ++r) {
             const float *x = from + (first + r) * a.q_stride_s[segment];
             float *tile = q + r / MR * MR * ceil_div(a.head_dim, KB) * KB;
             for (int64_t d = 0; d < a.head_dim; d += KEY_BLOCK) {
-                const int64_t here = least(a.head_dim - d, KEY_BLOCK);
+                const int64_t here = min(a.head_dim - d, KEY_BLOCK);
                 for (int64_t i = 0; i < here; i += W) {
-                    const int lanes = static_cast<int>(least(here - i, W));
-                    store_some(scaled + i, mul(load_some(x + d + i, lanes), scale), lanes);
+                    const int lanes = static_cast<int>(min(here - i, W));
+                    store_lanes(scaled + i, mul(load_lanes(x + d + i, lanes), scale), lanes);
                 }
-                place(tile, static_cast<int>(r % MR), d, scaled, here);
+                pack_row(tile, static_cast<int>(r % MR), d, scaled, here);
             }
         }
     }
 
-    // Real keys that row r sees are those below this.
-    int64_t limit(int64_t r) const {
+    // Row r sees the valid keys below this.
+    int64_t causal_limit(int64_t r) const {
         if (a.causal_block == 0)
-            return real.total;
+            return valid.total;
         const int64_t position = first + r + a.causal_offset;
         int64_t block = position / a.causal_block;
         if (position % a.causal_block < 0)
             --block;
         const int64_t last = a.key_segments - 1;
-        return real.first[last] + most(0, least((block + 1) * a.causal_block, real.count[last]));
+        return valid.first[last] + max(0, min((block + 1) * a.causal_block, valid.count[last]));
     }
 
     int64_t slot_of(int64_t key) const {
         int64_t s = a.key_segments - 1;
-        while (key < real.first[s])
+        while (key < valid.first[s])
             --s;
-        return real.slot[s] + key - real.first[s];
+        return valid.slot[s] + key - valid.first[s];
     }
 
     void add_bias(int64_t r, int64_t key, int64_t from, int64_t to) {
@@ -102,114 +101,114 @@ struct QueryBlock {
             row[j] += bias[slot_of(key + j) * a.bias_stride_r];
     }
 
-    // Logits of keys `key` + from to `key` + to become weights; what row r does not see weighs nothing.
-    void weigh(int64_t r, int64_t key, int64_t from, int64_t to) {
+    // Turns the logits of keys `key` + from to `key` + to into weights; keys masked for row r get 0.
+    void online_softmax(int64_t r, int64_t key, int64_t from, int64_t to) {
         float *row = logits + r * KEY_BLOCK;
-        const int64_t end = most(from, least(to, limit(r) - key));
+        const int64_t end = max(from, min(to, causal_limit(r) - key));
         if (a.bias != nullptr)
             add_bias(r, key, from, end);
-        float high = top[r];
-        V highest = set1(high), others = highest;
+        float m_new = m[r];
+        V max0 = set1(m_new), max1 = max0;
         int64_t j = from;
         for (; j + 2 * W <= end; j += 2 * W) {
-            highest = vmax(load(row + j), highest);
-            others = vmax(load(row + j + W), others);
+            max0 = vmax(load(row + j), max0);
+            max1 = vmax(load(row + j + W), max1);
         }
-        high = max(vmax(highest, others));
+        m_new = reduce_max(vmax(max0, max1));
         for (; j < end; ++j)
-            high = row[j] > high ? row[j] : high;
-        fade[r] = 1.0f;
-        if (high == -__builtin_inff()) { // nothing was seen so far, or what is not a number
+            m_new = row[j] > m_new ? row[j] : m_new;
+        alpha[r] = 1.0f;
+        if (m_new == -__builtin_inff()) { // no logit so far, or only NaN
             for (j = from; j < end; ++j)
-                total[r] += row[j] != row[j] ? row[j] : 0.0f;
+                l[r] += row[j] != row[j] ? row[j] : 0.0f;
             std::memset(row + from, 0, (to - from) * sizeof(float));
             return;
         }
-        if (high > top[r])
-            fade[r] = top[r] == -__builtin_inff() ? 0.0f : exp_of(top[r] - high);
-        top[r] = high;
-        const V base = set1(high);
-        V added = set1(0.0f);
+        if (m_new > m[r])
+            alpha[r] = m[r] == -__builtin_inff() ? 0.0f : scalar_softmax_exp(m[r] - m_new);
+        m[r] = m_new;
+        const V row_max = set1(m_new);
+        V weight_sum = set1(0.0f);
         for (j = from; j + W <= end; j += W) {
-            const V weight = weight_of(sub(load(row + j), base));
+            const V weight = softmax_exp(sub(load(row + j), row_max));
             store(row + j, weight);
-            added = add(added, weight);
+            weight_sum = add(weight_sum, weight);
         }
         if (j < end) {
             const int lanes = static_cast<int>(end - j);
-            float rest[W];
+            float tail[W];
             for (int lane = 0; lane < W; ++lane)
-                rest[lane] = lane < lanes ? row[j + lane] : -__builtin_inff();
-            const V weight = weight_of(sub(load(rest), base));
-            store(rest, weight);
-            std::memcpy(row + j, rest, lanes * sizeof(float));
-            added = add(added, weight);
+                tail[lane] = lane < lanes ? row[j + lane] : -__builtin_inff();
+            const V weight = softmax_exp(sub(load(tail), row_max));
+            store(tail, weight);
+            std::memcpy(row + j, tail, lanes * sizeof(float));
+            weight_sum = add(weight_sum, weight);
         }
         std::memset(row + end, 0, (to - end) * sizeof(float));
-        total[r] = total[r] * fade[r] + sum(added);
+        l[r] = l[r] * alpha[r] + reduce_add(weight_sum);
     }
 
-    static float exp_of(float x) {
+    static float scalar_softmax_exp(float x) {
         float lanes[W];
-        store(lanes, weight_of(set1(x)));
+        store(lanes, softmax_exp(set1(x)));
         return lanes[0];
     }
 
     void score_panel(int64_t panel, int columns, float *to) {
         for (int64_t i = 0; i < tiles(); ++i)
             multiply_f32(
-                static_cast<int>(least(count - i * MR, MR)), columns, q + i * MR * ceil_div(a.head_dim, KB) * KB,
+                static_cast<int>(min(count - i * MR, MR)), columns, q + i * MR * ceil_div(a.head_dim, KB) * KB,
                 Packed{}, packed + panel * NR * a.head_dim, a.head_dim, to + i * MR * KEY_BLOCK, KEY_BLOCK, false);
     }
 
-    void score_panel_codes(int64_t panel, float *to) {
-        const KeyCodes keys(cut, packed);
+    void score_panel_i8(int64_t panel, float *to) {
+        const QuantizedKeys keys(tiling, packed);
         for (int64_t i = 0; i * I8_ROWS < count; ++i)
-            score_codes(
-                static_cast<int>(least(count - i * I8_ROWS, I8_ROWS)), query_codes(i), factor + i * I8_ROWS, keys,
-                panel, cut.code_groups, to + i * I8_ROWS * KEY_BLOCK, KEY_BLOCK);
+            score_i8(
+                static_cast<int>(min(count - i * I8_ROWS, I8_ROWS)), query_codes(i), q_scale + i * I8_ROWS, keys, panel,
+                tiling.code_groups, to + i * I8_ROWS * KEY_BLOCK, KEY_BLOCK);
     }
 
-    // Real keys from lo up to hi.
-    void visit(int64_t lo, int64_t hi) {
+    // Attends to valid keys lo to hi.
+    void attend(int64_t lo, int64_t hi) {
         if (a.causal_block != 0)
-            hi = least(hi, limit(count - 1));
+            hi = min(hi, causal_limit(count - 1));
         if (hi <= lo)
             return;
         for (int64_t key = lo / NR * NR; key < hi && !call.interrupted(thread); key += KEY_BLOCK) {
-            const int64_t from = most(0, lo - key), to = least(hi - key, KEY_BLOCK);
+            const int64_t from = max(0, lo - key), to = min(hi - key, KEY_BLOCK);
             for (int64_t panel = from / NR; panel * NR < to; ++panel)
                 if (a.quantize != 0)
-                    score_panel_codes(key / NR + panel, logits + panel * NR);
+                    score_panel_i8(key / NR + panel, logits + panel * NR);
                 else
-                    score_panel(key / NR + panel, static_cast<int>(least(to - panel * NR, NR)), logits + panel * NR);
+                    score_panel(key / NR + panel, static_cast<int>(min(to - panel * NR, NR)), logits + panel * NR);
             for (int64_t r = 0; r < count; ++r)
-                weigh(r, key, from, to);
-            for (int64_t panel = 0; panel < cut.value_panels; ++panel)
+                online_softmax(r, key, from, to);
+            for (int64_t panel = 0; panel < tiling.value_panels; ++panel)
                 for (int64_t i = 0; i < tiles(); ++i)
                     multiply_f32(
-                        static_cast<int>(least(count - i * MR, MR)),
-                        static_cast<int>(least(a.head_dim - panel * NR, NR)), logits + i * MR * KEY_BLOCK + from,
-                        Rowwise{KEY_BLOCK}, values() + (panel * cut.keys + key + from) * NR, to - from,
-                        sums + i * MR * padded() + panel * NR, padded(), true, fade + i * MR);
+                        static_cast<int>(min(count - i * MR, MR)), static_cast<int>(min(a.head_dim - panel * NR, NR)),
+                        logits + i * MR * KEY_BLOCK + from, RowMajor{KEY_BLOCK},
+                        values() + (panel * tiling.keys + key + from) * NR, to - from,
+                        acc + i * MR * acc_stride() + panel * NR, acc_stride(), true, alpha + i * MR);
         }
     }
 
-    void visit_listed() {
+    void attend_listed() {
         const int64_t tile = first / a.query_tile;
         const int64_t at = b * a.list_stride_b + n * a.list_stride_n + tile;
         const int32_t *listed = a.indices + at * a.listed;
-        int64_t lo = 0, hi = 0; // neighbours are taken together
+        int64_t lo = 0, hi = 0; // adjacent tiles are merged
         for (int32_t i = 0; i < a.counts[at]; ++i) {
-            const int64_t from = real.before(a, listed[i] * a.key_tile);
-            const int64_t to = real.before(a, (listed[i] + 1) * a.key_tile);
+            const int64_t from = valid.before(a, listed[i] * a.key_tile);
+            const int64_t to = valid.before(a, (listed[i] + 1) * a.key_tile);
             if (from != hi) {
-                visit(lo, hi);
+                attend(lo, hi);
                 lo = from;
             }
             hi = to;
         }
-        visit(lo, hi);
+        attend(lo, hi);
     }
 
     void finish() {
@@ -219,130 +218,136 @@ struct QueryBlock {
             const float *residual = nullptr;
             if (a.residual != nullptr)
                 residual = a.residual + b * a.residual_stride_b + s * a.residual_stride_s + n * a.head_dim;
-            const V divisor = set1(total[r]);
+            const V divisor = set1(l[r]);
             for (int64_t d = 0; d < a.head_dim; d += W) {
-                const int lanes = static_cast<int>(least(a.head_dim - d, W));
+                const int lanes = static_cast<int>(min(a.head_dim - d, W));
                 V y = set1(0.0f);
-                if (total[r] > 0.0f)
-                    y = div(load(sums + r * padded() + d), divisor);
-                else if (total[r] != 0.0f) // NaN, which may not be lost
+                if (l[r] > 0.0f)
+                    y = div(load(acc + r * acc_stride() + d), divisor);
+                else if (l[r] != 0.0f) // NaN must propagate
                     y = divisor;
                 if (residual != nullptr)
-                    y = add(load_some(residual + d, lanes), y);
-                store_some(out + d, y, lanes);
+                    y = add(load_lanes(residual + d, lanes), y);
+                store_lanes(out + d, y, lanes);
             }
         }
     }
 };
 
-struct RunningAttention {
+struct AttentionContext {
     const kinema_attention_args &a;
-    const AttentionCut cut;
+    const AttentionTiling tiling;
     Call &call;
     int64_t head; // the first of the group
-    float *packed(int64_t local) const { return static_cast<float *>(a.workspace) + local * cut.head_floats; }
+    float *packed(int64_t local) const { return static_cast<float *>(a.workspace) + local * tiling.head_floats; }
     double *key_sums(int64_t local) const {
-        return reinterpret_cast<double *>(packed(cut.group) + local * cut.sum_floats);
+        return reinterpret_cast<double *>(packed(tiling.group) + local * tiling.sum_floats);
     }
     float *scratch(int thread) const {
-        return packed(cut.group) + cut.group * cut.sum_floats + thread * cut.thread_floats;
+        return packed(tiling.group) + tiling.group * tiling.sum_floats + thread * tiling.thread_floats;
     }
-    float *rows(int thread) const { return scratch(thread) + cut.q_floats + cut.logit_floats + cut.out_floats; }
-    float *row(int thread) const { return rows(thread) + ceil_div(4 * cut.tiles * MR, 16) * 16; }
-    float *mean(int thread) const { return row(thread) + cut.width; }
-    uint8_t *codes(int thread) const { return reinterpret_cast<uint8_t *>(mean(thread) + cut.width); }
+    float *rows(int thread) const {
+        return scratch(thread) + tiling.q_floats + tiling.logit_floats + tiling.out_floats;
+    }
+    float *row(int thread) const { return rows(thread) + ceil_div(4 * tiling.tiles * MR, 16) * 16; }
+    float *mean(int thread) const { return row(thread) + tiling.width; }
+    uint8_t *codes(int thread) const { return reinterpret_cast<uint8_t *>(mean(thread) + tiling.width); }
 };
 
-inline void sum_task(void *data, int64_t task, int thread) {
-    const RunningAttention &run = *static_cast<const RunningAttention *>(data);
-    const int64_t local = task / run.cut.chunks, chunk = task % run.cut.chunks, head = run.head + local;
-    const int64_t b = head / run.a.heads;
+inline void key_sum_task(void *data, int64_t task, int thread) {
+    const AttentionContext &context = *static_cast<const AttentionContext *>(data);
+    const int64_t local = task / context.tiling.chunks, chunk = task % context.tiling.chunks,
+                  head = context.head + local;
+    const int64_t b = head / context.a.heads;
     sum_keys(
-        run.a, RealKeys(run.a, b), b, head % run.a.heads, chunk * PACK_BLOCK, (chunk + 1) * PACK_BLOCK, run.row(thread),
-        run.key_sums(local) + chunk * run.a.head_dim);
+        context.a, ValidKeys(context.a, b), b, head % context.a.heads, chunk * PACK_BLOCK, (chunk + 1) * PACK_BLOCK,
+        context.row(thread), context.key_sums(local) + chunk * context.a.head_dim);
 }
 
-// A mean of keys that are packed at once is of no other task's sums: they need no wait for one another.
-inline bool sums_alone(const RunningAttention &run) { return run.a.quantize != 0 && run.cut.chunks == 1; }
+// With a single chunk per head its key sums are computed by the task that packs it: no barrier in between.
+inline bool sums_within_task(const AttentionContext &context) {
+    return context.a.quantize != 0 && context.tiling.chunks == 1;
+}
 
 inline void pack_task(void *data, int64_t task, int thread) {
-    const RunningAttention &run = *static_cast<const RunningAttention *>(data);
-    const kinema_attention_args &a = run.a;
-    const AttentionCut &cut = run.cut;
-    const int64_t local = task / cut.chunks, chunk = task % cut.chunks, head = run.head + local, b = head / a.heads;
-    const RealKeys real(a, b);
-    float *packed = run.packed(local), *row = run.row(thread), *mean = run.mean(thread);
-    if (sums_alone(run))
-        sum_task(data, task, thread);
+    const AttentionContext &context = *static_cast<const AttentionContext *>(data);
+    const kinema_attention_args &a = context.a;
+    const AttentionTiling &tiling = context.tiling;
+    const int64_t local = task / tiling.chunks, chunk = task % tiling.chunks, head = context.head + local,
+                  b = head / a.heads;
+    const ValidKeys valid(a, b);
+    float *packed = context.packed(local), *row = context.row(thread), *mean = context.mean(thread);
+    if (sums_within_task(context))
+        key_sum_task(data, task, thread);
     if (a.quantize != 0) {
-        mean_of_keys(run.key_sums(local), cut.chunks, real.total, a.head_dim, mean);
-        std::memset(row, 0, cut.width * sizeof(float));
+        mean_key(context.key_sums(local), tiling.chunks, valid.total, a.head_dim, mean);
+        std::memset(row, 0, tiling.width * sizeof(float));
     }
-    // what fills up the last panels stays as it is: nothing that comes of it is read
-    for (int64_t j = chunk * PACK_BLOCK; j < least((chunk + 1) * PACK_BLOCK, real.total); ++j) {
-        const KeyValue read = read_key(a, real, b, head % a.heads, j, row);
+    // the padding of the last panels stays uninitialised: no result computed from it is read
+    for (int64_t j = chunk * PACK_BLOCK; j < min((chunk + 1) * PACK_BLOCK, valid.total); ++j) {
+        const KeyValue read = read_key(a, valid, b, head % a.heads, j, row);
         if (a.quantize != 0)
-            pack_key_codes(read.k, mean, a.head_dim, cut, j, row, run.codes(thread), packed);
+            pack_key_i8(read.k, mean, a.head_dim, tiling, j, row, context.codes(thread), packed);
         else
             pack_key(read.k, a.head_dim, j, packed);
-        pack_value(read.v, a.head_dim, cut, j, packed);
+        pack_value(read.v, a.head_dim, tiling, j, packed);
     }
 }
 
 inline void query_task(void *data, int64_t task, int thread) {
-    const RunningAttention &run = *static_cast<const RunningAttention *>(data);
-    const AttentionCut &cut = run.cut;
-    const int64_t blocks = cut.blocks[0] + cut.blocks[1], local = task / blocks, head = run.head + local;
+    const AttentionContext &context = *static_cast<const AttentionContext *>(data);
+    const AttentionTiling &tiling = context.tiling;
+    const int64_t blocks = tiling.blocks[0] + tiling.blocks[1], local = task / blocks, head = context.head + local;
     int64_t block = task % blocks;
-    const int64_t segment = block < cut.blocks[0] ? 0 : 1;
-    block -= segment == 1 ? cut.blocks[0] : 0;
-    const int64_t tile = block / cut.parts[segment], part = block % cut.parts[segment];
-    const int64_t first = tile * cut.rows_of[segment] + part * cut.query_block;
-    const int64_t end = least((tile + 1) * cut.rows_of[segment], run.a.q_tokens[segment]);
+    const int64_t segment = block < tiling.blocks[0] ? 0 : 1;
+    block -= segment == 1 ? tiling.blocks[0] : 0;
+    const int64_t tile = block / tiling.tile_blocks[segment], part = block % tiling.tile_blocks[segment];
+    const int64_t first = tile * tiling.tile_rows[segment] + part * tiling.query_block;
+    const int64_t end = min((tile + 1) * tiling.tile_rows[segment], context.a.q_tokens[segment]);
     if (first >= end)
         return;
-    float *scratch = run.scratch(thread), *rows = run.rows(thread);
-    const int64_t b = head / run.a.heads;
+    float *scratch = context.scratch(thread), *rows = context.rows(thread);
+    const int64_t b = head / context.a.heads;
     QueryBlock query{
-        run.a,
-        cut,
-        RealKeys(run.a, b),
+        context.a,
+        tiling,
+        ValidKeys(context.a, b),
         b,
-        head % run.a.heads,
+        head % context.a.heads,
         segment,
         first,
-        least(end - first, cut.query_block),
-        run.packed(local),
+        min(end - first, tiling.query_block),
+        context.packed(local),
         scratch,
-        scratch + cut.q_floats,
-        scratch + cut.q_floats + cut.logit_floats,
+        scratch + tiling.q_floats,
+        scratch + tiling.q_floats + tiling.logit_floats,
         rows,
-        rows + cut.tiles * MR,
-        rows + 2 * cut.tiles * MR,
-        rows + 3 * cut.tiles * MR,
-        run.call,
+        rows + tiling.tiles * MR,
+        rows + 2 * tiling.tiles * MR,
+        rows + 3 * tiling.tiles * MR,
+        context.call,
         thread};
-    query.begin(run.row(thread), run.codes(thread));
-    if (run.a.counts != nullptr)
-        query.visit_listed();
+    query.begin(context.row(thread), context.codes(thread));
+    if (context.a.counts != nullptr)
+        query.attend_listed();
     else
-        query.visit(0, query.real.total);
+        query.attend(0, query.valid.total);
     query.finish();
 }
 
 inline int64_t attention_workspace(const kinema_attention_args &a) {
-    return AttentionCut(a).bytes(a.threads > 1 ? a.threads : 1);
+    return AttentionTiling(a).bytes(a.threads > 1 ? a.threads : 1);
 }
 
 inline void attention(const kinema_attention_args &a, Call &call) {
-    RunningAttention run{a, AttentionCut(a), call, 0};
+    AttentionContext context{a, AttentionTiling(a), call, 0};
     const int threads = a.threads > 1 ? a.threads : 1;
-    for (run.head = 0; run.head < a.batch * a.heads; run.head += run.cut.group) {
-        const int64_t here = least(run.cut.group, a.batch * a.heads - run.head);
-        if (a.quantize != 0 && !sums_alone(run))
-            call.run(threads, here * run.cut.chunks, sum_task, &run);
-        call.run(threads, here * run.cut.chunks, pack_task, &run);
-        call.run(threads, here * (run.cut.blocks[0] + run.cut.blocks[1]), query_task, &run);
+    for (context.head = 0; context.head < a.batch * a.heads; context.head += context.tiling.group) {
+        const int64_t here = min(context.tiling.group, a.batch * a.heads - context.head);
+        if (a.quantize != 0 && !sums_within_task(context))
+            call.run(threads, here * context.tiling.chunks, key_sum_task, &context);
+        call.run(threads, here * context.tiling.chunks, pack_task, &context);
+        call.run(threads, here * (context.tiling.blocks[0] + context.tiling.blocks[1]), query_task, &context);
     }
 }
 

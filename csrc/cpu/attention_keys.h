@@ -1,4 +1,4 @@
-// What attention reads of its keys and values: which of them are real, how the work is cut, and how a head is packed.
+// Keys and values of attention: which are valid, how the work is tiled, and how a head is packed.
 #pragma once
 
 #include <cstdint>
@@ -10,19 +10,19 @@ namespace kinema {
 namespace KINEMA_ISA {
 
 constexpr int64_t QUERY_BLOCK = 96;       // rows at most; with KEY_BLOCK 98 KB of logits
-constexpr int64_t KEY_BLOCK = 256;        // keys; of 128 channels 131 KB each of keys and values
-constexpr int64_t PACK_BLOCK = 512;       // keys that a thread packs at once
-constexpr int64_t PACKED_LIMIT = 1 << 24; // bytes of keys and values that are packed at once, if a head has no more
+constexpr int64_t KEY_BLOCK = 256;        // keys; at 128 channels 131 KB each of keys and values
+constexpr int64_t PACK_BLOCK = 512;       // keys that one task packs
+constexpr int64_t PACKED_LIMIT = 1 << 24; // bytes of keys and values packed at once, unless one head has more
 
-// Where the real keys of a sample lie among all slots: those of a segment come first in it.
-struct RealKeys {
+// Where the valid keys of a sample are among all slots: they come first in each segment.
+struct ValidKeys {
     int64_t count[3], first[3], slot[3], total;
 
-    RealKeys(const kinema_attention_args &a, int64_t b) : count{}, first{}, slot{}, total(0) {
+    ValidKeys(const kinema_attention_args &a, int64_t b) : count{}, first{}, slot{}, total(0) {
         int64_t slots = 0;
         for (int64_t s = 0; s < a.key_segments; ++s) {
             const int64_t given = a.lengths[s] != nullptr ? a.lengths[s][b] : a.slots[s];
-            count[s] = most(0, least(given, a.slots[s]));
+            count[s] = max(0, min(given, a.slots[s]));
             first[s] = total;
             slot[s] = slots;
             total += count[s];
@@ -30,11 +30,11 @@ struct RealKeys {
         }
     }
 
-    // How many real keys lie before a slot.
-    int64_t before(const kinema_attention_args &a, int64_t where) const {
+    // The number of valid keys before slot `end`.
+    int64_t before(const kinema_attention_args &a, int64_t end) const {
         int64_t found = 0;
         for (int64_t s = 0; s < a.key_segments; ++s)
-            found += most(0, least(where - slot[s], count[s]));
+            found += max(0, min(end - slot[s], count[s]));
         return found;
     }
 };
@@ -46,41 +46,41 @@ inline int64_t all_slots(const kinema_attention_args &a) {
     return slots;
 }
 
-// How attention is cut, and where its scratch lies.
-struct AttentionCut {
+// The tiling of attention, and the layout of its scratch.
+struct AttentionTiling {
     int64_t key_panels, value_panels;      // of NR keys, of NR channels
     int64_t keys, key_floats, head_floats; // packed, of one head
-    int64_t chunks;                        // of keys that a thread packs at once
+    int64_t chunks;                        // of keys, one per packing task
     int64_t group;                         // heads at once
-    int64_t query_block;                   // rows of a task
-    int64_t tiles, blocks[2], rows_of[2], parts[2];
-    int64_t code_groups, sum_floats; // in 8 bits: channels in fours; sums over a head's keys
-    int64_t width;                   // channels of a row of scratch, whole vectors
+    int64_t query_block;                   // query rows per task
+    int64_t tiles, blocks[2], tile_rows[2], tile_blocks[2];
+    int64_t code_groups, sum_floats; // int8: groups of four channels; sums over a head's keys
+    int64_t width;                   // channels of a scratch row, padded to whole vectors
     int64_t q_floats, logit_floats, out_floats, row_floats, thread_floats;
 
-    explicit AttentionCut(const kinema_attention_args &a) {
+    explicit AttentionTiling(const kinema_attention_args &a) {
         key_panels = ceil_div(all_slots(a), NR);
         value_panels = ceil_div(a.head_dim, NR);
         keys = key_panels * NR;
         chunks = ceil_div(keys, PACK_BLOCK);
         code_groups = ceil_div(a.head_dim, 4);
-        key_floats = a.quantize != 0 ? keys * (code_groups + 2) : keys * a.head_dim; // a step and a shift each
+        key_floats = a.quantize != 0 ? keys * (code_groups + 2) : keys * a.head_dim; // a scale and an offset each
         sum_floats = a.quantize != 0 ? 2 * chunks * a.head_dim : 0;
         head_floats = key_floats + keys * value_panels * NR;
         const int64_t heads = a.batch * a.heads;
-        group = least(heads, most(1, PACKED_LIMIT / 4 / most(1, head_floats)));
-        // few short heads are cut finer, so that no thread waits long for the last one
+        group = min(heads, max(1, PACKED_LIMIT / 4 / max(1, head_floats)));
+        // few short heads get smaller blocks, so that no thread waits long for the last one
         const int64_t queries = a.q_tokens[0] + (a.query_segments > 1 ? a.q_tokens[1] : 0);
-        const int64_t threads = most(1, a.threads), wanted = ceil_div(heads * queries, 4 * threads);
-        query_block = threads == 1 ? QUERY_BLOCK : least(QUERY_BLOCK, ceil_div(most(wanted, 4 * MR), MR) * MR);
+        const int64_t threads = max(1, a.threads), wanted = ceil_div(heads * queries, 4 * threads);
+        query_block = threads == 1 ? QUERY_BLOCK : min(QUERY_BLOCK, ceil_div(max(wanted, 4 * MR), MR) * MR);
         int64_t rows = 1;
         for (int64_t s = 0; s < 2; ++s) {
             const int64_t tokens = s < a.query_segments ? a.q_tokens[s] : 0;
-            // a block of queries reads one list of tiles
-            rows_of[s] = a.counts != nullptr ? a.query_tile : most(1, tokens);
-            parts[s] = ceil_div(least(rows_of[s], tokens), query_block);
-            blocks[s] = tokens > 0 ? ceil_div(tokens, rows_of[s]) * parts[s] : 0;
-            rows = most(rows, least(query_block, least(rows_of[s], tokens)));
+            // the queries of a block share one list of tiles
+            tile_rows[s] = a.counts != nullptr ? a.query_tile : max(1, tokens);
+            tile_blocks[s] = ceil_div(min(tile_rows[s], tokens), query_block);
+            blocks[s] = tokens > 0 ? ceil_div(tokens, tile_rows[s]) * tile_blocks[s] : 0;
+            rows = max(rows, min(query_block, min(tile_rows[s], tokens)));
         }
         tiles = ceil_div(rows, MR);
         q_floats = tiles * MR * ceil_div(a.head_dim, KB) * KB;
@@ -98,19 +98,19 @@ struct KeyValue {
     const float *k, *v;
 };
 
-// The jth real key of a head and its value; `row` is for a key that is rotated on read.
+// The jth valid key of a head and its value; `row` is scratch for a key that is rotated on read.
 inline KeyValue
-read_key(const kinema_attention_args &a, const RealKeys &real, int64_t b, int64_t n, int64_t j, float *row) {
+read_key(const kinema_attention_args &a, const ValidKeys &valid, int64_t b, int64_t n, int64_t j, float *row) {
     int64_t s = a.key_segments - 1;
-    while (j < real.first[s])
+    while (j < valid.first[s])
         --s;
-    const int64_t slot = j - real.first[s];
+    const int64_t slot = j - valid.first[s];
     const float *k = a.k[s] + b * a.k_stride_b[s] + n * a.k_stride_n[s] + slot * a.k_stride_r[s];
     const float *v = a.v[s] + b * a.v_stride_b[s] + n * a.v_stride_n[s] + slot * a.v_stride_r[s];
-    const int64_t turned = a.cosines[s] != nullptr ? slot - a.rope_start[s] : -1;
-    if (turned >= 0 && turned < a.rope_tokens[s]) {
+    const int64_t position = a.cosines[s] != nullptr ? slot - a.rope_start[s] : -1;
+    if (position >= 0 && position < a.rope_tokens[s]) {
         std::memcpy(row, k, a.head_dim * sizeof(float));
-        const int64_t table = b * a.rope_stride_b[s] + turned * (a.head_dim / 2);
+        const int64_t table = b * a.rope_stride_b[s] + position * (a.head_dim / 2);
         rotate(row, a.cosines[s] + table, a.sines[s] + table, a.head_dim / 2, a.interleaved[s] != 0);
         k = row;
     }
@@ -124,11 +124,11 @@ inline void pack_key(const float *k, int64_t head_dim, int64_t j, float *packed)
         key[d * NR] = k[d];
 }
 
-inline void pack_value(const float *v, int64_t head_dim, const AttentionCut &cut, int64_t j, float *packed) {
-    for (int64_t p = 0; p < cut.value_panels; ++p) {
-        float *value = packed + cut.key_floats + (p * cut.keys + j) * NR;
+inline void pack_value(const float *v, int64_t head_dim, const AttentionTiling &tiling, int64_t j, float *packed) {
+    for (int64_t p = 0; p < tiling.value_panels; ++p) {
+        float *value = packed + tiling.key_floats + (p * tiling.keys + j) * NR;
         const float *from = v + p * NR;
-        if (head_dim - p * NR >= NR) // whole panels without a length, which a copy would look at
+        if (head_dim - p * NR >= NR) // whole panels by a constant length, which compiles to plain moves
             std::memcpy(value, from, NR * sizeof(float));
         else
             std::memcpy(value, from, (head_dim - p * NR) * sizeof(float));

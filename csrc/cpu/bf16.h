@@ -1,6 +1,6 @@
-// Products of bf16 numbers, two at a time, summed in fp32 (AVX512_BF16): an fp32 tile's rows and columns in half the
-// steps. Rows are rounded to bf16 while they are packed, panels hold the pairs of a column side by side; those of e4m3,
-// which all are bf16 numbers too, become so panel by panel.
+// bf16 products, summed two at a time in fp32 (AVX512_BF16): the rows and columns of an fp32 tile in half the steps.
+// Rows are cast to bf16 while they are packed, and panels interleave pairs of a column's values; e4m3 panels, whose
+// values all exist in bf16, are converted one by one.
 #pragma once
 
 #include <cstdint>
@@ -8,56 +8,56 @@
 namespace kinema {
 namespace KINEMA_ISA {
 
-constexpr int64_t BF16_DEPTH = 384; // 24 KB of a panel
+constexpr int64_t BF16_DEPTH = 384; // a panel takes 24 KB
 
-// c[R, NR] = (more: c +) a · b, of whose columns the first VECTORS · W are wanted. a: [depth/2][MR][2]; b:
+// c[R, NR] = (accumulate: c +) a · b, of which the first VECTORS · W columns are computed. a: [depth/2][MR][2]; b:
 // [depth/2][NR][2].
 template <int R, int VECTORS>
 __attribute__((noinline, noclone)) void
-tile_bf16_of(const uint16_t *a, const uint16_t *b, int64_t depth, float *c, bool more) {
+micro_kernel_bf16(const uint16_t *a, const uint16_t *b, int64_t depth, float *c, bool accumulate) {
     V sums[R][VECTORS];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
         for (int v = 0; v < VECTORS; ++v)
             sums[r][v] = set1(0.0f);
     for (int64_t k = 0; k < depth; k += 2, a += 2 * MR, b += 2 * NR) {
-        Pairs columns[VECTORS];
+        Bf16Pairs columns[VECTORS];
         for (int v = 0; v < VECTORS; ++v)
-            columns[v] = pairs_at(b + 2 * v * W);
+            columns[v] = load_pairs(b + 2 * v * W);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
-            const Pairs x = pair_of(a + 2 * r);
+            const Bf16Pairs x = broadcast_pair(a + 2 * r);
             for (int v = 0; v < VECTORS; ++v)
-                sums[r][v] = add_pairs(sums[r][v], x, columns[v]);
+                sums[r][v] = dot_pairs(sums[r][v], x, columns[v]);
         }
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
         for (int v = 0; v < VECTORS; ++v) {
             float *to = c + r * NR + v * W;
-            store(to, more ? add(load(to), sums[r][v]) : sums[r][v]);
+            store(to, accumulate ? add(load(to), sums[r][v]) : sums[r][v]);
         }
 }
 
 template <int R = MR>
 inline void
-multiply_bf16(int rows, int columns, const uint16_t *a, const uint16_t *b, int64_t depth, float *c, bool more) {
+multiply_bf16(int rows, int columns, const uint16_t *a, const uint16_t *b, int64_t depth, float *c, bool accumulate) {
     if constexpr (R > 1) {
         if (rows < R)
-            return multiply_bf16<R - 1>(rows, columns, a, b, depth, c, more);
+            return multiply_bf16<R - 1>(rows, columns, a, b, depth, c, accumulate);
     }
     if (columns <= W)
-        tile_bf16_of<R, 1>(a, b, depth, c, more);
+        micro_kernel_bf16<R, 1>(a, b, depth, c, accumulate);
     else
-        tile_bf16_of<R, 2>(a, b, depth, c, more);
+        micro_kernel_bf16<R, 2>(a, b, depth, c, accumulate);
 }
 
-// Depth k to k + count of a panel of e4m3, as pairs in `to`.
+// Depth k to k + count of an e4m3 panel, as bf16 pairs in `to`.
 inline const uint16_t *pairs_of_e4m3(const uint8_t *from, int64_t count, uint16_t *to) {
     for (int64_t i = 0; i < count; i += 2)
         for (int c = 0; c < NR; c += W) {
-            const V second = i + 1 < count ? widen_e4m3(from + (i + 1) * NR + c) : set1(0.0f);
-            store_pairs(to + i * NR + 2 * c, widen_e4m3(from + i * NR + c), second);
+            const V odd = i + 1 < count ? load_e4m3(from + (i + 1) * NR + c) : set1(0.0f);
+            store_pairs(to + i * NR + 2 * c, load_e4m3(from + i * NR + c), odd);
         }
     return to;
 }
@@ -70,15 +70,16 @@ struct Bf16Kernel {
     static constexpr int64_t DEPTH = BF16_DEPTH;
     static constexpr int64_t A_BYTES = MR * 2;
     static constexpr int64_t GROUP = 2;
-    static const void *panel(const Product &p, int64_t panel, int64_t k, int64_t count, float *buffer) {
+    static const void *panel(const GemmProblem &p, int64_t panel, int64_t k, int64_t count, float *buffer) {
         const int64_t stored = stored_depth(p.depth, p.dtype);
         if (p.dtype == KINEMA_BF16)
             return panel_at<uint16_t>(p.weight, panel, stored, k);
         return pairs_of_e4m3(
             panel_at<uint8_t>(p.weight, panel, stored, k), count, reinterpret_cast<uint16_t *>(buffer));
     }
-    static void multiply(int rows, int columns, const uint16_t *a, const void *b, int64_t depth, float *c, bool more) {
-        multiply_bf16(rows, columns, a, static_cast<const uint16_t *>(b), depth, c, more);
+    static void
+    multiply(int rows, int columns, const uint16_t *a, const void *b, int64_t depth, float *c, bool accumulate) {
+        multiply_bf16(rows, columns, a, static_cast<const uint16_t *>(b), depth, c, accumulate);
     }
 };
 

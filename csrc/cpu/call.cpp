@@ -9,7 +9,7 @@ namespace kinema {
 
 namespace {
 
-// Of a clock that is read in a few nanoseconds and moves on every few milliseconds.
+// From a clock that takes a few nanoseconds to read and advances every few milliseconds.
 int64_t milliseconds() {
 #if defined(CLOCK_MONOTONIC_COARSE)
     timespec now;
@@ -24,12 +24,12 @@ int64_t milliseconds() {
 
 Call::Call(Pool &pool, const kinema_control *control) : pool_(pool), control_(control) {
     if (polls())
-        due_ = milliseconds() + control->interval_ms;
+        next_poll_ = milliseconds() + control->interval_ms;
 }
 
 void Call::run(int threads, int64_t tasks, Body body, void *data) {
-    left_ = 0;
-    if (!interrupted(0)) // or each of the runs that follow would gather the threads for nothing
+    skips_left_ = 0;
+    if (!interrupted(0)) // else each remaining run would wake the threads for nothing
         pool_.run(*this, threads, tasks, body, data);
 }
 
@@ -45,23 +45,23 @@ bool Call::interrupted(int thread) {
         return false;
     if (control_->poll(control_->data) != 0)
         return stop();
-    due_ = milliseconds() + control_->interval_ms;
+    next_poll_ = milliseconds() + control_->interval_ms;
     return false;
 }
 
-// Looks that come faster than the clock moves on read it less often, down to every eighth time.
+// Checks that come faster than the clock advances read it less often, down to every eighth time.
 bool Call::due() {
-    if (left_-- > 0)
+    if (skips_left_-- > 0)
         return false;
     const int64_t now = milliseconds();
-    pause_ = now != seen_ || control_->interval_ms == 0 ? 0 : pause_ < 7 ? 2 * pause_ + 1 : 7;
-    left_ = pause_;
-    seen_ = now;
-    return now >= due_;
+    skips_ = now != last_time_ || control_->interval_ms == 0 ? 0 : skips_ < 7 ? 2 * skips_ + 1 : 7;
+    skips_left_ = skips_;
+    last_time_ = now;
+    return now >= next_poll_;
 }
 
-void Call::waiting() {
-    left_ = 0;
+void Call::poll_while_waiting() {
+    skips_left_ = 0;
     interrupted(0);
 }
 

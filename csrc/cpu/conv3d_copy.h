@@ -1,7 +1,7 @@
-// What a convolution sees, channels last: past frames, then x normed, activated and upsampled, with its border.
+// The input of a convolution, channels last: past frames, then x normalised, activated and upsampled, with padding.
 //
-// It is laid out line by line, and read from there many times. Its last frames are the past of the next chunk.
-// A picture goes through in bands of lines, so that nothing the size of the video is ever written but the result.
+// It is written line by line and then read many times. Its last frames are the past of the next chunk. A frame is
+// processed in bands of lines, so that nothing of the video's size is written but the result.
 #pragma once
 
 #include <cmath>
@@ -15,25 +15,25 @@ namespace kinema {
 namespace KINEMA_ISA {
 
 struct ConvShape {
-    int64_t history, seen, height, width; // of the padded copy
-    int64_t inner_h, inner_w;             // without its border
-    int64_t out_t, out_h, out_w, line;    // line: of the copy, in floats
+    int64_t history, in_frames, height, width; // of the padded input
+    int64_t inner_h, inner_w;                  // without padding
+    int64_t out_t, out_h, out_w, line;         // line: floats per padded line
 
     explicit ConvShape(const kinema_conv3d_args &a) {
-        history = most(a.kernel_t - a.stride_t, 0);
-        seen = history + a.frames;
+        history = max(a.kernel_t - a.stride_t, 0);
+        in_frames = history + a.frames;
         inner_h = a.height * a.upsample;
         inner_w = a.width * a.upsample;
         height = inner_h + a.pad_top + a.pad_bottom;
         width = inner_w + a.pad_left + a.pad_right;
-        out_t = (seen - a.kernel_t) / a.stride_t + 1;
+        out_t = (in_frames - a.kernel_t) / a.stride_t + 1;
         out_h = (height - a.kernel_h) / a.stride_h + 1;
         out_w = (width - a.kernel_w) / a.stride_w + 1;
         line = width * a.in_channels;
     }
 };
 
-// `count` pixels of x as they are, side by side.
+// Copies `count` pixels of x to contiguous memory.
 inline void gather(const kinema_conv3d_args &a, const float *x, int64_t count, float *to) {
     if (a.x_stride_c == 1 && a.x_stride_w == a.in_channels) {
         std::memcpy(to, x, count * a.in_channels * sizeof(float));
@@ -44,19 +44,19 @@ inline void gather(const kinema_conv3d_args &a, const float *x, int64_t count, f
             *to++ = x[c * a.x_stride_c];
 }
 
-// The gains that norm `count` pixels, up to W: √channels over the length of each. One root and one division serve all.
-inline void gains_of(const float *pixels, int64_t channels, int64_t count, float *gains) {
+// The RMS-norm gains of up to W pixels: √channels / ‖pixel‖. One square root and one division for all of them.
+inline void norm_gains(const float *pixels, int64_t channels, int64_t count, float *gains) {
     V squares[W];
     for (int64_t i = 0; i < W; ++i)
         squares[i] =
-            i < count ? row_lanes(pixels + i * channels, channels, 0.0f, [](V v) { return mul(v, v); }) : set1(0.0f);
-    const V length = vmax(vsqrt(sums_of(squares)), set1(1e-12f));
+            i < count ? lane_sums(pixels + i * channels, channels, 0.0f, [](V v) { return mul(v, v); }) : set1(0.0f);
+    const V length = vmax(vsqrt(reduce_add_each(squares)), set1(1e-12f));
     store(gains, div(set1(std::sqrt(static_cast<float>(channels))), length));
 }
 
-// `count` pixels of x side by side, normed and activated, and as many times as it is upsampled. next: x that follows,
-// which is fetched meanwhile; may be null.
-inline void see(const kinema_conv3d_args &a, const float *x, int64_t count, float *to, const float *next) {
+// Writes `count` pixels of x contiguously, normalised, activated and upsampled along the line. next: the pixels needed
+// next, which are prefetched; may be null.
+inline void prepare_pixels(const kinema_conv3d_args &a, const float *x, int64_t count, float *to, const float *next) {
     const int64_t channels = a.in_channels;
     const bool dense = a.x_stride_c == 1 && a.x_stride_w == channels;
     if (!dense || a.norm == nullptr)
@@ -69,29 +69,29 @@ inline void see(const kinema_conv3d_args &a, const float *x, int64_t count, floa
                 for (int64_t c = 0; c < channels; c += 16) // a cache line
                     __builtin_prefetch(next + i * channels + c, 0, 2);
             if (i % W == 0)
-                gains_of(from, channels, least(count - i, W), gains);
+                norm_gains(from, channels, min(count - i, W), gains);
             const V gain = set1(gains[i % W]);
             for (int64_t c = 0; c < channels; c += W) {
-                const int lanes = static_cast<int>(least(channels - c, W));
-                const V y = mul(load_some(from + c, lanes), gain);
-                store_some(to + i * channels + c, mul(y, load_some(a.norm + c, lanes)), lanes);
+                const int lanes = static_cast<int>(min(channels - c, W));
+                const V y = mul(load_lanes(from + c, lanes), gain);
+                store_lanes(to + i * channels + c, mul(y, load_lanes(a.norm + c, lanes)), lanes);
             }
         }
     }
     if (a.activation != KINEMA_NONE)
         activate(a.activation, count * channels, to, to);
     if (a.upsample > 1)
-        for (int64_t i = count * a.upsample - 1; i > 0; --i) // from behind: what is read is not yet overwritten
+        for (int64_t i = count * a.upsample - 1; i > 0; --i) // backwards: reads precede writes
             std::memmove(to + i * channels, to + i / a.upsample * channels, channels * sizeof(float));
 }
 
-// Whether a line of the cache lies as one of the copy does.
-inline bool cached_alike(const kinema_conv3d_args &a) {
+// Whether cached lines have the layout of the copy.
+inline bool cache_is_dense(const kinema_conv3d_args &a) {
     return (a.cache_stride_c == 1 || a.in_channels == 1) && a.cache_stride_w == a.in_channels;
 }
 
-// f(pixel, channel, offset in the cache) over a line of the cache, in the order in which it lies there.
-template <class F> inline void each_cached(const kinema_conv3d_args &a, const ConvShape &shape, F f) {
+// f(pixel, channel, offset in the cache) over a line of the cache, in memory order.
+template <class F> inline void for_each_cached(const kinema_conv3d_args &a, const ConvShape &shape, F f) {
     if (a.cache_stride_c <= a.cache_stride_w)
         for (int64_t i = 0; i < shape.inner_w; ++i)
             for (int64_t c = 0; c < a.in_channels; ++c)
@@ -102,7 +102,7 @@ template <class F> inline void each_cached(const kinema_conv3d_args &a, const Co
                 f(i, c, i * a.cache_stride_w + c * a.cache_stride_c);
 }
 
-// Line y of a frame of the copy: a border is zero, a past frame comes from the cache, the rest from x.
+// Writes line y of a frame: padding is zero, past frames come from the cache, others from x.
 inline void
 copy_line(const kinema_conv3d_args &a, const ConvShape &shape, int64_t b, int64_t t, int64_t y, float *line) {
     const int64_t channels = a.in_channels, inside = y - a.pad_top;
@@ -114,86 +114,87 @@ copy_line(const kinema_conv3d_args &a, const ConvShape &shape, int64_t b, int64_
     float *pixel = line + a.pad_left * channels;
     if (t < shape.history) {
         const float *past = a.cache + b * a.cache_stride_b + t * a.cache_stride_t + inside * a.cache_stride_h;
-        if (cached_alike(a))
+        if (cache_is_dense(a))
             std::memcpy(pixel, past, shape.inner_w * channels * sizeof(float));
         else
-            each_cached(a, shape, [&](int64_t i, int64_t c, int64_t at) { pixel[i * channels + c] = past[at]; });
+            for_each_cached(a, shape, [&](int64_t i, int64_t c, int64_t at) { pixel[i * channels + c] = past[at]; });
     } else {
         const float *x =
             a.x + b * a.x_stride_b + (t - shape.history) * a.x_stride_t + inside / a.upsample * a.x_stride_h;
-        see(a, x, a.width, pixel, t + 1 < shape.seen ? x + a.x_stride_t : nullptr);
+        prepare_pixels(a, x, a.width, pixel, t + 1 < shape.in_frames ? x + a.x_stride_t : nullptr);
     }
     pixel += shape.inner_w * channels;
     std::memset(pixel, 0, a.pad_right * channels * sizeof(float));
 }
 
-// Line y of the picture in frame t of the renewed cache, from where it lies in the copy.
+// Copies line y of a frame to frame t of the cache.
 inline void
-renew_line(const kinema_conv3d_args &a, const ConvShape &shape, int64_t b, int64_t t, int64_t y, const float *line) {
+update_cache(const kinema_conv3d_args &a, const ConvShape &shape, int64_t b, int64_t t, int64_t y, const float *line) {
     const int64_t channels = a.in_channels;
     const float *pixel = line + a.pad_left * channels;
     float *past = a.cache + b * a.cache_stride_b + t * a.cache_stride_t + y * a.cache_stride_h;
-    if (cached_alike(a))
+    if (cache_is_dense(a))
         std::memcpy(past, pixel, shape.inner_w * channels * sizeof(float));
     else
-        each_cached(a, shape, [&](int64_t i, int64_t c, int64_t at) { past[at] = pixel[i * channels + c]; });
+        for_each_cached(a, shape, [&](int64_t i, int64_t c, int64_t at) { past[at] = pixel[i * channels + c]; });
 }
 
-inline bool any_sound(const float *x, int64_t count) {
+inline bool any_nonzero(const float *x, int64_t count) {
     int found = 0;
     for (int64_t i = 0; i < count; ++i)
-        found |= x[i] != 0.0f; // without a branch, so that compilers make vectors of it
+        found |= x[i] != 0.0f; // branchless, so that compilers vectorise it
     return found != 0;
 }
 
-constexpr int64_t BAND_BYTES = 2ll << 20; // of lines at a time: with what they become in the last cache
+constexpr int64_t BAND_BYTES = 2ll << 20; // of lines at a time: with their results they fit the last-level cache
 
-// Lines of a sample, in a ring of `kept`: the next band finds those that both read.
-struct Lines {
+// The lines of a sample in a ring buffer of `ring_lines`: the next band finds those that both read.
+struct LineBuffer {
     const kinema_conv3d_args &a;
     const ConvShape &shape;
-    int64_t kept;
+    int64_t ring_lines;
     float *lines;
-    uint8_t *marks; // of the lines of the past: is there anything but zeros?
+    uint8_t *nonzero; // flag per past line: has it any non-zero value?
 
-    Lines(const kinema_conv3d_args &args, const ConvShape &of, int64_t count, char *memory)
-        : a(args), shape(of), kept(count), lines(reinterpret_cast<float *>(memory)),
-          marks(reinterpret_cast<uint8_t *>(memory + lines_bytes(of, count))) {}
+    LineBuffer(const kinema_conv3d_args &args, const ConvShape &of, int64_t count, char *memory)
+        : a(args), shape(of), ring_lines(count), lines(reinterpret_cast<float *>(memory)),
+          nonzero(reinterpret_cast<uint8_t *>(memory + lines_bytes(of, count))) {}
 
     static int64_t lines_bytes(const ConvShape &shape, int64_t count) {
-        return aligned(count * shape.seen * shape.line * 4);
+        return aligned(count * shape.in_frames * shape.line * 4);
     }
     static int64_t bytes(const ConvShape &shape, int64_t count) {
         return lines_bytes(shape, count) + aligned(shape.history * count);
     }
 
-    float *line(int64_t t, int64_t y) const { return lines + (t * kept + y % kept) * shape.line; }
+    float *line(int64_t t, int64_t y) const { return lines + (t * ring_lines + y % ring_lines) * shape.line; }
 
-    // Lines `from` to `end` of all frames; the last frames renew the cache, whose line y nobody else reads. laid(t, y)
-    // is called behind each line, while it is in the nearest cache.
-    template <class F> void lay_out(int64_t b, int64_t from, int64_t end, Call &call, const F &laid) const {
-        each_row(call, a.threads, end - from, shape.seen * shape.line, [&](int64_t row, int) {
+    // Fills lines `from` to `end` of all frames; the last frames update the cache, whose line y nothing else reads.
+    // filled(t, y) is called after each line, while it is still in L1.
+    template <class F> void fill(int64_t b, int64_t from, int64_t end, Call &call, const F &filled) const {
+        parallel_for_rows(call, a.threads, end - from, shape.in_frames * shape.line, [&](int64_t row, int) {
             const int64_t y = from + row, inside = y - a.pad_top;
-            for (int64_t t = 0; t < shape.seen; ++t) {
+            for (int64_t t = 0; t < shape.in_frames; ++t) {
                 copy_line(a, shape, b, t, y, line(t, y));
                 if (t < shape.history)
-                    marks[t * kept + y % kept] = a.cache != nullptr && any_sound(line(t, y), shape.line);
-                laid(t, y);
+                    nonzero[t * ring_lines + y % ring_lines] =
+                        a.cache != nullptr && any_nonzero(line(t, y), shape.line);
+                filled(t, y);
             }
             if (a.cache != nullptr && inside >= 0 && inside < shape.inner_h)
                 for (int64_t t = 0; t < shape.history; ++t)
-                    renew_line(a, shape, b, t, inside, line(shape.seen - shape.history + t, y));
+                    update_cache(a, shape, b, t, inside, line(shape.in_frames - shape.history + t, y));
         });
     }
-    void lay_out(int64_t b, int64_t from, int64_t end, Call &call) const {
-        lay_out(b, from, end, call, [](int64_t, int64_t) {});
+    void fill(int64_t b, int64_t from, int64_t end, Call &call) const {
+        fill(b, from, end, call, [](int64_t, int64_t) {});
     }
 
     // Number of leading all-zero frames in lines `from` to `end`; their contribution is skipped.
     int64_t leading_zero_frames(int64_t from, int64_t end) const {
         for (int64_t t = 0; t < shape.history; ++t)
             for (int64_t y = from; y < end; ++y)
-                if (marks[t * kept + y % kept] != 0)
+                if (nonzero[t * ring_lines + y % ring_lines] != 0)
                     return t;
         return shape.history;
     }

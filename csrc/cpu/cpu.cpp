@@ -1,4 +1,4 @@
-// The C interface: which table runs. What is refused before it does: checks.h.
+// The C interface: selects a kernel table and calls it. Arguments are checked in checks.h.
 #include "arrays.h"
 #include "checks.h"
 #include "table.h"
@@ -15,7 +15,7 @@ namespace kinema {
 namespace {
 
 #if defined(__x86_64__) || defined(__i386__)
-// What the processor has counts only if the operating system saves its registers.
+// An instruction set is usable only if the operating system saves its registers.
 uint64_t saved_registers() {
     uint32_t low, high;
     __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
@@ -53,12 +53,12 @@ uint64_t saved_registers() {
 
 bool always() { return true; }
 
-struct Known {
+struct Candidate {
     const Table *table;
-    bool (*has)();
+    bool (*is_supported)();
 };
 
-const Known KNOWN[] = {
+const Candidate CANDIDATES[] = {
 #if defined(KINEMA_WITH_AVX512BF16)
     {&avx512bf16_table, has_avx512bf16},
 #endif
@@ -73,14 +73,14 @@ const Known KNOWN[] = {
 #endif
     {&portable_table, always},
 };
-constexpr int32_t COUNT = sizeof KNOWN / sizeof KNOWN[0];
+constexpr int32_t CANDIDATE_COUNT = sizeof CANDIDATES / sizeof CANDIDATES[0];
 
 template <class Args> int32_t check(const kinema_cpu *cpu, const Args *args) {
-    const int32_t status = first_of({placed(1, {cpu}), placed(alignof(Args), {args})});
+    const int32_t status = first_error({check_pointers(1, {cpu}), check_pointers(alignof(Args), {args})});
     return status == KINEMA_OK ? check_sizes(*args) : status;
 }
 
-// What an op wants of scratch, or a status below zero.
+// The scratch size of an op, or a negative status.
 template <class Args>
 int64_t workspace(const kinema_cpu *cpu, const Args *args, int64_t (*Table::*bytes)(const Args &)) {
     const int32_t status = check(cpu, args);
@@ -89,7 +89,7 @@ int64_t workspace(const kinema_cpu *cpu, const Args *args, int64_t (*Table::*byt
     return (cpu->table->*bytes)(*args);
 }
 
-// A call that `control` may end, or, of a status that is none of success, no call.
+// Runs a call that `control` may interrupt, unless `status` is already an error.
 template <class Kernel>
 int32_t run(int32_t status, const kinema_cpu *cpu, const kinema_control *control, const Kernel &kernel) {
     if (status == KINEMA_OK)
@@ -112,13 +112,13 @@ run(const kinema_cpu *cpu, const Args *args, const kinema_control *control, void
     return run(check_all(cpu, args), cpu, control, [&](Call &call) { (cpu->table->*op)(*args, call); });
 }
 
-// Of y = f(x), element by element.
+// y = f(x), elementwise.
 int32_t check_elements(const kinema_cpu *cpu, int64_t count, const float *x, const float *y) {
     if (cpu == nullptr)
         return KINEMA_NO_POINTER;
-    if (count < 0 || count > MOST_ELEMENTS)
+    if (count < 0 || count > MAX_ELEMENTS)
         return KINEMA_BAD_SIZE;
-    return count == 0 ? NOTHING_TO_DO : placed(4, {x, y});
+    return count == 0 ? NOTHING_TO_DO : check_pointers(4, {x, y});
 }
 
 } // namespace
@@ -161,13 +161,13 @@ const char *kinema_status_text(int32_t status) {
 }
 
 const char *kinema_cpu_isa_name(int32_t index) {
-    return index >= 0 && index < COUNT ? KNOWN[index].table->isa : nullptr;
+    return index >= 0 && index < CANDIDATE_COUNT ? CANDIDATES[index].table->isa : nullptr;
 }
 
 int32_t kinema_cpu_has(const char *isa) {
-    for (const Known &known : KNOWN)
-        if (isa != nullptr && std::strcmp(known.table->isa, isa) == 0)
-            return known.has();
+    for (const Candidate &candidate : CANDIDATES)
+        if (isa != nullptr && std::strcmp(candidate.table->isa, isa) == 0)
+            return candidate.is_supported();
     return 0;
 }
 
@@ -175,15 +175,15 @@ int32_t kinema_cpu_create(const char *isa, kinema_cpu **made) {
     if (made == nullptr)
         return KINEMA_NO_POINTER;
     *made = nullptr;
-    for (const Known &known : KNOWN) {
-        if (isa != nullptr && std::strcmp(known.table->isa, isa) != 0)
+    for (const Candidate &candidate : CANDIDATES) {
+        if (isa != nullptr && std::strcmp(candidate.table->isa, isa) != 0)
             continue;
-        if (!known.has()) {
+        if (!candidate.is_supported()) {
             if (isa != nullptr)
                 return KINEMA_UNSUPPORTED_ISA;
             continue;
         }
-        *made = new (std::nothrow) kinema_cpu{known.table, {}};
+        *made = new (std::nothrow) kinema_cpu{candidate.table, {}};
         return *made != nullptr ? KINEMA_OK : KINEMA_NO_MEMORY;
     }
     return KINEMA_UNKNOWN_ISA;
@@ -237,7 +237,7 @@ int32_t kinema_linear_pack(
 }
 
 int32_t kinema_linear_code_top(const kinema_cpu *cpu) {
-    return cpu != nullptr ? cpu->table->code_top : -KINEMA_NO_POINTER;
+    return cpu != nullptr ? cpu->table->code_max : -KINEMA_NO_POINTER;
 }
 
 int32_t kinema_linear_multiplies_bf16(const kinema_cpu *cpu) {
@@ -275,7 +275,7 @@ kinema_scheduler_step(const kinema_cpu *cpu, const kinema_scheduler_step_args *a
     return run(check_all(cpu, args), cpu, control, [&](Call &call) {
         if (call.interrupted(0))
             return;
-        Call whole(cpu->pool, nullptr); // its terms would be half of this step and half of the last
+        Call whole(cpu->pool, nullptr); // an interrupted step would mix old and new values in its terms
         cpu->table->scheduler_step(*args, whole);
     });
 }

@@ -1,4 +1,4 @@
-// What becomes of a tile of sums: scales, bias, activation, gate and residual, on their way to the result.
+// The epilogue of a tile of sums: scales, bias, activation, gate and residual, then the store.
 #pragma once
 
 #include <cstdint>
@@ -9,19 +9,19 @@
 namespace kinema {
 namespace KINEMA_ISA {
 
-// One vector of a row's sums; of codes less what their zero adds to each. columns: the sums of the weight's columns,
-// from c on.
-inline V sums_at(const float *sums, const int32_t *, int64_t, int32_t) { return load(sums); }
-inline V sums_at(const int32_t *sums, const int32_t *columns, int64_t c, int32_t zero) {
-    return load_less(sums, columns + c, zero);
+// One vector of a row's sums; for quantized rows minus the contribution of the zero point. columns: the column sums of
+// the weight, from c on.
+inline V load_sums(const float *sums, const int32_t *, int64_t, int32_t) { return load(sums); }
+inline V load_sums(const int32_t *sums, const int32_t *columns, int64_t c, int32_t zero_point) {
+    return load_minus_zero_point(sums, columns + c, zero_point);
 }
 
-// One vector of (Σ · row scale) · column scale + bias; index: of the row of the weight.
+// One vector of (Σ · row scale) · column scale + bias; index: the row of the weight.
 template <class C>
-inline V projected(
+inline V scale_and_bias(
     const kinema_linear_args &args, const C *sums, const int32_t *columns, int64_t c, RowScale row, int64_t index,
     int lanes) {
-    V y = mul(sums_at(sums, columns, c, row.zero), set1(row.scale));
+    V y = mul(load_sums(sums, columns, c, row.zero_point), set1(row.scale));
     if (args.weight_scale != nullptr)
         y = mul(y, lanes == W ? load(args.weight_scale + index) : load_n(args.weight_scale + index, lanes));
     if (args.bias != nullptr)
@@ -29,14 +29,14 @@ inline V projected(
     return y;
 }
 
-// Where the rows of a tile from m on lie in what is read and written with it, at column n.
-struct Rows {
+// Addresses of a tile's rows, from row m and column n on, in the arrays that the epilogue reads and writes.
+struct RowCursor {
     const kinema_linear_args &args;
     int64_t n, b, s;
 
-    Rows(const kinema_linear_args &given, int64_t m, int64_t column)
-        : args(given), n(column), b(m / given.tokens), s(m % given.tokens) {}
-    void next() { // a division for every row would be felt
+    RowCursor(const kinema_linear_args &arguments, int64_t m, int64_t column)
+        : args(arguments), n(column), b(m / arguments.tokens), s(m % arguments.tokens) {}
+    void next() { // a division per row would be noticeable
         if (++s == args.tokens) {
             s = 0;
             ++b;
@@ -54,23 +54,23 @@ struct Rows {
     }
 };
 
-// Brings a tile's part of the results, and of what is added to them, into the cache.
-inline void fetch_results(const void *source, int64_t m, int count, int64_t n) {
-    Rows rows(*static_cast<const kinema_linear_args *>(source), m, n);
+// Prefetches a tile of the output and of the residual.
+inline void prefetch_results(const void *source, int64_t m, int count, int64_t n) {
+    RowCursor rows(*static_cast<const kinema_linear_args *>(source), m, n);
     for (int r = 0; r < count; ++r, rows.next()) {
         const float *out = rows.out(), *residual = rows.residual();
         for (int c = 0; c < NR; c += 16) { // a cache line
-            __builtin_prefetch(ahead_of(out, c * 4), 1, 3);
+            __builtin_prefetch(prefetch_address(out, c * 4), 1, 3);
             if (residual != nullptr)
-                __builtin_prefetch(ahead_of(residual, c * 4), 0, 3);
+                __builtin_prefetch(prefetch_address(residual, c * 4), 0, 3);
         }
     }
 }
 
-// A whole tile of a weight that is not gated: what belongs to its columns is loaded once.
+// A full tile of an ungated weight: per-column operands are loaded once.
 template <class C, bool SCALED, class F>
-inline __attribute__((always_inline)) void
-finish_whole(Rows rows, const C *sums, int count, const int32_t *column_sums, const RowScale *scales, F activation) {
+inline __attribute__((always_inline)) void finish_full_tile(
+    RowCursor rows, const C *sums, int count, const int32_t *column_sums, const RowScale *scales, F activation) {
     const kinema_linear_args &args = rows.args;
     V scale[2], bias[2];
     for (int half = 0; half < 2; ++half) {
@@ -82,7 +82,7 @@ finish_whole(Rows rows, const C *sums, int count, const int32_t *column_sums, co
         float *out = rows.out();
         const float *gate = rows.gate(), *residual = rows.residual();
         for (int half = 0; half < 2; ++half) {
-            V y = sums_at(sums + half * W, column_sums, half * W, scales[r].zero);
+            V y = load_sums(sums + half * W, column_sums, half * W, scales[r].zero_point);
             if (SCALED)
                 y = mul(mul(y, set1(scales[r].scale)), scale[half]);
             y = activation(add(y, bias[half]));
@@ -96,22 +96,22 @@ finish_whole(Rows rows, const C *sums, int count, const int32_t *column_sums, co
 }
 
 template <class C, bool SCALED>
-void finish_whole(Rows rows, const C *sums, int count, const int32_t *column_sums, const RowScale *scales) {
+void finish_full_tile(RowCursor rows, const C *sums, int count, const int32_t *column_sums, const RowScale *scales) {
     switch (rows.args.activation) {
     case KINEMA_GELU:
-        return finish_whole<C, SCALED>(
-            rows, sums, count, column_sums, scales, [](V v) { return activated(v, KINEMA_GELU); });
+        return finish_full_tile<C, SCALED>(
+            rows, sums, count, column_sums, scales, [](V v) { return apply_activation(v, KINEMA_GELU); });
     case KINEMA_GELU_TANH:
-        return finish_whole<C, SCALED>(
-            rows, sums, count, column_sums, scales, [](V v) { return activated(v, KINEMA_GELU_TANH); });
+        return finish_full_tile<C, SCALED>(
+            rows, sums, count, column_sums, scales, [](V v) { return apply_activation(v, KINEMA_GELU_TANH); });
     case KINEMA_QUICK_GELU:
-        return finish_whole<C, SCALED>(
-            rows, sums, count, column_sums, scales, [](V v) { return activated(v, KINEMA_QUICK_GELU); });
+        return finish_full_tile<C, SCALED>(
+            rows, sums, count, column_sums, scales, [](V v) { return apply_activation(v, KINEMA_QUICK_GELU); });
     case KINEMA_SILU:
-        return finish_whole<C, SCALED>(
-            rows, sums, count, column_sums, scales, [](V v) { return activated(v, KINEMA_SILU); });
+        return finish_full_tile<C, SCALED>(
+            rows, sums, count, column_sums, scales, [](V v) { return apply_activation(v, KINEMA_SILU); });
     default:
-        return finish_whole<C, SCALED>(rows, sums, count, column_sums, scales, [](V v) { return v; });
+        return finish_full_tile<C, SCALED>(rows, sums, count, column_sums, scales, [](V v) { return v; });
     }
 }
 
@@ -119,22 +119,22 @@ template <class C>
 void finish(
     const void *source, const void *tile, const void *gate_tile, int64_t m, int count, int64_t n, int columns,
     const RowScale *scales) {
-    constexpr bool IN_CODES = std::is_same<C, int32_t>::value;
+    constexpr bool IS_I8 = std::is_same<C, int32_t>::value;
     const kinema_linear_args &args = *static_cast<const kinema_linear_args *>(source);
-    const int64_t value = gate_tile != nullptr ? args.out_features : 0; // a value's row of scale and bias
+    const int64_t value_row = gate_tile != nullptr ? args.out_features : 0; // row of scale and bias of the value half
     const C *sums = static_cast<const C *>(tile), *gate_sums = static_cast<const C *>(gate_tile);
     const int32_t *column_sums = nullptr;
-    if (IN_CODES)
+    if (IS_I8)
         column_sums = reinterpret_cast<const int32_t *>(
                           static_cast<const char *>(args.weight) +
                           column_sums_at(args.in_features, args.out_features, args.gated)) +
                       (gate_tile != nullptr ? 2 * n + NR : n);
-    Rows rows(args, m, n);
+    RowCursor rows(args, m, n);
     if (columns == NR && gate_tile == nullptr) {
-        if (IN_CODES || args.x_scale != nullptr || args.weight_scale != nullptr)
-            finish_whole<C, true>(rows, sums, count, column_sums, scales);
+        if (IS_I8 || args.x_scale != nullptr || args.weight_scale != nullptr)
+            finish_full_tile<C, true>(rows, sums, count, column_sums, scales);
         else
-            finish_whole<C, false>(rows, sums, count, column_sums, scales);
+            finish_full_tile<C, false>(rows, sums, count, column_sums, scales);
         return;
     }
     for (int r = 0; r < count; ++r, rows.next()) {
@@ -143,14 +143,15 @@ void finish(
         for (int c = 0; c < columns; c += W) {
             const int lanes = columns - c < W ? columns - c : W;
             const int64_t at = r * NR + c;
-            V y = projected(args, sums + at, column_sums, c, scales[r], value + n + c, lanes);
+            V y = scale_and_bias(args, sums + at, column_sums, c, scales[r], value_row + n + c, lanes);
             if (gate_tile == nullptr)
-                y = activated(y, args.activation);
+                y = apply_activation(y, args.activation);
             else
-                y = mul(
-                    activated(
-                        projected(args, gate_sums + at, column_sums, c - NR, scales[r], n + c, lanes), args.activation),
-                    y);
+                y =
+                    mul(apply_activation(
+                            scale_and_bias(args, gate_sums + at, column_sums, c - NR, scales[r], n + c, lanes),
+                            args.activation),
+                        y);
             if (gate != nullptr)
                 y = mul(y, lanes == W ? load(gate + c) : load_n(gate + c, lanes));
             if (residual != nullptr)

@@ -1,4 +1,4 @@
-// Included once per instruction set, behind its vectors: all kernels, compiled for it, and their table.
+// Included once per instruction set, after its vectors: all kernels, compiled for it, and their table.
 #pragma once
 
 // clang-format off
@@ -31,7 +31,7 @@
         isa::pack_weight,                                                                                              \
         isa::linear_workspace,                                                                                         \
         isa::linear,                                                                                                   \
-        isa::CODE_TOP,                                                                                                 \
+        isa::CODE_MAX,                                                                                                 \
         isa::BF16_GROUP == 2,                                                                                          \
         isa::norm_modulate_workspace,                                                                                  \
         isa::norm_modulate,                                                                                            \

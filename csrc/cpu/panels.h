@@ -1,4 +1,4 @@
-// The right matrix: a weight in panels of NR columns, each [depth, NR], packed once and widened panel by panel.
+// The right matrix: a weight in panels of NR columns, each [depth, NR], packed once and converted panel by panel.
 #pragma once
 
 #include <cstdint>
@@ -11,11 +11,11 @@ namespace kinema {
 namespace KINEMA_ISA {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// What is fetched ahead may lie behind the end of its array, where no arithmetic of pointers may lead.
-inline const void *ahead_of(const void *from, int64_t bytes) {
+// An address to prefetch may lie beyond the end of its array, where pointer arithmetic is undefined.
+inline const void *prefetch_address(const void *from, int64_t bytes) {
     return reinterpret_cast<const void *>(reinterpret_cast<uintptr_t>(from) + static_cast<uintptr_t>(bytes));
 }
 
@@ -23,13 +23,13 @@ inline int64_t item_size(int32_t dtype) {
     return dtype == KINEMA_F32 ? 4 : dtype == KINEMA_BF16 || dtype == KINEMA_F16 ? 2 : 1;
 }
 
-// Depth as it is stored: int8 comes in fours, bf16 in pairs where pairs are multiplied.
+// Depth as stored: int8 is padded to groups of four, bf16 to pairs where pairs are multiplied.
 inline int64_t stored_depth(int64_t depth, int32_t dtype) {
     const int64_t group = dtype == KINEMA_I8 ? 4 : dtype == KINEMA_BF16 ? BF16_GROUP : 1;
     return ceil_div(depth, group) * group;
 }
 
-// Behind the panels of an int8 weight lies the sum of every column, int32 [panels][NR].
+// The column sums of an int8 weight follow its panels, int32 [panels][NR].
 inline int64_t column_sums_at(int64_t depth, int64_t columns, int32_t gated) {
     return ceil_div(columns, NR) * (gated ? 2 : 1) * NR * stored_depth(depth, KINEMA_I8);
 }
@@ -39,7 +39,7 @@ inline int64_t packed_bytes(int64_t depth, int64_t columns, int32_t dtype, int32
     return numbers * stored_depth(depth, dtype) * item_size(dtype) + (dtype == KINEMA_I8 ? numbers * 4 : 0);
 }
 
-// group: depth of a column that lies side by side
+// group: consecutive depth values of a column that are adjacent
 template <class T> inline void pack_panel(const T *rows, int64_t depth, int64_t width, T *to, int64_t group = 1) {
     for (int64_t k = 0; k < ceil_div(depth, group) * group; ++k)
         for (int64_t c = 0; c < NR; ++c)
@@ -57,13 +57,13 @@ inline void pack_panel_i8(const int8_t *rows, int64_t depth, int64_t width, int8
         }
 }
 
-// rows: [columns, depth], of a gated weight [2·columns, depth], the gate first; a gate's panel lies before its value's.
+// rows: [columns, depth], or [2·columns, depth] if gated, the gate first; each gate panel precedes its value panel.
 inline void
 pack_weight(int64_t depth, int64_t columns, int32_t dtype, int32_t gated, const void *rows, void *packed, Call &call) {
     const int64_t halves = gated ? 2 : 1, stored = stored_depth(depth, dtype);
     for (int64_t panel = 0; panel < ceil_div(columns, NR) * halves && !call.interrupted(0); ++panel) {
         const int64_t column = panel / halves * NR, row = panel % halves * columns + column;
-        const int64_t width = least(columns - column, NR);
+        const int64_t width = min(columns - column, NR);
         const char *from = static_cast<const char *>(rows) + row * depth * item_size(dtype);
         char *to = static_cast<char *>(packed) + panel * stored * NR * item_size(dtype);
         if (dtype == KINEMA_I8)
@@ -86,8 +86,8 @@ template <class T> inline const T *panel_at(const void *weight, int64_t panel, i
     return static_cast<const T *>(weight) + (panel * stored + k) * NR;
 }
 
-// Depth k to k + count of a panel in fp32: where it lies, or widened into `buffer`. So a weight is read from memory in
-// its own format, and what widening costs is shared by all rows of a block. k is a multiple of 4.
+// Depth k to k + count of a panel in fp32: in place, or converted into `buffer`. So a weight is read from memory in its
+// own format, and the cost of converting is shared by all rows of a block. k is a multiple of 4.
 inline const float *
 panel_f32(const void *weight, int32_t dtype, int64_t panel, int64_t stored, int64_t k, int64_t count, float *buffer) {
     switch (dtype) {
@@ -98,23 +98,23 @@ panel_f32(const void *weight, int32_t dtype, int64_t panel, int64_t stored, int6
 #if defined(__AVX512BF16__)
         for (int64_t i = 0; i < count; i += 2)
             for (int c = 0; c < NR; c += W)
-                widen_pairs(from + i * NR + 2 * c, buffer + i * NR + c, buffer + (i + 1) * NR + c);
+                unpack_pairs(from + i * NR + 2 * c, buffer + i * NR + c, buffer + (i + 1) * NR + c);
 #else
         for (int64_t i = 0; i < count * NR; i += W)
-            store(buffer + i, widen_bf16(from + i));
+            store(buffer + i, load_bf16(from + i));
 #endif
         break;
     }
     case KINEMA_F16: {
         const uint16_t *from = panel_at<uint16_t>(weight, panel, stored, k);
         for (int64_t i = 0; i < count * NR; i += W)
-            store(buffer + i, widen_f16(from + i));
+            store(buffer + i, load_f16(from + i));
         break;
     }
     case KINEMA_E4M3: {
         const uint8_t *from = panel_at<uint8_t>(weight, panel, stored, k);
         for (int64_t i = 0; i < count * NR; i += W)
-            store(buffer + i, widen_e4m3(from + i));
+            store(buffer + i, load_e4m3(from + i));
         break;
     }
     default: {

@@ -1,4 +1,4 @@
-// Patches of a latent video to tokens, as a product that gathers its left matrix; and tokens back to a video.
+// Patches of a latent video to tokens, as a GEMM with a gathered left matrix; and tokens back to a video.
 #pragma once
 
 #include <cstddef>
@@ -12,13 +12,13 @@
 namespace kinema {
 namespace KINEMA_ISA {
 
-// A product whose rows are gathered: its epilogue is linear's, which finds its arguments at the source's address.
+// A GEMM whose rows are gathered; linear's epilogue finds its arguments at the address of the source.
 struct PatchSource {
-    kinema_linear_args epilogue;
+    kinema_linear_args epilogue_args;
     const kinema_patch_embed_args *a;
-    const int64_t *offsets; // of a patch's elements from its first
+    const int64_t *offsets; // of a patch's elements, relative to its first
 };
-static_assert(std::is_standard_layout_v<PatchSource> && offsetof(PatchSource, epilogue) == 0);
+static_assert(std::is_standard_layout_v<PatchSource> && offsetof(PatchSource, epilogue_args) == 0);
 
 inline int64_t patch_elements(const kinema_patch_embed_args &a) {
     return a.channels * a.patch_t * a.patch_h * a.patch_w;
@@ -31,18 +31,18 @@ pack_patches(const void *source, int64_t m, int count, int64_t k, int64_t depth,
     const int64_t columns = a.width / a.patch_w, rows = a.height / a.patch_h;
     float gathered[F32_DEPTH];
     for (int r = 0; r < count; ++r) {
-        const int64_t b = (m + r) / patches.epilogue.tokens, s = (m + r) % patches.epilogue.tokens;
+        const int64_t b = (m + r) / patches.epilogue_args.tokens, s = (m + r) % patches.epilogue_args.tokens;
         const float *x = a.x + b * a.x_stride_b + s / (rows * columns) * a.patch_t * a.x_stride_t +
                          s / columns % rows * a.patch_h * a.x_stride_h + s % columns * a.patch_w * a.x_stride_w;
         for (int64_t i = 0; i < depth; ++i)
             gathered[i] = x[patches.offsets[k + i]];
-        place(static_cast<float *>(to), r, 0, gathered, depth);
+        pack_row(static_cast<float *>(to), r, 0, gathered, depth);
     }
 }
 
-inline Product patch_product(const kinema_patch_embed_args &a, PatchSource &source) {
+inline GemmProblem patch_gemm(const kinema_patch_embed_args &a, PatchSource &source) {
     const int64_t tokens = a.frames / a.patch_t * (a.height / a.patch_h) * (a.width / a.patch_w);
-    kinema_linear_args &e = source.epilogue;
+    kinema_linear_args &e = source.epilogue_args;
     e = kinema_linear_args{};
     e.batch = a.batch;
     e.tokens = tokens;
@@ -55,7 +55,7 @@ inline Product patch_product(const kinema_patch_embed_args &a, PatchSource &sour
     e.out_stride_b = a.out_stride_b;
     e.out_stride_s = a.out_stride_s;
     source.a = &a;
-    Product p{};
+    GemmProblem p{};
     p.rows = a.batch * tokens;
     p.columns = a.features;
     p.depth = patch_elements(a);
@@ -63,8 +63,8 @@ inline Product patch_product(const kinema_patch_embed_args &a, PatchSource &sour
     p.dtype = KINEMA_F32;
     p.threads = a.threads > 1 ? a.threads : 1;
     p.pack = pack_patches;
-    p.prepare = given_scales;
-    p.fetch = fetch_results;
+    p.prepare = load_scales;
+    p.prefetch = prefetch_results;
     p.finish = finish<float>;
     p.source = &source;
     return p;
@@ -72,12 +72,12 @@ inline Product patch_product(const kinema_patch_embed_args &a, PatchSource &sour
 
 inline int64_t patch_embed_workspace(const kinema_patch_embed_args &a) {
     PatchSource source;
-    return aligned(patch_elements(a) * 8) + product_workspace(patch_product(a, source));
+    return aligned(patch_elements(a) * 8) + gemm_workspace(patch_gemm(a, source));
 }
 
 inline void patch_embed(const kinema_patch_embed_args &a, Call &call) {
     PatchSource source;
-    Product p = patch_product(a, source);
+    GemmProblem p = patch_gemm(a, source);
     int64_t *offsets = static_cast<int64_t *>(a.workspace), k = 0;
     for (int64_t c = 0; c < a.channels; ++c)
         for (int64_t t = 0; t < a.patch_t; ++t)
@@ -92,8 +92,8 @@ inline void patch_embed(const kinema_patch_embed_args &a, Call &call) {
 inline void unpatchify(const kinema_unpatchify_args &a, Call &call) {
     const int64_t frames = a.grid_t * a.patch_t, height = a.grid_h * a.patch_h, width = a.grid_w * a.patch_w;
     const int64_t inside = a.patch_t * a.patch_h * a.patch_w;
-    // one line of the video a row
-    each_row(call, a.threads, a.batch * a.channels * frames * height, width, [&](int64_t row, int) {
+    // each row is one line of the video
+    parallel_for_rows(call, a.threads, a.batch * a.channels * frames * height, width, [&](int64_t row, int) {
         const int64_t y = row % height, t = row / height % frames, c = row / (height * frames) % a.channels;
         const int64_t b = row / (height * frames * a.channels);
         const int64_t token = (t / a.patch_t * a.grid_h + y / a.patch_h) * a.grid_w;

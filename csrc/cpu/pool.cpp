@@ -16,10 +16,10 @@ namespace kinema {
 
 namespace {
 
-constexpr int YIELDS = 100; // before a caller sleeps that waits for the others: some tens of microseconds
-constexpr std::chrono::milliseconds PATIENCE{20}; // of a caller that sleeps and has somebody to ask
+constexpr int MAX_YIELDS = 100;                        // before a waiting caller sleeps: some tens of microseconds
+constexpr std::chrono::milliseconds POLL_INTERVAL{20}; // of a sleeping caller that has a poll callback
 
-long process() {
+long current_pid() {
 #if defined(_WIN32)
     return 0;
 #else
@@ -28,16 +28,16 @@ long process() {
 }
 
 const int PROCESSORS = static_cast<int>(std::thread::hardware_concurrency()); // 0: unknown
-const int MOST_THREADS = 4 * (PROCESSORS > 2 ? PROCESSORS : 2);
+const int MAX_THREADS = 4 * (PROCESSORS > 2 ? PROCESSORS : 2);
 
-// The tasks of a run, which its threads share.
+// The tasks of a run, shared by its threads.
 struct Job {
     Call *call = nullptr;
     Body body = nullptr;
     void *data = nullptr;
     int64_t tasks = 0;
     std::atomic<int64_t> next{0};
-    std::atomic<int> others{0}; // threads beside the caller's that may have a task
+    std::atomic<int> active_workers{0}; // threads other than the caller's that may be running a task
     std::mutex mutex;
     std::condition_variable done;
 
@@ -49,7 +49,7 @@ struct Job {
         next.store(0);
     }
 
-    void take(int thread) {
+    void run_tasks(int thread) {
         while (!call->interrupted(thread)) {
             const int64_t task = next.fetch_add(1);
             if (task >= tasks)
@@ -59,50 +59,50 @@ struct Job {
     }
 
     void leave() {
-        if (others.fetch_sub(1) != 1)
+        if (active_workers.fetch_sub(1) != 1)
             return;
         const std::lock_guard<std::mutex> lock(mutex);
         done.notify_one();
     }
 
-    // The caller, for whom no task is left, until the others have none.
+    // Blocks the caller, which has no task left, until the other threads are done.
     void wait() {
-        for (int i = 0; i < YIELDS && others.load() != 0; ++i)
+        for (int i = 0; i < MAX_YIELDS && active_workers.load() != 0; ++i)
             std::this_thread::yield();
-        if (others.load() == 0)
+        if (active_workers.load() == 0)
             return;
         std::unique_lock<std::mutex> lock(mutex);
-        const auto ended = [this] { return others.load() == 0; };
+        const auto ended = [this] { return active_workers.load() == 0; };
         if (!call->polls())
             return done.wait(lock, ended);
-        while (!done.wait_for(lock, PATIENCE, ended)) {
+        while (!done.wait_for(lock, POLL_INTERVAL, ended)) {
             lock.unlock();
-            call->waiting();
+            call->poll_while_waiting();
             lock.lock();
         }
     }
 };
 
 // A run on the host's threads.
-struct Shared {
+struct HostRun {
     Job job;
     int threads;
     std::thread::id caller = std::this_thread::get_id();
     std::atomic<int> arrived{0};
 
     static void enter(void *self) {
-        Shared &all = *static_cast<Shared *>(self);
+        HostRun &all = *static_cast<HostRun *>(self);
         if (std::this_thread::get_id() == all.caller) {
-            all.job.take(0);
-            if (all.job.call->polls()) // behind the host's barrier it could not
+            all.job.run_tasks(0);
+            if (all.job.call->polls()) // in the host's barrier it could not poll
                 all.job.wait();
             return;
         }
         const int thread = all.arrived.fetch_add(1) + 1;
         if (thread >= all.threads)
             return;
-        all.job.others.fetch_add(1);
-        all.job.take(thread);
+        all.job.active_workers.fetch_add(1);
+        all.job.run_tasks(thread);
         all.job.leave();
     }
 };
@@ -110,33 +110,33 @@ struct Shared {
 } // namespace
 
 struct Pool::State {
-    const long pid = process();
-    std::atomic<bool> busy{false}; // a call has the threads
+    const long pid = current_pid();
+    std::atomic<bool> busy{false}; // a call is using the threads
     Job job;
-    std::mutex mutex; // of what follows
+    std::mutex mutex; // guards what follows
     std::condition_variable wake;
     std::vector<std::thread> workers;
     bool closing = false;
-    uint64_t round = 0; // a new one for every run
-    int wanted = 0;     // workers of this round
+    uint64_t round = 0; // incremented for every run
+    int wanted = 0;     // workers taking part in this round
 
     void work(int thread) {
-        uint64_t seen = 0;
+        uint64_t last_round = 0;
         std::unique_lock<std::mutex> lock(mutex);
         for (;;) {
-            wake.wait(lock, [&] { return closing || (round != seen && thread <= wanted); });
+            wake.wait(lock, [&] { return closing || (round != last_round && thread <= wanted); });
             if (closing)
                 return;
-            seen = round;
+            last_round = round;
             lock.unlock();
-            job.take(thread);
+            job.run_tasks(thread);
             job.leave();
             lock.lock();
         }
     }
 
-    // As many workers as there can be, at most `count`.
-    int grow(int count) {
+    // Starts workers up to `count`; returns how many of them there are.
+    int ensure_workers(int count) {
         try {
             while (static_cast<int>(workers.size()) < count) {
                 const int thread = static_cast<int>(workers.size()) + 1;
@@ -153,46 +153,46 @@ struct Pool::State {
         job.begin(call, tasks, body, data);
         {
             const std::lock_guard<std::mutex> lock(mutex);
-            wanted = grow(threads - 1);
-            job.others.store(wanted);
+            wanted = ensure_workers(threads - 1);
+            job.active_workers.store(wanted);
             ++round;
         }
         wake.notify_all();
-        job.take(0);
+        job.run_tasks(0);
         job.wait();
     }
 };
 
-// A forked child has the pool but not its threads: it makes its own and leaves the parent's alone. There is no lock
-// that a thread of the parent could hold for ever.
+// A forked child has the pool but not its threads: it creates its own and leaves the parent's alone. No lock is left
+// that a thread of the parent could hold forever.
 Pool::State *Pool::own_state() {
     State *found = state_.load();
-    while (found == nullptr || found->pid != process()) {
+    while (found == nullptr || found->pid != current_pid()) {
         State *made = new (std::nothrow) State;
         if (made == nullptr)
             return nullptr;
         if (state_.compare_exchange_strong(found, made))
             return made;
-        delete made; // another caller was first
+        delete made; // another caller was faster
     }
     return found;
 }
 
 void Pool::use(kinema_parallel host) {
     host_ = host;
-    host_pid_ = process();
+    host_pid_ = current_pid();
 }
 
 void Pool::run(Call &call, int threads, int64_t tasks, Body body, void *data) {
-    if (threads > MOST_THREADS)
-        threads = MOST_THREADS;
+    if (threads > MAX_THREADS)
+        threads = MAX_THREADS;
     if (tasks < threads)
         threads = static_cast<int>(tasks);
-    // OpenMP's threads do not live on in a forked child, and it would wait for them for ever
-    if (threads > 1 && host_ != nullptr && host_pid_ == process()) {
-        Shared all{{}, threads};
+    // OpenMP's threads do not survive a fork, and a child would wait for them forever
+    if (threads > 1 && host_ != nullptr && host_pid_ == current_pid()) {
+        HostRun all{{}, threads};
         all.job.begin(call, tasks, body, data);
-        host_(Shared::enter, &all, static_cast<unsigned>(threads), 0);
+        host_(HostRun::enter, &all, static_cast<unsigned>(threads), 0);
         return;
     }
     State *state = threads > 1 ? own_state() : nullptr;
@@ -203,12 +203,12 @@ void Pool::run(Call &call, int threads, int64_t tasks, Body body, void *data) {
     }
     Job alone;
     alone.begin(call, tasks, body, data);
-    alone.take(0);
+    alone.run_tasks(0);
 }
 
 Pool::~Pool() {
     State *state = state_.load();
-    if (state == nullptr || state->pid != process())
+    if (state == nullptr || state->pid != current_pid())
         return;
     {
         const std::lock_guard<std::mutex> lock(state->mutex);

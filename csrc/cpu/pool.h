@@ -1,9 +1,8 @@
-// Threads for one call after another: the host's where it hands us a way to use them, else our own, which sleep between
-// calls.
+// Threads for one call after another: the host's if it lets us use them, else our own, which sleep between calls.
 //
-// OpenMP's threads spin for milliseconds after a parallel region, and take half of the processor from whoever comes
-// with threads of its own: beside torch a product took up to twice as long. The caller is one of the threads. What a
-// task computes does not depend on which thread takes it.
+// OpenMP's threads spin for milliseconds after a parallel region and take half of the processor from other threads:
+// next to torch a product took up to twice as long. The caller is one of the threads. The result of a task does not
+// depend on the thread that runs it.
 #pragma once
 
 #include <atomic>
@@ -21,11 +20,11 @@ class Pool {
     Pool(const Pool &) = delete;
     Pool &operator=(const Pool &) = delete;
 
-    // What Call::run() says, on at most four threads for each processor. While another call has our own threads,
-    // this one runs on its caller's alone.
+    // As Call::run(), on at most four threads per processor. While another call is using our own threads, this one runs
+    // on its caller's alone.
     void run(Call &call, int threads, int64_t tasks, Body body, void *data);
 
-    // From now on the host's threads do the work; null: our own again. Not while calls run.
+    // Uses the host's threads from now on; null: our own again. Not while calls run.
     void use(kinema_parallel host);
 
   private:

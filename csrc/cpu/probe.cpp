@@ -1,4 +1,4 @@
-// What the machine can do at most: the functions that `kinema bench` times.
+// Peak performance of the machine: the functions that `kinema bench` times.
 #include "arrays.h"
 #include "checks.h"
 #include "table.h"
@@ -9,7 +9,7 @@ using namespace kinema;
 
 namespace {
 
-constexpr int64_t MOST_STEPS = 1ll << 40; // hours; and what is counted of them overflows nothing
+constexpr int64_t MAX_STEPS = 1ll << 40; // hours; and the number of operations cannot overflow
 
 struct Arithmetic {
     const Table *table;
@@ -32,7 +32,7 @@ int32_t
 kinema_probe_arithmetic(const kinema_cpu *cpu, int32_t dtype, int64_t steps, int32_t threads, int64_t *operations) {
     if (cpu == nullptr || operations == nullptr)
         return KINEMA_NO_POINTER;
-    if (steps < 1 || steps > MOST_STEPS || threads < 1 || !are_threads(threads))
+    if (steps < 1 || steps > MAX_STEPS || threads < 1 || !is_thread_count(threads))
         return KINEMA_BAD_SIZE;
     if (dtype != KINEMA_F32 && dtype != KINEMA_I8 && (dtype != KINEMA_BF16 || cpu->table->multiplies_bf16 == 0))
         return KINEMA_BAD_DTYPE;
@@ -51,7 +51,7 @@ kinema_probe_arithmetic(const kinema_cpu *cpu, int32_t dtype, int64_t steps, int
 int32_t kinema_probe_copy(const kinema_cpu *cpu, const void *from, void *to, int64_t bytes, int32_t threads) {
     if (cpu == nullptr || from == nullptr || to == nullptr)
         return KINEMA_NO_POINTER;
-    if (bytes < 1 || bytes > MOST_ELEMENTS || threads < 1 || !are_threads(threads))
+    if (bytes < 1 || bytes > MAX_ELEMENTS || threads < 1 || !is_thread_count(threads))
         return KINEMA_BAD_SIZE;
     Copy work{static_cast<const char *>(from), static_cast<char *>(to), bytes, threads};
     const auto body = [](void *data, int64_t task, int) {

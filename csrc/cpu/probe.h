@@ -1,4 +1,4 @@
-// How fast multiply-adds can go: chains of them that wait for nothing but themselves, as many as the registers hold.
+// Peak throughput of multiply-adds: as many independent chains as fit the registers.
 #pragma once
 
 #include <cstdint>
@@ -7,9 +7,9 @@
 namespace kinema {
 namespace KINEMA_ISA {
 
-constexpr int PROBE_CHAINS = 2 * MR; // as many sums as a tile of micro.h
+constexpr int PROBE_CHAINS = 2 * MR; // as many accumulators as a tile of micro.h
 
-// Operations done: two for every multiply-add. The sums converge to 1, so none becomes subnormal or infinite.
+// Returns the operations done, two per multiply-add. The sums converge to 1, so none becomes subnormal or infinite.
 inline int64_t probe_f32(int64_t steps) {
     V sums[PROBE_CHAINS];
     const V factor = set1(0.5f), term = set1(0.5f);
@@ -25,12 +25,12 @@ inline int64_t probe_f32(int64_t steps) {
 #pragma GCC unroll 64
     for (int c = 1; c < PROBE_CHAINS; ++c)
         all = add(all, sums[c]);
-    volatile float used = sum(all);
+    volatile float used = reduce_add(all);
     (void)used;
     return steps * PROBE_CHAINS * W * 2;
 }
 
-// The same of an int8 tile of micro.h whose rows and columns are in the nearest cache.
+// The same for an int8 tile of micro.h whose rows and columns are in L1.
 inline int64_t probe_i8(int64_t steps) {
     constexpr int64_t DEPTH = 512;
     alignas(64) uint8_t rows[I8_ROWS * DEPTH];
@@ -46,7 +46,7 @@ inline int64_t probe_i8(int64_t steps) {
 }
 
 #if defined(__AVX512BF16__)
-// And of a bf16 tile.
+// And for a bf16 tile.
 inline int64_t probe_bf16(int64_t steps) {
     constexpr int64_t DEPTH = 256;
     alignas(64) uint16_t rows[MR * DEPTH] = {};

@@ -1,4 +1,4 @@
-// Ops that take a row of channels at a time: it is read from memory once and stays in the first-level cache.
+// Row-wise ops: a row of channels is read from memory once and stays in L1.
 #pragma once
 
 #include <cmath>
@@ -11,35 +11,35 @@
 namespace kinema {
 namespace KINEMA_ISA {
 
-constexpr int64_t TASK_VALUES = 16384; // what a thread takes at once: enough to be worth the hand-over
+constexpr int64_t TASK_VALUES = 16384; // what a thread takes at once: enough to outweigh the scheduling
 
-// f(index, thread) for every row, many of them a task.
-template <class F> void each_row(Call &call, int32_t threads, int64_t rows, int64_t width, const F &f) {
+// f(index, thread) for every row, many rows per task.
+template <class F> void parallel_for_rows(Call &call, int32_t threads, int64_t rows, int64_t width, const F &f) {
     struct Work {
         const F &f;
         int64_t rows, block;
-    } work{f, rows, most(1, TASK_VALUES / most(width, 1))};
+    } work{f, rows, max(1, TASK_VALUES / max(width, 1))};
     call.run(
         threads > 1 ? threads : 1, ceil_div(rows, work.block),
         [](void *data, int64_t task, int thread) {
             const Work &w = *static_cast<const Work *>(data);
-            const int64_t end = least(w.rows, (task + 1) * w.block);
+            const int64_t end = min(w.rows, (task + 1) * w.block);
             for (int64_t row = task * w.block; row < end; ++row)
                 w.f(row, thread);
         },
         &work);
 }
 
-inline V load_some(const float *p, int lanes) { return lanes == W ? load(p) : load_n(p, lanes); }
-inline void store_some(float *p, V v, int lanes) {
+inline V load_lanes(const float *p, int lanes) { return lanes == W ? load(p) : load_n(p, lanes); }
+inline void store_lanes(float *p, V v, int lanes) {
     if (lanes == W)
         store(p, v);
     else
         store_n(p, v, lanes);
 }
 
-// Σ f(vector of x) over a row, lane by lane, in four sums side by side; f of the lanes behind the end is of `filler`.
-template <class F> inline V row_lanes(const float *x, int64_t count, float filler, F f) {
+// Σ f(vector of x) over a row, per lane, in four independent accumulators; lanes beyond the end are f(padding).
+template <class F> inline V lane_sums(const float *x, int64_t count, float padding, F f) {
     V sums[4] = {set1(0.0f), set1(0.0f), set1(0.0f), set1(0.0f)};
     int64_t i = 0;
     for (; i + 4 * W <= count; i += 4 * W)
@@ -48,24 +48,24 @@ template <class F> inline V row_lanes(const float *x, int64_t count, float fille
     for (; i + W <= count; i += W)
         sums[0] = add(sums[0], f(load(x + i)));
     if (i < count) {
-        float rest[W];
+        float tail[W];
         for (int lane = 0; lane < W; ++lane)
-            rest[lane] = i + lane < count ? x[i + lane] : filler;
-        sums[1] = add(sums[1], f(load(rest)));
+            tail[lane] = i + lane < count ? x[i + lane] : padding;
+        sums[1] = add(sums[1], f(load(tail)));
     }
     return add(add(sums[0], sums[1]), add(sums[2], sums[3]));
 }
 
-template <class F> inline float row_sum(const float *x, int64_t count, float filler, F f) {
-    return sum(row_lanes(x, count, filler, f));
+template <class F> inline float row_sum(const float *x, int64_t count, float padding, F f) {
+    return reduce_add(lane_sums(x, count, padding, f));
 }
 
 struct Moments {
-    float mean, factor; // norm(x) = (x − mean)·factor
+    float mean, rstd; // norm(x) = (x − mean)·rstd
 };
 
-// One copy for all who call it, as of modulate(): a compiler may fuse a multiplication and an addition in one copy and
-// not in another.
+// noinline, as is modulate(), so that all callers share one copy: a compiler may fuse a multiplication and an addition
+// in one copy and not in another.
 inline __attribute__((noinline)) Moments moments(const float *x, int64_t count, int32_t norm, float eps) {
     if (norm == KINEMA_NO_NORM)
         return {0.0f, 1.0f};
@@ -73,76 +73,77 @@ inline __attribute__((noinline)) Moments moments(const float *x, int64_t count, 
     if (norm == KINEMA_LAYER_NORM)
         mean = row_sum(x, count, 0.0f, [](V v) { return v; }) / static_cast<float>(count);
     // of x − mean: E[x²] − mean² cancels where the mean is large
-    const V middle = set1(mean);
+    const V center = set1(mean);
     const float squares = row_sum(x, count, mean, [=](V v) {
-        const V d = sub(v, middle);
+        const V d = sub(v, center);
         return mul(d, d);
     });
     return {mean, 1.0f / std::sqrt(squares / static_cast<float>(count) + eps)};
 }
 
-// to = (x − mean)·factor·weight + bias; weight and bias may be null
-inline void apply(const Moments &of, const float *x, const float *weight, const float *bias, int64_t count, float *to) {
-    const V mean = set1(of.mean), factor = set1(of.factor);
+// to = (x − mean)·rstd·weight + bias; weight and bias may be null
+inline void
+apply_norm(const Moments &stats, const float *x, const float *weight, const float *bias, int64_t count, float *to) {
+    const V mean = set1(stats.mean), rstd = set1(stats.rstd);
     for (int64_t i = 0; i < count; i += W) {
-        const int lanes = static_cast<int>(least(count - i, W));
-        V y = mul(sub(load_some(x + i, lanes), mean), factor);
+        const int lanes = static_cast<int>(min(count - i, W));
+        V y = mul(sub(load_lanes(x + i, lanes), mean), rstd);
         if (weight != nullptr)
-            y = mul(y, load_some(weight + i, lanes));
+            y = mul(y, load_lanes(weight + i, lanes));
         if (bias != nullptr)
-            y = add(y, load_some(bias + i, lanes));
-        store_some(to + i, y, lanes);
+            y = add(y, load_lanes(bias + i, lanes));
+        store_lanes(to + i, y, lanes);
     }
 }
 
 // ---- 8 bits
 
-// fp32 → e4m3 to nearest even, saturating; without a branch, so that compilers make vectors of it
+// fp32 → e4m3 to nearest even, saturating; branchless, so that compilers vectorise it
 inline uint8_t to_e4m3(float x) {
     uint32_t bits, whole;
     std::memcpy(&bits, &x, sizeof bits);
-    const uint32_t sign = bits >> 24 & 0x80u, size_bits = bits & 0x7fffffffu;
-    float size;
-    std::memcpy(&size, &size_bits, sizeof size);
-    const float kept = size < 448.0f ? size : 448.0f;
-    std::memcpy(&whole, &kept, sizeof whole);
-    // exponent and three bits of mantissa, from fp32's bias to e4m3's; below 2^-6 whole steps of 2^-9
+    const uint32_t sign = bits >> 24 & 0x80u, magnitude_bits = bits & 0x7fffffffu;
+    float magnitude;
+    std::memcpy(&magnitude, &magnitude_bits, sizeof magnitude);
+    const float clamped = magnitude < 448.0f ? magnitude : 448.0f;
+    std::memcpy(&whole, &clamped, sizeof whole);
+    // exponent and three bits of mantissa, rebiased from fp32 to e4m3; below 2^-6 multiples of 2^-9
     const uint32_t normal = ((whole + 0x7ffffu + (whole >> 20 & 1u)) >> 20) - (120u << 3);
-    const uint32_t small = static_cast<uint32_t>(static_cast<int32_t>(std::nearbyintf(kept * 512.0f)));
-    const uint32_t code = kept < 0.015625f ? small : normal;
-    return static_cast<uint8_t>((size_bits > 0x7f800000u ? 0x7fu : code) | sign);
+    const uint32_t small = static_cast<uint32_t>(static_cast<int32_t>(std::nearbyintf(clamped * 512.0f)));
+    const uint32_t code = clamped < 0.015625f ? small : normal;
+    return static_cast<uint8_t>((magnitude_bits > 0x7f800000u ? 0x7fu : code) | sign);
 }
 
-inline float largest(const float *x, int64_t count) {
-    V size = set1(0.0f);
+inline float absmax(const float *x, int64_t count) {
+    V magnitude = set1(0.0f);
     int64_t i = 0;
     for (; i + W <= count; i += W)
-        size = vmax(vabs(load(x + i)), size);
+        magnitude = vmax(vabs(load(x + i)), magnitude);
     if (i < count)
-        size = vmax(vabs(load_n(x + i, static_cast<int>(count - i))), size);
-    return max(size);
+        magnitude = vmax(vabs(load_n(x + i, static_cast<int>(count - i))), magnitude);
+    return reduce_max(magnitude);
 }
 
-// to[i] = x[i] / scale to the nearest whole number, to even
+// to[i] = x[i] / scale, rounded to nearest even
 inline void quantize_i8(const float *x, float scale, int64_t count, int8_t *to) {
-    const V divisor = set1(scale), limit = set1(127.0f), lower = set1(-127.0f);
-    float steps[64];
+    const V divisor = set1(scale), upper = set1(127.0f), lower = set1(-127.0f);
+    float rounded[64];
     for (int64_t i = 0; i < count; i += 64) {
-        const int64_t here = least(count - i, 64);
+        const int64_t here = min(count - i, 64);
         for (int64_t j = 0; j < here; j += W) {
-            const int lanes = static_cast<int>(least(here - j, W));
+            const int lanes = static_cast<int>(min(here - j, W));
             const V given = lanes == W ? load(x + i + j) : load_n(x + i + j, lanes);
-            store(steps + j, round_small(vmin(limit, vmax(lower, div(given, divisor)))));
+            store(rounded + j, vround(vmin(upper, vmax(lower, div(given, divisor)))));
         }
         for (int64_t j = 0; j < here; ++j)
-            to[i + j] = static_cast<int8_t>(static_cast<int32_t>(steps[j]));
+            to[i + j] = static_cast<int8_t>(static_cast<int32_t>(rounded[j]));
     }
 }
 
-// to = x / scale in 8 bits with scale = max(max|x|, 1e-12) / limit, which is returned
+// to = x / scale in 8 bits with scale = max(max|x|, 1e-12) / code_max, which is returned
 inline float quantize_row(const float *x, int64_t count, int32_t dtype, void *to) {
-    const float size = largest(x, count);
-    const float limit = dtype == KINEMA_I8 ? 127.0f : 448.0f, scale = (size > 1e-12f ? size : 1e-12f) / limit;
+    const float magnitude = absmax(x, count);
+    const float upper = dtype == KINEMA_I8 ? 127.0f : 448.0f, scale = (magnitude > 1e-12f ? magnitude : 1e-12f) / upper;
     if (dtype == KINEMA_I8) {
         quantize_i8(x, scale, count, static_cast<int8_t *>(to));
         return scale;
@@ -155,7 +156,7 @@ inline float quantize_row(const float *x, int64_t count, int32_t dtype, void *to
 
 // ---- norm_modulate
 
-// Where what belongs to channels from k on of token s of sample b lies; what is not there is null.
+// Pointers to the operands for channels from k on of token s of sample b; absent ones are null.
 struct NormRow {
     const float *weight = nullptr, *bias = nullptr, *scale = nullptr, *shift = nullptr;
 
@@ -171,23 +172,25 @@ struct NormRow {
     }
 };
 
-enum class Given { AFFINE, MODULATED, ANY }; // weight and bias alone, scale and shift alone, or whatever is not null
+// weight and bias alone, scale and shift alone, or whichever are not null
+enum class NormTerms { AFFINE, MODULATED, ANY };
 
-// to = y of `count` channels
-template <Given GIVEN>
-inline void modulate(const NormRow &row, const Moments &of, int64_t count, const float *x, float *to) {
-    constexpr bool AFFINE = GIVEN == Given::AFFINE, MODULATED = GIVEN == Given::MODULATED, ANY = GIVEN == Given::ANY;
-    const V mean = set1(of.mean), factor = set1(of.factor), one = set1(1.0f);
+// Writes `count` channels of y.
+template <NormTerms TERMS>
+inline void modulate(const NormRow &row, const Moments &stats, int64_t count, const float *x, float *to) {
+    constexpr bool AFFINE = TERMS == NormTerms::AFFINE, MODULATED = TERMS == NormTerms::MODULATED,
+                   ANY = TERMS == NormTerms::ANY;
+    const V mean = set1(stats.mean), rstd = set1(stats.rstd), one = set1(1.0f);
     const auto value = [&](int64_t i, int lanes) __attribute__((always_inline)) {
-        V y = mul(sub(load_some(x + i, lanes), mean), factor);
+        V y = mul(sub(load_lanes(x + i, lanes), mean), rstd);
         if (AFFINE || (ANY && row.weight != nullptr))
-            y = mul(y, load_some(row.weight + i, lanes));
+            y = mul(y, load_lanes(row.weight + i, lanes));
         if (AFFINE || (ANY && row.bias != nullptr))
-            y = add(y, load_some(row.bias + i, lanes));
+            y = add(y, load_lanes(row.bias + i, lanes));
         if (MODULATED || (ANY && row.scale != nullptr))
-            y = mul(y, add(one, load_some(row.scale + i, lanes)));
+            y = mul(y, add(one, load_lanes(row.scale + i, lanes)));
         if (MODULATED || (ANY && row.shift != nullptr))
-            y = add(y, load_some(row.shift + i, lanes));
+            y = add(y, load_lanes(row.shift + i, lanes));
         return y;
     };
     int64_t i = 0;
@@ -197,19 +200,19 @@ inline void modulate(const NormRow &row, const Moments &of, int64_t count, const
         store_n(to + i, value(i, static_cast<int>(count - i)), static_cast<int>(count - i));
 }
 
-// y of channels k to k + count of token s of sample b; x: the first of them
+// Writes channels k to k + count of y for token s of sample b; x: the first of them.
 inline __attribute__((noinline)) void modulate(
-    const kinema_norm &norm, const Moments &of, int64_t b, int64_t s, int64_t k, int64_t count, const float *x,
+    const kinema_norm &norm, const Moments &stats, int64_t b, int64_t s, int64_t k, int64_t count, const float *x,
     float *to) {
     const NormRow row(norm, b, s, k);
     const bool affine = row.weight != nullptr || row.bias != nullptr;
     const bool modulated = row.scale != nullptr || row.shift != nullptr;
     if (!affine && row.scale != nullptr && row.shift != nullptr)
-        modulate<Given::MODULATED>(row, of, count, x, to);
+        modulate<NormTerms::MODULATED>(row, stats, count, x, to);
     else if (!modulated && row.weight != nullptr && row.bias != nullptr)
-        modulate<Given::AFFINE>(row, of, count, x, to);
+        modulate<NormTerms::AFFINE>(row, stats, count, x, to);
     else
-        modulate<Given::ANY>(row, of, count, x, to);
+        modulate<NormTerms::ANY>(row, stats, count, x, to);
 }
 
 inline void norm_modulate_row(const kinema_norm_modulate_args &a, int64_t row, float *to) {
@@ -224,11 +227,11 @@ inline bool only_quantizes(const kinema_norm &norm) {
 }
 
 inline int64_t norm_modulate_workspace(const kinema_norm_modulate_args &a) {
-    return a.out_dtype == KINEMA_F32 ? 0 : 4 * most(1, a.threads) * a.channels; // a row of fp32 for each thread
+    return a.out_dtype == KINEMA_F32 ? 0 : 4 * max(1, a.threads) * a.channels; // a row of fp32 per thread
 }
 
 inline void norm_modulate(const kinema_norm_modulate_args &a, Call &call) {
-    each_row(call, a.threads, a.batch * a.tokens, a.channels, [&](int64_t row, int thread) {
+    parallel_for_rows(call, a.threads, a.batch * a.tokens, a.channels, [&](int64_t row, int thread) {
         if (a.out_dtype == KINEMA_F32) {
             float *out =
                 static_cast<float *>(a.out) + row / a.tokens * a.out_stride_b + row % a.tokens * a.out_stride_s;
@@ -237,9 +240,9 @@ inline void norm_modulate(const kinema_norm_modulate_args &a, Call &call) {
         }
         const float *from = a.x + row / a.tokens * a.x_stride_b + row % a.tokens * a.x_stride_s;
         if (!only_quantizes(a.norm)) {
-            float *wide = static_cast<float *>(a.workspace) + thread * a.channels;
-            norm_modulate_row(a, row, wide);
-            from = wide;
+            float *normed = static_cast<float *>(a.workspace) + thread * a.channels;
+            norm_modulate_row(a, row, normed);
+            from = normed;
         }
         a.out_scale[row] = quantize_row(from, a.channels, a.out_dtype, static_cast<char *>(a.out) + row * a.channels);
     });
@@ -265,23 +268,23 @@ inline void rotate(float *x, const float *cosines, const float *sines, int64_t p
 
 inline void qk_norm_rope(const kinema_qk_norm_rope_args &a, Call &call) {
     const int64_t channels = a.heads * a.head_dim;
-    each_row(call, a.threads, a.batch * a.tokens, channels, [&](int64_t row, int) {
+    parallel_for_rows(call, a.threads, a.batch * a.tokens, channels, [&](int64_t row, int) {
         const int64_t b = row / a.tokens, s = row % a.tokens;
         const float *x = a.x + b * a.x_stride_b + s * a.x_stride_s;
-        Moments of{0.0f, 1.0f};
+        Moments stats{0.0f, 1.0f};
         if (a.across_heads)
-            of = moments(x, channels, a.norm, a.eps);
-        const int64_t turned = a.cosines != nullptr ? s - a.rope_start : -1;
-        const bool rotates = turned >= 0 && turned < a.rope_tokens;
-        const int64_t table = rotates ? b * a.rope_stride_b + turned * (a.head_dim / 2) : 0;
+            stats = moments(x, channels, a.norm, a.eps);
+        const int64_t position = a.cosines != nullptr ? s - a.rope_start : -1;
+        const bool rotates = position >= 0 && position < a.rope_tokens;
+        const int64_t table = rotates ? b * a.rope_stride_b + position * (a.head_dim / 2) : 0;
         for (int64_t head = 0; head < a.heads; ++head) {
             const float *from = x + head * a.head_dim;
             float *to = a.out + b * a.out_stride_b + head * a.out_stride_n + s * a.head_dim;
             if (!a.across_heads)
-                of = moments(from, a.head_dim, a.norm, a.eps);
+                stats = moments(from, a.head_dim, a.norm, a.eps);
             const int64_t at = a.across_heads ? head * a.head_dim : 0;
-            apply(
-                of, from, a.weight != nullptr ? a.weight + at : nullptr, a.bias != nullptr ? a.bias + at : nullptr,
+            apply_norm(
+                stats, from, a.weight != nullptr ? a.weight + at : nullptr, a.bias != nullptr ? a.bias + at : nullptr,
                 a.head_dim, to);
             if (rotates)
                 rotate(to, a.cosines + table, a.sines + table, a.head_dim / 2, a.interleaved != 0);
@@ -291,17 +294,17 @@ inline void qk_norm_rope(const kinema_qk_norm_rope_args &a, Call &call) {
 
 // ---- scheduler_step
 
-constexpr int64_t STREAMED_BYTES = 8ll << 20; // results that no cache would hold until they are read
-// Terms are read a piece of each in turn, and none of the pieces is long enough for a processor to fetch what follows.
-// So blocks that lie side by side go to one thread, which fetches the next but one while it sums one. Blocks of 4 KB
-// would be 1.1 to 1.2 times as slow: those of all terms, and what is fetched, then fall into the same lines of a cache.
+constexpr int64_t STREAMED_BYTES = 8ll << 20; // results too large to stay in a cache until they are read
+// Terms are read in turn, a piece of each, and the pieces are too short for hardware prefetching. So adjacent blocks go
+// to one thread, which prefetches two blocks ahead. Blocks of 4 KB would be 1.1 to 1.2 times as slow: then those of all
+// terms, and the prefetched ones, map to the same cache sets.
 constexpr int64_t STEP_BLOCKS = 256;
 constexpr int64_t STEP_ELEMENTS = 256; // of a block
-constexpr int64_t STEP_AHEAD = 2 * STEP_ELEMENTS;
+constexpr int64_t STEP_PREFETCH = 2 * STEP_ELEMENTS;
 
-// COUNT vectors of one output's sum over the terms, from element `first` of sample b on.
+// COUNT vectors of one output's weighted sum of the terms, from element `first` of sample b on.
 template <int COUNT>
-inline void weigh(const kinema_scheduler_step_args &a, const float *c, int64_t b, int64_t first, float *to) {
+inline void weighted_sum(const kinema_scheduler_step_args &a, const float *c, int64_t b, int64_t first, float *to) {
     V sums[COUNT];
     for (V &sum : sums)
         sum = set1(0.0f);
@@ -312,7 +315,7 @@ inline void weigh(const kinema_scheduler_step_args &a, const float *c, int64_t b
         const V factor = set1(c[k]);
 #pragma GCC unroll 8
         for (int v = 0; v < COUNT; ++v) {
-            __builtin_prefetch(ahead_of(term, (STEP_AHEAD + v * W) * 4), 0, 3);
+            __builtin_prefetch(prefetch_address(term, (STEP_PREFETCH + v * W) * 4), 0, 3);
             sums[v] = fma(factor, load(term + v * W), sums[v]);
         }
     }
@@ -320,9 +323,9 @@ inline void weigh(const kinema_scheduler_step_args &a, const float *c, int64_t b
         store(to + v * W, sums[v]);
 }
 
-// The rest of a block, of fewer elements than a vector has.
+// The tail of a block, shorter than a vector.
 inline void
-weigh_rest(const kinema_scheduler_step_args &a, const float *c, int64_t b, int64_t first, int lanes, float *to) {
+weighted_sum_tail(const kinema_scheduler_step_args &a, const float *c, int64_t b, int64_t first, int lanes, float *to) {
     V sum = set1(0.0f);
     for (int64_t k = 0; k < a.term_count; ++k)
         if (c[k] != 0.0f)
@@ -330,8 +333,8 @@ weigh_rest(const kinema_scheduler_step_args &a, const float *c, int64_t b, int64
     store(to, sum);
 }
 
-inline void put(float *to, const float *from, int64_t count, bool past_caches) {
-    if (!past_caches || reinterpret_cast<uintptr_t>(to) % sizeof(V) != 0) {
+inline void write_result(float *to, const float *from, int64_t count, bool non_temporal) {
+    if (!non_temporal || reinterpret_cast<uintptr_t>(to) % sizeof(V) != 0) {
         std::memcpy(to, from, count * sizeof(float));
         return;
     }
@@ -341,46 +344,46 @@ inline void put(float *to, const float *from, int64_t count, bool past_caches) {
     std::memcpy(to + i, from + i, (count - i) * sizeof(float));
 }
 
-// Block `row` of all samples' blocks. Every output is summed before any is written: an output may be a term.
+// Block `row` of all samples' blocks. All outputs are computed before any is written: an output may also be a term.
 inline void
-step_block(const kinema_scheduler_step_args &a, int64_t blocks, int64_t row, float *sums, bool past_caches) {
+step_block(const kinema_scheduler_step_args &a, int64_t blocks, int64_t row, float *sums, bool non_temporal) {
     constexpr int64_t BLOCK = STEP_ELEMENTS;
-    constexpr int AT_ONCE = W == 16 ? 4 : 8; // of AVX-512 and AVX2 four cache lines
-    const int64_t b = row / blocks, first = row % blocks * BLOCK, count = least(a.elements - first, BLOCK);
+    constexpr int UNROLL = W == 16 ? 4 : 8; // four cache lines on AVX-512 and AVX2
+    const int64_t b = row / blocks, first = row % blocks * BLOCK, count = min(a.elements - first, BLOCK);
     const float *c = a.coefficients + b * a.out_count * a.term_count;
     for (int64_t i = 0; i < count;) {
-        const int64_t left = count - i, step = left >= AT_ONCE * W ? AT_ONCE * W : least(left, W);
+        const int64_t left = count - i, step = left >= UNROLL * W ? UNROLL * W : min(left, W);
         for (int64_t m = 0; m < a.out_count; ++m) {
             float *to = sums + m * BLOCK + i;
-            if (step == AT_ONCE * W)
-                weigh<AT_ONCE>(a, c + m * a.term_count, b, first + i, to);
+            if (step == UNROLL * W)
+                weighted_sum<UNROLL>(a, c + m * a.term_count, b, first + i, to);
             else if (step == W)
-                weigh<1>(a, c + m * a.term_count, b, first + i, to);
+                weighted_sum<1>(a, c + m * a.term_count, b, first + i, to);
             else
-                weigh_rest(a, c + m * a.term_count, b, first + i, static_cast<int>(step), to);
+                weighted_sum_tail(a, c + m * a.term_count, b, first + i, static_cast<int>(step), to);
         }
         i += step;
     }
     for (int64_t m = 0; m < a.out_count; ++m)
-        put(a.outs[m] + b * a.out_strides[m] + first, sums + m * BLOCK, count, past_caches);
+        write_result(a.outs[m] + b * a.out_strides[m] + first, sums + m * BLOCK, count, non_temporal);
 }
 
 inline int64_t scheduler_step_workspace(const kinema_scheduler_step_args &a) {
-    return 4 * most(1, a.threads) * a.out_count * STEP_ELEMENTS;
+    return 4 * max(1, a.threads) * a.out_count * STEP_ELEMENTS;
 }
 
 inline void scheduler_step(const kinema_scheduler_step_args &a, Call &call) {
     constexpr int64_t BLOCK = STEP_ELEMENTS;
-    const int64_t blocks = ceil_div(a.elements, BLOCK), rows = a.batch * blocks, threads = most(1, a.threads);
-    const int64_t enough = TASK_VALUES / (BLOCK * most(1, a.term_count));
-    const int64_t together = most(1, most(enough, least(STEP_BLOCKS, rows / (4 * threads))));
-    const bool past_caches = a.batch * a.elements * a.out_count * 4 > STREAMED_BYTES;
-    each_row(call, a.threads, ceil_div(rows, together), TASK_VALUES, [&](int64_t run, int thread) {
+    const int64_t blocks = ceil_div(a.elements, BLOCK), rows = a.batch * blocks, threads = max(1, a.threads);
+    const int64_t enough = TASK_VALUES / (BLOCK * max(1, a.term_count));
+    const int64_t blocks_per_task = max(1, max(enough, min(STEP_BLOCKS, rows / (4 * threads))));
+    const bool non_temporal = a.batch * a.elements * a.out_count * 4 > STREAMED_BYTES;
+    parallel_for_rows(call, a.threads, ceil_div(rows, blocks_per_task), TASK_VALUES, [&](int64_t task, int thread) {
         float *sums = static_cast<float *>(a.workspace) + thread * a.out_count * BLOCK;
-        for (int64_t row = run * together; row < least(rows, (run + 1) * together); ++row)
-            step_block(a, blocks, row, sums, past_caches);
-        if (past_caches)
-            stream_end(); // waits for what was streamed: once for many blocks
+        for (int64_t row = task * blocks_per_task; row < min(rows, (task + 1) * blocks_per_task); ++row)
+            step_block(a, blocks, row, sums, non_temporal);
+        if (non_temporal)
+            stream_fence(); // waits for the streaming stores: once for many blocks
     });
 }
 

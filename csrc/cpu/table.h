@@ -1,4 +1,4 @@
-// The functions that exist once per instruction set.
+// The functions that are compiled once per instruction set.
 #pragma once
 
 #include "call.h"
@@ -17,7 +17,7 @@ struct Table {
         Call &call);
     int64_t (*linear_workspace)(const kinema_linear_args &args);
     void (*linear)(const kinema_linear_args &args, Call &call);
-    int32_t code_top;
+    int32_t code_max;
     int32_t multiplies_bf16;
     int64_t (*norm_modulate_workspace)(const kinema_norm_modulate_args &args);
     void (*norm_modulate)(const kinema_norm_modulate_args &args, Call &call);
@@ -38,7 +38,7 @@ struct Table {
     int64_t (*probe)(int32_t dtype, int64_t steps);
 };
 
-// Each in a file of its own, compiled for its instructions.
+// Each in its own file, compiled with the flags of its instruction set.
 extern const Table portable_table;
 extern const Table avx2_table;
 extern const Table avx512_table;

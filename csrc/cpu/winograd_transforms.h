@@ -2,11 +2,10 @@
 // y = Aᵀ[(G g Gᵀ) ∘ (Bᵀ d B)]A.
 //
 // g: 3×3 taps, transformed when the weight is packed; d: a patch of 4×4 or 6×6 inputs; y: a tile of 2×2 or 4×4 outputs.
-// ∘ is the product of the 16 or 36 places, each for itself: winograd.h.
+// ∘ is the elementwise product at 16 or 36 positions: winograd.h.
 //
-// F(4×4) multiplies polynomials by their values at 0, ±3/4, ±3/2 and infinity. The field's 0, ±1, ±2 need simpler
-// factors, but their rounding errors are twice as large; these are exact in fp32 too. What an inverse divides by is in
-// G.
+// F(4×4) interpolates at 0, ±3/4, ±3/2 and infinity. The usual points 0, ±1, ±2 give simpler factors but twice the
+// rounding error; these factors are exact in fp32 too. The divisors of the inverse are folded into G.
 #pragma once
 
 #include <cstdint>
@@ -18,59 +17,60 @@
 namespace kinema {
 namespace KINEMA_ISA {
 
-// A side of a patch that makes `tile` outputs, and the outputs of a patch of `size`: of 3 are those that are doubled.
+// The side of a patch for a tile of `tile` outputs, and the tile of a patch of `size`; 3 is a patch with a fused
+// upsample.
 constexpr int64_t patch_size(int64_t tile) { return tile + 2; }
 constexpr int outputs_of(int size) { return size == 6 ? 4 : 2; }
 
-inline int64_t whole_groups(int64_t channels) { return ceil_div(channels, KB) * KB; }
+inline int64_t padded_channels(int64_t channels) { return ceil_div(channels, KB) * KB; }
 
-// ---- the weight: [places][panels][taps of time · channels, whole groups of them][NR]
+// ---- the weight: [positions][panels][taps of time · channels, padded to whole groups][NR]
 
 inline int64_t winograd_packed_bytes(int64_t in_channels, int64_t out_channels, int64_t kernel_t, int64_t tile) {
     return patch_size(tile) * patch_size(tile) *
-           packed_bytes(kernel_t * whole_groups(in_channels), out_channels, KINEMA_F32, 0);
+           packed_bytes(kernel_t * padded_channels(in_channels), out_channels, KINEMA_F32, 0);
 }
 
-// weight: [out_channels, kernel_t, 3, 3, in_channels]. Transformed in float64 and rounded once.
+// The filter transform. weight: [out_channels, kernel_t, 3, 3, in_channels]. In float64, rounded once.
 inline void winograd_pack(
     int64_t in_channels, int64_t out_channels, int64_t kernel_t, int64_t tile, const float *weight, void *packed,
     Call &call) {
-    static const double two[4][3] = {{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}};
-    // (1, p, p²) / Π (p − the other points) of p = 0, 3/4, −3/4, 3/2, −3/2; of infinity the last tap
+    static const double G2[4][3] = {{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}};
+    // (1, p, p²) / Π (p − the other points) for p = 0, 3/4, −3/4, 3/2, −3/2; for infinity the last tap
     constexpr double ZERO = 64.0 / 81, NEAR = -128.0 / 243, FAR = 32.0 / 243;
-    static const double four[6][3] = {
+    static const double G4[6][3] = {
         {ZERO, 0, 0},
         {NEAR, NEAR * 3 / 4, NEAR * 9 / 16},
         {NEAR, NEAR * -3 / 4, NEAR * 9 / 16},
         {FAR, FAR * 3 / 2, FAR * 9 / 4},
         {FAR, FAR * -3 / 2, FAR * 9 / 4},
         {0, 0, 1}};
-    const double (*G)[3] = tile == 2 ? two : four;
-    const int64_t panels = ceil_div(out_channels, NR), depth = kernel_t * whole_groups(in_channels);
+    const double (*G)[3] = tile == 2 ? G2 : G4;
+    const int64_t panels = ceil_div(out_channels, NR), depth = kernel_t * padded_channels(in_channels);
     const int64_t size = patch_size(tile);
     float *to = static_cast<float *>(packed);
-    for (int64_t place = 0; place < size * size && !call.interrupted(0); ++place)
-        std::memset(to + place * panels * depth * NR, 0, panels * depth * NR * sizeof(float));
+    for (int64_t position = 0; position < size * size && !call.interrupted(0); ++position)
+        std::memset(to + position * panels * depth * NR, 0, panels * depth * NR * sizeof(float));
     for (int64_t n = 0; n < out_channels && !call.interrupted(0); ++n)
         for (int64_t tap = 0; tap < kernel_t; ++tap)
             for (int64_t c = 0; c < in_channels; ++c) {
                 const float *taps = weight + (n * kernel_t + tap) * 9 * in_channels + c;
-                for (int64_t place = 0; place < size * size; ++place) {
+                for (int64_t position = 0; position < size * size; ++position) {
                     double sum = 0;
                     for (int i = 0; i < 3; ++i)
                         for (int j = 0; j < 3; ++j)
-                            sum += G[place / size][i] * G[place % size][j] * taps[(i * 3 + j) * in_channels];
-                    const int64_t k = tap * whole_groups(in_channels) + c;
-                    to[((place * panels + n / NR) * depth + k) * NR + n % NR] = static_cast<float>(sum);
+                            sum += G[position / size][i] * G[position % size][j] * taps[(i * 3 + j) * in_channels];
+                    const int64_t k = tap * padded_channels(in_channels) + c;
+                    to[((position * panels + n / NR) * depth + k) * NR + n % NR] = static_cast<float>(sum);
                 }
             }
 }
 
 // ---- the transforms
 
-// Bᵀ of four numbers in a row. Of three, each but the last two of which was doubled (a, b, b, c): the third is zero.
-// Of six: the polynomials that are 0 at all points but one.
-template <int SIZE> inline __attribute__((always_inline)) void patch_row(const V *d, V *to) {
+// Bᵀ d for a row d of four. For three, of which the middle one is doubled by upsampling (a, b, b, c), the third result
+// is zero and omitted. For six: the polynomials that vanish at all points but one.
+template <int SIZE> inline __attribute__((always_inline)) void input_transform_1d(const V *d, V *to) {
     if constexpr (SIZE == 3) {
         to[0] = sub(d[0], d[1]);
         to[1] = add(d[1], d[1]);
@@ -94,8 +94,8 @@ template <int SIZE> inline __attribute__((always_inline)) void patch_row(const V
     }
 }
 
-// Aᵀ of a row of sums.
-template <int SIZE> inline __attribute__((always_inline)) void sums_row(const V *m, V *to) {
+// Aᵀ m for a row m of sums.
+template <int SIZE> inline __attribute__((always_inline)) void output_transform_1d(const V *m, V *to) {
     if constexpr (SIZE == 3) {
         to[0] = add(m[0], m[1]);
         to[1] = sub(m[1], m[2]);
@@ -112,18 +112,18 @@ template <int SIZE> inline __attribute__((always_inline)) void sums_row(const V 
     }
 }
 
-// Bᵀ d B of `lanes` channels of a patch of SIZE×SIZE pixels whose lines begin at `lines`.
+// Bᵀ d B for `lanes` channels of a patch of SIZE×SIZE pixels whose lines start at `lines`.
 template <int SIZE>
 inline __attribute__((always_inline)) void
-transform_patch(const float *const *lines, int64_t offset, int64_t pixel, int lanes, V (*to)[SIZE]) {
+input_transform(const float *const *lines, int64_t offset, int64_t pixel, int lanes, V (*to)[SIZE]) {
     V half[SIZE][SIZE]; // [column][row]
 #pragma GCC unroll 6
     for (int j = 0; j < SIZE; ++j) {
         V column[SIZE];
 #pragma GCC unroll 6
         for (int i = 0; i < SIZE; ++i)
-            column[i] = load_some(lines[i] + offset + j * pixel, lanes);
-        patch_row<SIZE>(column, half[j]);
+            column[i] = load_lanes(lines[i] + offset + j * pixel, lanes);
+        input_transform_1d<SIZE>(column, half[j]);
     }
 #pragma GCC unroll 6
     for (int i = 0; i < SIZE; ++i) {
@@ -131,14 +131,14 @@ transform_patch(const float *const *lines, int64_t offset, int64_t pixel, int la
 #pragma GCC unroll 6
         for (int j = 0; j < SIZE; ++j)
             row[j] = half[j][i];
-        patch_row<SIZE>(row, to[i]);
+        input_transform_1d<SIZE>(row, to[i]);
     }
 }
 
-// Aᵀ m A: the outputs of a tile, from sums that lie `stride` apart.
+// Aᵀ m A: the outputs of a tile, from sums `stride` apart.
 template <int SIZE>
 inline __attribute__((always_inline)) void
-transform_sums(const float *sums, int64_t stride, V (*to)[outputs_of(SIZE)]) {
+output_transform(const float *sums, int64_t stride, V (*to)[outputs_of(SIZE)]) {
     constexpr int OUTPUTS = outputs_of(SIZE);
     V half[SIZE][OUTPUTS]; // [column][row]
 #pragma GCC unroll 6
@@ -147,7 +147,7 @@ transform_sums(const float *sums, int64_t stride, V (*to)[outputs_of(SIZE)]) {
 #pragma GCC unroll 6
         for (int i = 0; i < SIZE; ++i)
             column[i] = load(sums + (i * SIZE + j) * stride);
-        sums_row<SIZE>(column, half[j]);
+        output_transform_1d<SIZE>(column, half[j]);
     }
 #pragma GCC unroll 4
     for (int i = 0; i < OUTPUTS; ++i) {
@@ -155,12 +155,12 @@ transform_sums(const float *sums, int64_t stride, V (*to)[outputs_of(SIZE)]) {
 #pragma GCC unroll 6
         for (int j = 0; j < SIZE; ++j)
             row[j] = half[j][i];
-        sums_row<SIZE>(row, to[i]);
+        output_transform_1d<SIZE>(row, to[i]);
     }
 }
 
-// W channels from channel c on, of a row of a packed tile; what lies behind the last group of channels is dropped.
-template <class Vector> inline void place_channels(float *row, int64_t c, int64_t channels, Vector v) {
+// Stores W channels from channel c on to a row of a packed tile; channels beyond the last group are dropped.
+template <class Vector> inline void store_channels(float *row, int64_t c, int64_t channels, Vector v) {
     if constexpr (W == KB)
         store(row + c * MR, v);
     else if constexpr (W < KB)

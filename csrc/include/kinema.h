@@ -1,23 +1,23 @@
 /*
  * The C interface of kinema's native kernels.
  *
- * Everything is plain C: pointers, sizes, and strides counted in elements. Nothing is thrown, nothing is kept between
- * calls but the handle, and nothing is allocated: scratch memory is the caller's, and a function says how much of it a
- * call wants. Every function that can fail gives a status, 0 for success, and kinema_status_text() its sentence. One
- * that answers with a number gives a status with its sign turned: less than 0.
+ * Everything is plain C: pointers, sizes, and strides counted in elements. Nothing throws, no state outlives a call but
+ * the handle, and ops allocate nothing: the caller provides scratch memory, whose size a function returns. Every
+ * function that can fail returns a status, 0 for success, which kinema_status_text() describes. Functions that return a
+ * number return a negated status on failure: less than 0.
  *
- * A call computes or is refused. It is checked that sizes fit each other, that strides are not negative, that no two
- * elements of a result share a place, that nothing is larger than memory can be, that pointers are there and aligned
- * (numbers at their own size, packed weights and scratch at 64 bytes), and that lengths, counts and indices lie in what
- * they count. That a pointer leads to as much memory as the sizes say is believed. A result without elements (batch 0,
- * tokens 0, ...) is success: then no pointer is looked at, and none of its memory touched. What is summed over (in
- * features, input channels, a kernel) has at least one element; but keys may be none, see attention.
+ * Arguments are checked before anything is computed: sizes fit each other, strides are not negative, no two elements of
+ * a result overlap, nothing is larger than memory can be, pointers are not null and are aligned (numbers to their size,
+ * packed weights and scratch to 64 bytes), and lengths, counts and indices are in range. That a pointer refers to as
+ * much memory as the sizes imply cannot be checked. An empty result (batch 0, tokens 0, ...) is success: then no
+ * pointer is checked and no memory touched. Reduction axes (in features, input channels, a kernel) have at least one
+ * element; only attention may have no keys, see there.
  *
- * Options that say yes or no are 1 or 0. `threads` of every op: at most so many, the caller's among them, up to
- * KINEMA_MOST_THREADS; 0 is 1.
+ * Flags are 1 or 0. `threads` of every op: the most it may use, including the caller's, up to KINEMA_MAX_THREADS; 0
+ * means 1.
  *
- * Activations are fp32, with the last axis dense unless a stride is given for it. Weights are packed once, by the
- * instruction set of the handle that will use them. Results do not depend on the number of threads.
+ * Activations are fp32, with the last axis dense unless it has a stride. Weights are packed once, for the instruction
+ * set of the handle that will use them. Results do not depend on the number of threads.
  */
 #ifndef KINEMA_H
 #define KINEMA_H
@@ -39,19 +39,19 @@ extern "C" {
 
 enum kinema_status {
     KINEMA_OK = 0,
-    KINEMA_UNKNOWN_ISA = 1,     /* no table of that name in this build */
+    KINEMA_UNKNOWN_ISA = 1,     /* not in this build */
     KINEMA_UNSUPPORTED_ISA = 2, /* the processor lacks these instructions */
     KINEMA_BAD_SIZE = 3,        /* a size is negative, or does not fit another */
-    KINEMA_BAD_DTYPE = 4,       /* a number format that this function does not take there */
-    KINEMA_NO_POINTER = 5,      /* a pointer that is needed is null */
+    KINEMA_BAD_DTYPE = 4,       /* a number format that is not supported for this argument */
+    KINEMA_NO_POINTER = 5,      /* a required pointer is null */
     KINEMA_NO_MEMORY = 6,
     KINEMA_BAD_OPTION = 7,
-    KINEMA_INTERRUPTED = 8, /* its kinema_control ended the call: see there */
-    KINEMA_MISALIGNED = 9,  /* numbers that are not at a multiple of their size, packed weights or scratch not at 64 */
-    KINEMA_BAD_INDEX = 10   /* a length, a count or an index lies beyond what there is */
+    KINEMA_INTERRUPTED = 8, /* the call was ended by its kinema_control */
+    KINEMA_MISALIGNED = 9,  /* numbers not aligned to their size, or packed weights or scratch not to 64 bytes */
+    KINEMA_BAD_INDEX = 10   /* a length, a count or an index is out of range */
 };
 
-#define KINEMA_MOST_THREADS 4096
+#define KINEMA_MAX_THREADS 4096
 
 enum kinema_dtype { KINEMA_F32 = 0, KINEMA_BF16 = 1, KINEMA_F16 = 2, KINEMA_E4M3 = 3, KINEMA_I8 = 4 };
 
@@ -63,53 +63,53 @@ enum kinema_activation {
     KINEMA_SILU = 4
 };
 
-/* A table of kernels and the threads that run them. Calls from several threads at once are fine. */
+/* A table of kernels and the threads that run them. May be used by several threads at once. */
 typedef struct kinema_cpu kinema_cpu;
 
 KINEMA_API int32_t kinema_abi_version(void);
 KINEMA_API const char *kinema_status_text(int32_t status);
 
-/* The instruction sets of this build, best first, the `index`th; NULL behind the last. */
+/* The `index`th instruction set of this build, best first; NULL after the last. */
 KINEMA_API const char *kinema_cpu_isa_name(int32_t index);
-/* Whether this processor (and its operating system) has the instruction set. */
+/* Whether this processor and its operating system support the instruction set. */
 KINEMA_API int32_t kinema_cpu_has(const char *isa);
-/* isa: NULL takes the best that the processor has. */
+/* isa: NULL selects the best that the processor supports. */
 KINEMA_API int32_t kinema_cpu_create(const char *isa, kinema_cpu **made);
-KINEMA_API void kinema_cpu_destroy(kinema_cpu *cpu); /* NULL: nothing happens */
-/* NULL of NULL. */
+KINEMA_API void kinema_cpu_destroy(kinema_cpu *cpu); /* NULL: no effect */
+/* NULL for NULL. */
 KINEMA_API const char *kinema_cpu_isa(const kinema_cpu *cpu);
 
-/* Runs body(data) on up to `threads` threads at once, the caller's among them, and returns when all have ended. This is
- * the signature of GOMP_parallel(), which the OpenMP runtimes of GCC, LLVM and Intel have; flags: 0. */
+/* Runs body(data) on up to `threads` threads at once, including the caller's, and returns when all are done. This is
+ * the signature of GOMP_parallel(), which the OpenMP runtimes of GCC, LLVM and Intel provide; flags: 0. */
 typedef void (*kinema_parallel)(void (*body)(void *data), void *data, unsigned threads, unsigned flags);
-/* Lets the host's threads do the work, so that two sets of them do not fight for the cores; NULL: the handle's own, as
- * at first. Not while calls run. A forked child goes back to threads of its own. */
+/* Uses the host's threads, so that two pools do not compete for the cores; NULL: the handle's own, the default. Not
+ * while calls run. A forked child reverts to its own threads. */
 KINEMA_API int32_t kinema_cpu_use_threads(kinema_cpu *cpu, kinema_parallel parallel);
 
-/* Who may end a call before it is done; null in its place: nobody. All threads of a call look at the flags and the one
- * that called also calls `poll`, while it works and while it waits for the others. They do so every few milliseconds at
- * the most. Soon after a flag is not 0 or `poll` returned something else than 0 the call returns KINEMA_INTERRUPTED,
- * and `poll` is not called again by it. What the call was writing (results, caches, packed weights) is then partly
- * written, partly not. kinema_scheduler_step, which is short, looks before it begins and never stops halfway. */
+/* Interrupts a call before it is done; a null control: nothing does. All threads of a call check the flags, and the
+ * caller's also calls `poll`, while it works and while it waits for the others, at least every few milliseconds. Soon
+ * after a flag or the result of `poll` is not 0 the call returns KINEMA_INTERRUPTED, without calling `poll` again. What
+ * it was writing (results, caches, packed weights) is then incomplete. kinema_scheduler_step, which is short, checks
+ * once before it starts and never stops halfway. */
 typedef int32_t (*kinema_poll)(void *data);
 typedef struct kinema_control {
-    const int32_t *const *flags; /* [flag_count], which any thread may set meanwhile, with an atomic store */
+    const int32_t *const *flags; /* [flag_count]; any thread may set them during the call, with an atomic store */
     int64_t flag_count;
-    kinema_poll poll; /* may call these functions, and must return; NULL: there are flags only */
+    kinema_poll poll; /* may call these functions, and must return; NULL: only flags */
     void *data;
-    int32_t interval_ms; /* between calls of `poll`, or a few milliseconds more; 0: at every look */
+    int32_t interval_ms; /* between calls of `poll`, or a few milliseconds more; 0: at every check */
 } kinema_control;
 
 /* y[i] = activation(x[i]), in fp32. */
 KINEMA_API int32_t kinema_activate(const kinema_cpu *cpu, int32_t activation, int64_t count, const float *x, float *y);
-/* y[i] = e^x[i], in fp32; results below the smallest normal number are cut to about it. */
+/* y[i] = e^x[i], in fp32; never less than about the smallest normal number. */
 KINEMA_API int32_t kinema_exp(const kinema_cpu *cpu, int64_t count, const float *x, float *y);
 
 /* ---- norms ---- */
 
 enum kinema_norm_kind { KINEMA_NO_NORM = 0, KINEMA_RMS_NORM = 1, KINEMA_LAYER_NORM = 2 };
 
-/* y = (1 + scale) * (norm(x) * weight + bias) + shift over a row of channels; every pointer may be null */
+/* y = (1 + scale) * (norm(x) * weight + bias) + shift over a row of channels; all pointers may be null */
 typedef struct kinema_norm {
     const float *weight;
     const float *bias;
@@ -126,22 +126,22 @@ typedef struct kinema_norm {
 /* Bytes of a packed weight of out_features rows (twice as many if gated) of in_features. */
 KINEMA_API int64_t kinema_linear_packed_bytes(
     const kinema_cpu *cpu, int64_t in_features, int64_t out_features, int32_t dtype, int32_t gated);
-/* rows: dense [out_features, in_features], of a gated weight the gate's rows first. packed: 64-byte aligned. */
+/* rows: dense [out_features, in_features], the gate's rows first if gated. packed: 64-byte aligned. */
 KINEMA_API int32_t kinema_linear_pack(
     const kinema_cpu *cpu, int64_t in_features, int64_t out_features, int32_t dtype, int32_t gated, const void *rows,
     void *packed, const kinema_control *control);
 
 typedef struct kinema_linear_args {
-    /* the input: batch x tokens rows of x_features, behind which come x2's features (in_features in all) */
+    /* the input: batch x tokens rows of x_features, then x2's features (in_features in total) */
     int64_t batch, tokens;
     const void *x;
     int64_t x_stride_b, x_stride_s;
     int64_t x_features;
-    const float *x2; /* fp32; NULL: x holds all the features */
+    const float *x2; /* fp32; NULL: x holds all features */
     int64_t x2_stride_b, x2_stride_s;
-    const float *x_scale;    /* [batch * tokens], of an x in 8 bits; NULL: 1 */
-    const kinema_norm *norm; /* of an fp32 x without x2, whose rows are normed on the way; NULL: they are as they are */
-    /* the weight as it was packed; scale and bias per row, of a gated weight the gate's first; NULL: 1 and 0 */
+    const float *x_scale;    /* [batch * tokens], for an 8-bit x; NULL: 1 */
+    const kinema_norm *norm; /* applied to an fp32 x without x2; NULL: none */
+    /* the packed weight; scale and bias per row, the gate's first if gated; NULL: 1 and 0 */
     const void *weight;
     const float *weight_scale;
     const float *bias;
@@ -157,26 +157,26 @@ typedef struct kinema_linear_args {
     int32_t x_dtype; /* F32, E4M3 or I8 */
     int32_t weight_dtype;
     int32_t gated;
-    int32_t quantize; /* 1: x is fp32 and becomes codes first, of an int8 weight, see kinema_linear_code_top(); or bf16,
-                         of a weight in bf16 or e4m3, see kinema_linear_multiplies_bf16() */
+    int32_t quantize; /* 1: x is fp32 and is quantized first, for an int8 weight, see kinema_linear_code_top(); or
+                         cast to bf16, for a weight in bf16 or e4m3, see kinema_linear_multiplies_bf16() */
     int32_t activation;
     int32_t threads;
 } kinema_linear_args;
 
 KINEMA_API int64_t kinema_linear_workspace(const kinema_cpu *cpu, const kinema_linear_args *args);
 KINEMA_API int32_t kinema_linear(const kinema_cpu *cpu, const kinema_linear_args *args, const kinema_control *control);
-/* What an fp32 x is rounded to for an int8 weight: x = scale * (code - zero) with codes of 0 to this number and, for a
- * token, scale = max(max(x, 0) - min(x, 0), 1e-12) / top, zero = round(-min(x, 0) / scale), code = round(x / scale) +
- * zero. 255, or 127 where an instruction set has no product of all 8 bits. */
+/* How an fp32 x is quantized for an int8 weight: x = scale * (code - zero_point) with codes of 0 to this maximum and,
+ * per token, scale = max(max(x, 0) - min(x, 0), 1e-12) / maximum, zero_point = round(-min(x, 0) / scale), code =
+ * round(x / scale) + zero_point. 255, or 127 where the instruction set has no product of full 8-bit codes. */
 KINEMA_API int32_t kinema_linear_code_top(const kinema_cpu *cpu);
-/* 1: with `quantize`, products of a weight in bf16 or e4m3 are of pairs of bf16 numbers, and up to twice as fast. 0: x
- * is rounded and multiplied in fp32, which gains nothing. */
+/* 1: with `quantize`, a weight in bf16 or e4m3 uses bf16 dot products, up to twice as fast. 0: x is rounded to bf16 but
+ * multiplied in fp32, which gains nothing. */
 KINEMA_API int32_t kinema_linear_multiplies_bf16(const kinema_cpu *cpu);
 
-/* ---- rows: norms, rotation, 8 bits ---- */
+/* ---- rows: norms, rotation, quantization ---- */
 
-/* y = norm(x) over rows of `channels`. A norm of zeros (no kind, no pointers) and an out in 8 bits: x itself is
- * rounded.
+/* y = norm(x) over rows of `channels`. With a zeroed norm (no kind, no pointers) and an 8-bit out, x itself is
+ * quantized.
  */
 typedef struct kinema_norm_modulate_args {
     int64_t batch, tokens, channels;
@@ -203,7 +203,7 @@ typedef struct kinema_qk_norm_rope_args {
     int64_t x_stride_b, x_stride_s;
     const float *weight; /* [heads * head_dim] if across_heads, else [head_dim]; may be null, as bias may */
     const float *bias;
-    const float *cosines; /* [rope_tokens, head_dim / 2], of tokens from rope_start on; null: nothing is rotated */
+    const float *cosines; /* [rope_tokens, head_dim / 2], for tokens from rope_start on; null: no rotation */
     const float *sines;
     int64_t rope_stride_b, rope_start, rope_tokens;
     float *out;
@@ -221,7 +221,7 @@ kinema_qk_norm_rope(const kinema_cpu *cpu, const kinema_qk_norm_rope_args *args,
 /* ---- scheduler_step: out[m] = sum over k of coefficients[b, m, k] * terms[k] ---- */
 
 typedef struct kinema_scheduler_step_args {
-    int64_t batch, elements; /* of one sample */
+    int64_t batch, elements; /* of a sample */
     int64_t term_count, out_count;
     const float *const *terms;
     const int64_t *term_strides; /* between samples */
@@ -238,9 +238,9 @@ kinema_scheduler_step(const kinema_cpu *cpu, const kinema_scheduler_step_args *a
 
 /* ---- attention ---- */
 
-/* Up to two query segments see up to three key segments as if they were concatenated. A segment may be empty (its
- * pointers are not looked at), and so may all those of keys: a query that sees no key gives 0, or its residual. With
- * two query segments there are no residual, causal blocks or lists. */
+/* Up to two query segments attend to up to three key segments as if they were concatenated. A segment may be empty (its
+ * pointers are then ignored), and so may all key segments: a query without keys gives 0, or its residual. Two query
+ * segments exclude a residual, causal blocks and lists. */
 typedef struct kinema_attention_args {
     int64_t batch, heads, head_dim;
     int64_t query_segments, key_segments;
@@ -248,28 +248,28 @@ typedef struct kinema_attention_args {
     int64_t q_stride_b[2], q_stride_n[2], q_stride_s[2], q_tokens[2];
     float *out[2]; /* [batch, tokens, heads * head_dim], channels dense */
     int64_t out_stride_b[2], out_stride_s[2];
-    const float *residual; /* of the first segment; may be its out; null: 0 */
+    const float *residual; /* for the first segment; may be its out; null: 0 */
     int64_t residual_stride_b, residual_stride_s;
     const float *k[3];
     int64_t k_stride_b[3], k_stride_n[3], k_stride_r[3];
     const float *v[3];
     int64_t v_stride_b[3], v_stride_n[3], v_stride_r[3];
     int64_t slots[3];
-    const int64_t *lengths[3]; /* [batch], how many slots are real, 0 to all; null: all */
-    const float *cosines[3];   /* rotates slots from rope_start on, on read; null: keys are as they are */
+    const int64_t *lengths[3]; /* [batch], how many slots are valid, 0 to all; null: all */
+    const float *cosines[3];   /* rotates slots from rope_start on, on read; null: no rotation */
     const float *sines[3];
     int64_t rope_stride_b[3], rope_start[3], rope_tokens[3];
     const float *bias; /* added to the logits, indexed by concatenated queries and slots; null: 0 */
     int64_t bias_stride_b, bias_stride_n, bias_stride_s, bias_stride_r;
-    int64_t causal_block, causal_offset;  /* of the last key segment; a block of 0: every query sees every key */
-    const int32_t *indices;               /* tiles of keys, each once in a list, [query tiles, listed] */
-    const int32_t *counts;                /* [query tiles], of the first `listed` how many; null: all keys are seen */
-    int64_t list_stride_b, list_stride_n; /* of counts; those of indices are `listed` times as large */
+    int64_t causal_block, causal_offset;  /* in the last key segment; a block of 0: no mask */
+    const int32_t *indices;               /* key tiles, without repeats in a list, [query tiles, listed] */
+    const int32_t *counts;                /* [query tiles], used entries of each list; null: attend to all keys */
+    int64_t list_stride_b, list_stride_n; /* of counts; strides of indices are `listed` times as large */
     int64_t listed, query_tile, key_tile;
     void *workspace; /* kinema_attention_workspace() bytes, 64-byte aligned */
     float scale;
     int32_t interleaved[3];
-    int32_t quantize; /* 1: logits are of queries and keys that are rounded to 181 steps; 0: of fp32 */
+    int32_t quantize; /* 1: logits from int8 queries and keys, of 181 levels; 0: from fp32 */
     int32_t threads;
 } kinema_attention_args;
 
@@ -279,8 +279,8 @@ kinema_attention(const kinema_cpu *cpu, const kinema_attention_args *args, const
 
 /* ---- patches and convolutions ---- */
 
-/* token(t, h, w) = W patch(t, h, w) + b + position; the weight is packed by kinema_linear_pack from [features, channels
- * pt * ph * pw] */
+/* token(t, h, w) = W patch(t, h, w) + b + position; the weight is packed by kinema_linear_pack from
+ * [features, channels * pt * ph * pw] */
 typedef struct kinema_patch_embed_args {
     int64_t batch, channels, frames, height, width;
     const float *x;
@@ -300,7 +300,7 @@ KINEMA_API int64_t kinema_patch_embed_workspace(const kinema_cpu *cpu, const kin
 KINEMA_API int32_t
 kinema_patch_embed(const kinema_cpu *cpu, const kinema_patch_embed_args *args, const kinema_control *control);
 
-/* Tokens [batch, t * h * w, patch of channels] back to a dense video [batch, channels, t * pt, h * ph, w * pw]. */
+/* Tokens [batch, t * h * w, patch of channels] to a dense video [batch, channels, t * pt, h * ph, w * pw]. */
 typedef struct kinema_unpatchify_args {
     int64_t batch, channels, grid_t, grid_h, grid_w, patch_t, patch_h, patch_w;
     const float *x;
@@ -314,14 +314,14 @@ KINEMA_API int32_t
 kinema_unpatchify(const kinema_cpu *cpu, const kinema_unpatchify_args *args, const kinema_control *control);
 
 /* conv(past frames ++ upsample(act(norm(x)))) + bias + residual, channels last; the weight is packed by
-   kinema_linear_pack from [out_channels, kernel_t * kernel_h * kernel_w * in_channels], or, where kernel_h = kernel_w =
-   3 and all strides are 1, by kinema_winograd_pack, and `winograd` says so */
+   kinema_linear_pack from [out_channels, kernel_t * kernel_h * kernel_w * in_channels], or, if kernel_h = kernel_w = 3
+   and all strides are 1, by kinema_winograd_pack with the tile `winograd` */
 typedef struct kinema_conv3d_args {
     int64_t batch, in_channels, out_channels, frames, height, width;
     const float *x;
     int64_t x_stride_b, x_stride_c, x_stride_t, x_stride_h, x_stride_w;
-    const float *norm; /* [in_channels] of x / max(|x|, 1e-12) * sqrt(in_channels) * norm; null: none */
-    float *cache;      /* the frames before x, read and then renewed; null: zeros */
+    const float *norm; /* [in_channels]: x / max(|x|, 1e-12) * sqrt(in_channels) * norm; null: none */
+    float *cache;      /* the frames before x, read and then updated; null: zeros */
     int64_t cache_stride_b, cache_stride_c, cache_stride_t, cache_stride_h, cache_stride_w;
     int64_t kernel_t, kernel_h, kernel_w, stride_t, stride_h, stride_w;
     int64_t pad_top, pad_bottom, pad_left, pad_right;
@@ -331,14 +331,14 @@ typedef struct kinema_conv3d_args {
     const float *residual; /* dense [batch, frames', height', width', out_channels], as out; may be out itself */
     float *out;
     void *workspace;    /* kinema_conv3d_workspace() bytes, 64-byte aligned */
-    int32_t activation; /* of x, behind the norm */
-    int32_t winograd;   /* the tile of kinema_winograd_pack, which packed the weight; 0: kinema_linear_pack did */
+    int32_t activation; /* of x, after the norm */
+    int32_t winograd;   /* the tile passed to kinema_winograd_pack; 0: packed by kinema_linear_pack */
     int32_t threads;
 } kinema_conv3d_args;
 
-/* Bytes of a kernel [out_channels, kernel_t, 3, 3, in_channels] in the form of Winograd's F(tile x tile, 3x3), tile 2
- * or 4: 2.25 or 4 times fewer multiplications, 16/9 or 4 times the size (and more where the channels are no whole
- * vectors), and a larger rounding error. */
+/* Bytes of a kernel [out_channels, kernel_t, 3, 3, in_channels] transformed for Winograd's F(tile x tile, 3x3), tile 2
+ * or 4: 2.25 or 4 times fewer multiplications, 16/9 or 4 times the size (more if the channels are not a multiple of the
+ * vector length), and a larger rounding error. */
 KINEMA_API int64_t kinema_winograd_packed_bytes(
     const kinema_cpu *cpu, int64_t in_channels, int64_t out_channels, int64_t kernel_t, int32_t tile);
 /* packed: 64-byte aligned */
@@ -349,10 +349,10 @@ KINEMA_API int32_t kinema_winograd_pack(
 KINEMA_API int64_t kinema_conv3d_workspace(const kinema_cpu *cpu, const kinema_conv3d_args *args);
 KINEMA_API int32_t kinema_conv3d(const kinema_cpu *cpu, const kinema_conv3d_args *args, const kinema_control *control);
 
-/* ---- what the machine can do at most ---- */
+/* ---- peak performance ---- */
 
-/* Independent multiply-adds (KINEMA_F32: of fp32, KINEMA_I8: the step of the exact int8 product), `steps` rounds of
- * them on each thread. operations: how many were done, a multiply-add being two. Whoever calls takes the time. */
+/* `steps` rounds of independent multiply-adds on each thread (KINEMA_F32: fp32, KINEMA_I8: the exact int8 product).
+ * operations: how many were done, two per multiply-add. The caller measures the time. */
 KINEMA_API int32_t
 kinema_probe_arithmetic(const kinema_cpu *cpu, int32_t dtype, int64_t steps, int32_t threads, int64_t *operations);
 /* Copies `bytes`, each thread its share. */

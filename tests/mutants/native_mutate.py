@@ -32,8 +32,8 @@ EDITS: tuple[tuple[str, str], ...] = (
     (r" \+= ", " -= "),
     (r"\btrue\b", "false"),
     (r"\bfalse\b", "true"),
-    (r"\bleast\(", "most("),
-    (r"\bmost\(", "least("),
+    (r"\bmin\(", "max("),
+    (r"\bmax\(", "min("),
     (r"\bvmin\(", "vmax("),
     (r"\bvmax\(", "vmin("),
     (r"\badd\(", "sub("),
@@ -50,14 +50,14 @@ STATEMENT = re.compile(
     r"^ +(?!return\b|const\b|static\b|if\b|for\b|else\b|while\b|V\b|using\b)[\w:\->.\[\]<>, *&]+"
     r"(?: [+*/-]?= .*|\(.*\)|\+\+);$"
 )
-# how a call is cut, fetches, and scratch
+# tilings, prefetching and scratch sizes
 FAST_ONLY = {
-    "Ahead",
-    "fetch_results",
-    "Cut",
-    "AttentionCut",
+    "Prefetcher",
+    "prefetch_results",
+    "GemmTiling",
+    "AttentionTiling",
     "ConvBands",
-    "Winograd",
+    "WinogradTiling",
     "aligned",
     "bytes",
     "lines_bytes",
@@ -68,13 +68,11 @@ FAST_ONLY = {
     "has_few_outputs",
     "reads_in_place",
     "conv3d_workspace",
-    "each_row",
+    "parallel_for_rows",
     "probe_f32",
     "probe_i8",
 }
-LEFT_OUT = re.compile(
-    r"^ *(?://|#|static_assert|template\b|typedef|constexpr int)|prefetch|fetch|bytes|workspace|threads|ahead"
-)
+LEFT_OUT = re.compile(r"^ *(?://|#|static_assert|template\b|typedef|constexpr int)|fetch|bytes|workspace|threads")
 
 
 def mutants(source: str) -> list[Mutant]:

@@ -17,7 +17,7 @@ struct Shape {
     explicit Shape(const Arguments &a) {
         rows = a.height + a.top;
     }
-    int64_t first(int64_t y) const { return most(0, y) * line; }
+    int64_t first(int64_t y) const { return max(0, y) * line; }
     int64_t bytes() const { return 4 * rows; }
 };
 
@@ -51,8 +51,8 @@ def test_every_kind_of_mistake_is_made(found):
     for part in (
         "Shape: rows = a.height + a.top; becomes rows = a.height - a.top;",
         "Shape: rows = a.height + a.top; dropped",
-        "first: int64_t first(int64_t y) const { return most(0, y) * line; } becomes "
-        "int64_t first(int64_t y) const { return least(0, y) * line; }",
+        "first: int64_t first(int64_t y) const { return max(0, y) * line; } becomes "
+        "int64_t first(int64_t y) const { return min(0, y) * line; }",
         "kernel: for (int64_t i = 0; i < count; i += W) { becomes for (int64_t i = 0; i <= count; i += W) {",
         "kernel: v = add(v, v); becomes v = sub(v, v);",
         "kernel: v = add(v, v); dropped",

@@ -161,11 +161,11 @@ def test_the_macros_of_instruction_sets_are_where_they_were():
     assert naming("__AVX512BF16__") == {"gemm.h", "linear.h", "panels.h", "probe.h", "simd_avx512.h"}
     vectors = {"simd_avx512.h", "simd_portable.h", "simd_avx2.h", "i8_maddubs.h"}
     # in a table's own words (kernels.h) and in a measurement (probe.h): neither is an op
-    assert naming(r"\b(multiply_i8|CODE_TOP|I8_ROWS|I8_LANES)\b") - vectors == {
+    assert naming(r"\b(multiply_i8|CODE_MAX|I8_ROWS|I8_LANES)\b") - vectors == {
         *("micro.h", "gemm.h", "linear.h", "kernels.h", "probe.h"),  # a product of codes is linear's alone
         *("attention.h", "attention_i8.h"),
     }
-    assert naming(r"\b(BF16_GROUP|Pairs)\b") - vectors == {"panels.h", "linear.h", "bf16.h", "kernels.h"}
+    assert naming(r"\b(BF16_GROUP|Bf16Pairs)\b") - vectors == {"panels.h", "linear.h", "bf16.h", "kernels.h"}
     fp32 = {path.name for path in sources if "p.dtype = KINEMA_F32;" in path.read_text()}
     assert fp32 == {"conv3d.h", "patches.h"}, "the other products of gemm.h are of fp32"
 

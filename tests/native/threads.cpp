@@ -151,7 +151,7 @@ void handles_come_and_go() {
 }
 
 // More threads than any machine has: as many as make sense are started.
-void more_threads_than_tasks(const Attention &attention) { attention.check(KINEMA_MOST_THREADS); }
+void more_threads_than_tasks(const Attention &attention) { attention.check(KINEMA_MAX_THREADS); }
 
 // ---- calls that end early
 

@@ -1,4 +1,4 @@
-// Conversions between formats, and the approximate functions: one value to one value.
+// Conversions between formats, and the approximate functions: unary instructions.
 #pragma once
 
 #include "vectors.h"
@@ -7,7 +7,7 @@ namespace conformance {
 
 struct ToBf16 {
     static constexpr const char *name = "cvt.rn.bf16.f32";
-    static constexpr int oldest = 80;
+    static constexpr int min_capability = 80;
     __device__ static uint32_t of(float x) {
         uint16_t y;
         asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y) : "f"(x));
@@ -16,7 +16,7 @@ struct ToBf16 {
 };
 struct ToBf16Zero {
     static constexpr const char *name = "cvt.rz.bf16.f32";
-    static constexpr int oldest = 80;
+    static constexpr int min_capability = 80;
     __device__ static uint32_t of(float x) {
         uint16_t y;
         asm("cvt.rz.bf16.f32 %0, %1;" : "=h"(y) : "f"(x));
@@ -25,7 +25,7 @@ struct ToBf16Zero {
 };
 struct ToBf16Pair { // the first operand goes into the upper half
     static constexpr const char *name = "cvt.rn.bf16x2.f32";
-    static constexpr int oldest = 80;
+    static constexpr int min_capability = 80;
     __device__ static uint32_t of(float x) {
         uint32_t y;
         asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(x), "f"(-x));
@@ -34,7 +34,7 @@ struct ToBf16Pair { // the first operand goes into the upper half
 };
 struct ToFp16 {
     static constexpr const char *name = "cvt.rn.f16.f32";
-    static constexpr int oldest = 80;
+    static constexpr int min_capability = 80;
     __device__ static uint32_t of(float x) {
         uint16_t y;
         asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y) : "f"(x));
@@ -43,7 +43,7 @@ struct ToFp16 {
 };
 struct ToFp16Zero {
     static constexpr const char *name = "cvt.rz.f16.f32";
-    static constexpr int oldest = 80;
+    static constexpr int min_capability = 80;
     __device__ static uint32_t of(float x) {
         uint16_t y;
         asm("cvt.rz.f16.f32 %0, %1;" : "=h"(y) : "f"(x));
@@ -52,7 +52,7 @@ struct ToFp16Zero {
 };
 struct ToE4m3Pair {
     static constexpr const char *name = "cvt.rn.satfinite.e4m3x2.f32";
-    static constexpr int oldest = 89;
+    static constexpr int min_capability = 89;
     __device__ static uint32_t of(float x) {
         uint16_t y = 0;
 #if __CUDA_ARCH__ >= 890
@@ -61,9 +61,9 @@ struct ToE4m3Pair {
         return y;
     }
 };
-struct FromE4m3Pair { // of the last 16 bits of x
+struct FromE4m3Pair { // of the low 16 bits of x
     static constexpr const char *name = "cvt.rn.f16x2.e4m3x2";
-    static constexpr int oldest = 89;
+    static constexpr int min_capability = 89;
     __device__ static uint32_t of(float x) {
         uint32_t y = 0;
 #if __CUDA_ARCH__ >= 890
@@ -74,7 +74,7 @@ struct FromE4m3Pair { // of the last 16 bits of x
 };
 struct ToInt8 {
     static constexpr const char *name = "cvt.rni.sat.s8.f32";
-    static constexpr int oldest = 80;
+    static constexpr int min_capability = 80;
     __device__ static uint32_t of(float x) {
         int32_t y;
         asm("cvt.rni.sat.s8.f32 %0, %1;" : "=r"(y) : "f"(x));
@@ -85,7 +85,7 @@ struct ToInt8 {
 #define CONFORMANCE_FUNCTION(NAME, TEXT)                                                                               \
     struct NAME {                                                                                                      \
         static constexpr const char *name = TEXT;                                                                      \
-        static constexpr int oldest = 80;                                                                              \
+        static constexpr int min_capability = 80;                                                                      \
         __device__ static uint32_t of(float x) {                                                                       \
             float y;                                                                                                   \
             asm(TEXT " %0, %1;" : "=f"(y) : "f"(x));                                                                   \
@@ -106,8 +106,8 @@ template <class Conversion> __global__ void convert(const float *x, uint32_t *y,
 }
 
 template <class Conversion> void record_conversion(Vectors &to, int capability, const std::vector<float> &x) {
-    if (capability < Conversion::oldest) {
-        to.absent(Conversion::name, "needs compute capability " + std::to_string(Conversion::oldest));
+    if (capability < Conversion::min_capability) {
+        to.absent(Conversion::name, "needs compute capability " + std::to_string(Conversion::min_capability));
         return;
     }
     const int count = static_cast<int>(x.size());
@@ -118,7 +118,7 @@ template <class Conversion> void record_conversion(Vectors &to, int capability, 
     to.array("y", {count}, y.values());
 }
 
-// Every value of a narrow format's middle, its neighbours, and where formats end; then any bits at all.
+// Special values, format limits and rounding ties with their neighbours; then arbitrary bits.
 inline std::vector<float> values_to_convert(Random &random) {
     std::vector<uint32_t> bits;
     auto add = [&](uint32_t kept) {
@@ -128,15 +128,16 @@ inline std::vector<float> values_to_convert(Random &random) {
     for (uint32_t kept :
          {0u, 1u, 0x007fffffu, 0x00800000u, 0x7f7fffffu, 0x7f800000u, 0x7f800001u, 0x7fc00000u, 0x7fffffffu})
         add(kept);
-    // beside the largest and smallest numbers of bf16, fp16, e4m3 and int8, and half of the smallest
+    // near the largest and smallest numbers of bf16, fp16, e4m3 and int8, and half of the smallest
     for (float edge :
          {3.3895314e38f, 65504.0f, 65520.0f, 448.0f,   464.0f,   480.0f,  126.5f,   127.0f,  127.5f,    128.0f,
           0.5f,          1.5f,     0x1p-24f, 0x1p-25f, 0x1p-14f, 0x1p-9f, 0x1p-10f, 0x1p-6f, 0x1p-133f, 0x1p-134f})
         for (int off = -1; off <= 1; ++off)
             add(bits_of(edge) + static_cast<uint32_t>(off));
-    for (int lost : {13, 16, 20}) // bits that fp16, bf16 and e4m3 lose: ties, and what is next to them
+    for (int dropped_bits : {13, 16, 20}) // bits dropped by fp16, bf16 and e4m3: ties, and their neighbours
         for (int i = 0; i < 32; ++i) {
-            const uint32_t tie = (bits_of(random.normal()) >> lost << lost | 1u << (lost - 1)) & 0x7fffffff;
+            const uint32_t tie =
+                (bits_of(random.normal()) >> dropped_bits << dropped_bits | 1u << (dropped_bits - 1)) & 0x7fffffff;
             for (int off = -1; off <= 1; ++off)
                 add(tie + static_cast<uint32_t>(off));
         }

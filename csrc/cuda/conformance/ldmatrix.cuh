@@ -1,4 +1,4 @@
-// ldmatrix: which lane gets which halves of which row.
+// ldmatrix: which halves of which row each lane receives.
 #pragma once
 
 #include "vectors.h"
@@ -9,12 +9,12 @@ constexpr int MATRIX_ROWS = 64; // of 8 halves, in shared memory
 
 template <int COUNT, bool TRANSPOSED>
 __global__ void load_matrices(const uint16_t *rows, const int32_t *of_lane, uint32_t *registers) {
-    __shared__ __align__(16) uint16_t held[MATRIX_ROWS * 8];
+    __shared__ __align__(16) uint16_t stored[MATRIX_ROWS * 8];
     const int lane = threadIdx.x;
     for (int i = lane; i < MATRIX_ROWS * 8; i += 32)
-        held[i] = rows[i];
+        stored[i] = rows[i];
     __syncwarp();
-    const uint32_t at = shared_address(held + of_lane[lane] * 8);
+    const uint32_t at = shared_address(stored + of_lane[lane] * 8);
     uint32_t r[4] = {};
     if constexpr (COUNT == 1 && !TRANSPOSED)
         asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];" : "=r"(r[0]) : "r"(at) : "memory");

@@ -1,4 +1,5 @@
-// Records what this GPU's instructions do: conformance FOLDER [SEED]. Ends with 1, and says why, if any call fails.
+// Records what this GPU's instructions compute: conformance FOLDER [SEED]. Exits with 1 and a message if any call
+// fails.
 //
 //   nvcc -O2 -std=c++17 -gencode=arch=compute_90a,code=sm_90a main.cu -o conformance
 #include "convert.cuh"

@@ -1,4 +1,4 @@
-// Bulk tensor copies of the copy engine: swizzles, and what lies beyond the borders; and mbarriers, which say when.
+// Bulk tensor copies (TMA): swizzles and out-of-bounds elements; and the mbarriers that signal completion.
 #pragma once
 
 #include <cuda.h>
@@ -7,8 +7,8 @@
 
 namespace conformance {
 
-constexpr int HELD_ROWS = 24, HELD_COLUMNS = 80; // of the matrix in memory, bf16
-constexpr int ROWS = 22, COLUMNS = 75;           // of it, what the map declares: what lies behind must not be read
+constexpr int STORED_ROWS = 24, STORED_COLUMNS = 80; // of the matrix in memory, bf16
+constexpr int ROWS = 22, COLUMNS = 75; // the part that the tensor map declares: nothing beyond may be read
 constexpr int BOX_ROWS = 16, CORNERS = 4;
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
@@ -41,7 +41,7 @@ __device__ inline void barrier_complete(uint64_t *barrier, int bytes) {
 #endif
 }
 
-// Whether the phase of this parity has ended.
+// Whether the phase of this parity has completed.
 __device__ inline int barrier_test(uint64_t *barrier, int parity) {
     int ended = 0;
 #ifdef CONFORMANCE_TMA
@@ -53,16 +53,16 @@ __device__ inline int barrier_test(uint64_t *barrier, int parity) {
     return ended;
 }
 
-// A block for each corner [x, y]; result: [CORNERS, bytes], shared memory as the copy left it.
+// One block per corner [x, y]; result: [CORNERS, bytes], shared memory after the copy.
 __global__ void
 copy_boxes(const __grid_constant__ CUtensorMap map, const int32_t *corners, int bytes, uint8_t *result) {
 #ifdef CONFORMANCE_TMA
     extern __shared__ __align__(1024) uint8_t box[];
     uint64_t *barrier = reinterpret_cast<uint64_t *>(box + bytes);
     if (shared_address(box) % 1024)
-        __trap(); // swizzles are of addresses
+        __trap(); // swizzles depend on the address
     for (int i = threadIdx.x; i < bytes; i += 32)
-        box[i] = 0xa5; // what is not written shows
+        box[i] = 0xa5; // marks bytes that are not written
     if (threadIdx.x == 0) {
         barrier_init(barrier, 1);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -98,17 +98,17 @@ inline Encode encoder() {
     return reinterpret_cast<Encode>(found);
 }
 
-// swizzle: bytes, 0 for none; a box is as wide.
+// swizzle: in bytes, also the width of a box; 0 for none, and 32 bytes.
 inline void record_copies(Vectors &to, int swizzle) {
     const int width = (swizzle ? swizzle : 32) / 2, bytes = BOX_ROWS * width * 2;
-    std::vector<uint16_t> held(HELD_ROWS * HELD_COLUMNS);
-    for (uint16_t &value : held)
-        value = static_cast<uint16_t>(to.random.bits() | 1); // none is zero, as what lies outside is
-    // inside; over the right and lower border; over the left and upper one; outside altogether
+    std::vector<uint16_t> stored(STORED_ROWS * STORED_COLUMNS);
+    for (uint16_t &value : stored)
+        value = static_cast<uint16_t>(to.random.bits() | 1); // never zero, unlike elements out of bounds
+    // inside; across the right and lower border; across the left and upper one; entirely outside
     const std::vector<int32_t> corners = {8, 3, COLUMNS - width / 2, ROWS - 5, -5, -2, COLUMNS + 8, 0};
-    const OnDevice<uint16_t> matrix(held);
+    const OnDevice<uint16_t> matrix(stored);
     const OnDevice<uint8_t> boxes(CORNERS * static_cast<size_t>(bytes));
-    const cuuint64_t size[2] = {COLUMNS, ROWS}, pitch[1] = {HELD_COLUMNS * sizeof(uint16_t)};
+    const cuuint64_t size[2] = {COLUMNS, ROWS}, pitch[1] = {STORED_COLUMNS * sizeof(uint16_t)};
     const cuuint32_t box[2] = {static_cast<cuuint32_t>(width), BOX_ROWS}, steps[2] = {1, 1};
     const CUtensorMapSwizzle mode = swizzle == 128  ? CU_TENSOR_MAP_SWIZZLE_128B
                                     : swizzle == 64 ? CU_TENSOR_MAP_SWIZZLE_64B
@@ -129,15 +129,15 @@ inline void record_copies(Vectors &to, int swizzle) {
     to.option("columns", COLUMNS);
     to.option("box_rows", BOX_ROWS);
     to.option("box_columns", width);
-    to.array("matrix", {HELD_ROWS, HELD_COLUMNS}, held);
+    to.array("matrix", {STORED_ROWS, STORED_COLUMNS}, stored);
     to.array("corners", {CORNERS, 2}, corners);
     to.array("boxes", {CORNERS, bytes}, boxes.values());
 }
 
-// What a barrier is told: arrive, arrive and expect bytes, bytes are complete.
+// Operations on a barrier: arrive, arrive and expect bytes, complete bytes.
 constexpr int ARRIVE = 0, EXPECT = 1, COMPLETE = 2;
 
-// operations: [count, 2], what and how many bytes. ended: [count + 1, 2], by parity, before the first and after each.
+// operations: [count, 2], operation and bytes. ended: [count + 1, 2], by parity, before the first and after each.
 __global__ void drive_barrier(int arrivals, const int32_t *operations, int count, int32_t *ended) {
     __shared__ uint64_t barrier;
     barrier_init(&barrier, arrivals);
@@ -161,8 +161,8 @@ inline void record_barrier(Vectors &to) {
     const std::vector<int32_t> operations = {
         ARRIVE,   0,  ARRIVE,   0,                              // a phase
         EXPECT,   64, ARRIVE,   0,  COMPLETE, 32, COMPLETE, 32, // one that ends with its bytes
-        EXPECT,   16, COMPLETE, 16, EXPECT,   8,  COMPLETE, 8,  // the bytes of the first are there before it has ended
-        COMPLETE, 48, EXPECT,   48, ARRIVE,   0};               // bytes that come before they are expected
+        EXPECT,   16, COMPLETE, 16, EXPECT,   8,  COMPLETE, 8,  // the first bytes complete before the phase can end
+        COMPLETE, 48, EXPECT,   48, ARRIVE,   0};               // bytes that complete before they are expected
     const int count = static_cast<int>(operations.size()) / 2;
     const OnDevice<int32_t> ended(2 * static_cast<size_t>(count + 1));
     drive_barrier<<<1, 1>>>(arrivals, OnDevice<int32_t>(operations), count, ended);

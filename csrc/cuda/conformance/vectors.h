@@ -1,5 +1,5 @@
-// What instructions of a GPU did to random operands, for an emulator on a CPU to be held to: a file of raw arrays
-// (vectors.bin) and its index (vectors.json), which benchmarks/gpu_session/vectors.py reads.
+// Results of GPU instructions for random operands, to test a CPU emulator against: a file of raw arrays (vectors.bin)
+// and its index (vectors.json), which benchmarks/gpu_session/vectors.py reads.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -28,7 +28,7 @@ inline void check(cudaError_t code, const char *what, const char *file, int line
     std::exit(1);
 }
 
-// Numbers from a seed (splitmix64), the same on every machine.
+// Random numbers from a seed (splitmix64), the same on every machine.
 class Random {
   public:
     explicit Random(uint64_t seed) : state_(seed) {}
@@ -40,7 +40,7 @@ class Random {
         return z ^ (z >> 31);
     }
     int below(int count) { return static_cast<int>(bits() % static_cast<uint64_t>(count)); }
-    float uniform() { return static_cast<float>(bits() >> 40) * 0x1p-24f; } // of [0, 1)
+    float uniform() { return static_cast<float>(bits() >> 40) * 0x1p-24f; } // in [0, 1)
     float normal() {
         const float radius = std::sqrt(-2.0f * std::log(1.0f - uniform()));
         return radius * std::cos(6.2831853f * uniform());
@@ -67,7 +67,7 @@ template <> struct Name<float> {
     static constexpr const char *text = "float32";
 };
 
-// An array on the GPU, from one on the host or filled with ones (as bits, so that what is not written shows).
+// An array on the GPU, copied from the host or with all bits set, so that missing writes show.
 template <class T> class OnDevice {
   public:
     explicit OnDevice(size_t count) : count_(count) {
@@ -81,7 +81,7 @@ template <class T> class OnDevice {
     ~OnDevice() { cudaFree(data_); }
 
     operator T *() const { return data_; }
-    // Waits for what was launched before.
+    // Waits for the kernels launched before.
     std::vector<T> values() const {
         std::vector<T> result(count_);
         CUDA(cudaGetLastError());
@@ -95,14 +95,14 @@ template <class T> class OnDevice {
     size_t count_;
 };
 
-// The file, written when all is recorded. Names are plain words: nothing is escaped.
+// The recording, written at the end. Names are plain words: nothing is escaped.
 class Vectors {
   public:
     Random random;
 
     explicit Vectors(uint64_t seed) : random(seed), seed_(seed) {}
 
-    // A new entry; `array` and `option` add to it. kind: what a reader does with it.
+    // Starts an entry; `array` and `option` add to it. kind: tells a reader how to interpret it.
     void begin(const std::string &name, const std::string &kind, const std::string &instruction) {
         entries_ += (entries_.empty() ? "" : "}},\n") + std::string("    {\"name\": \"") + name + "\", \"kind\": \"" +
                     kind + "\", \"instruction\": \"" + instruction + "\"";
@@ -129,7 +129,7 @@ class Vectors {
         const char *bytes = reinterpret_cast<const char *>(values.data());
         data_.append(bytes, count * sizeof(T));
     }
-    // What this GPU has not.
+    // An instruction that this GPU lacks.
     void absent(const std::string &name, const std::string &why) {
         absent_ +=
             (absent_.empty() ? "" : ",\n") + std::string("    {\"name\": \"") + name + "\", \"why\": \"" + why + "\"}";
@@ -158,7 +158,7 @@ class Vectors {
     bool in_arrays_ = false;
 };
 
-// fp32 → the bits of a narrower format, to nearest even, of finite values; NaN and infinities of bf16 and fp16 too.
+// fp32 → the bits of a narrower format, to nearest even, for finite values.
 inline uint32_t bits_of(float x) {
     uint32_t bits;
     std::memcpy(&bits, &x, sizeof bits);
@@ -182,7 +182,7 @@ inline uint8_t to_e4m3(float x) { // of values that are normal in e4m3, or zero
     return static_cast<uint8_t>((bits >> 24 & 0x80) | (code < 0x7e ? code : 0x7e));
 }
 
-inline uint32_t two(uint16_t low, uint16_t high) { return low | static_cast<uint32_t>(high) << 16; }
+inline uint32_t pack_halves(uint16_t low, uint16_t high) { return low | static_cast<uint32_t>(high) << 16; }
 
 #ifdef __CUDACC__
 __device__ __forceinline__ uint32_t shared_address(const void *p) {

@@ -21,8 +21,8 @@ namespace conformance {
     CONFORMANCE_0_31 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,"   \
                      "%55,%56,%57,%58,%59,%60,%61,%62,%63"
 
-// D (64 × 64 or 64 × 128, fp32) = A·B + D, or A·B without `add`. a, b: descriptors, or A's registers.
-// TA, TB: 1 where that operand is MN-major, so that its tile has rows of K; operands of 8 bits never are.
+// D (64 × 64 or 64 × 128, fp32) = A·B + D, or A·B without `add`. a, b: descriptors, or A's registers. TA, TB: 1 if that
+// operand is MN-major, so that its tile has rows of K; 8-bit operands never are.
 template <int TA, int TB> struct SharedBf16 {
     static constexpr bool registers = false, a_rows_of_k = TA, b_rows_of_k = TB;
     static constexpr int bits = 16;
@@ -106,9 +106,9 @@ struct RegistersE4m3 {
     }
 };
 
-// An operand in shared memory. extent: of M or N. K-major, its rows are of K and as long as the swizzle, in bytes, and
-// the next product of a chain begins 32 bytes further. MN-major, its rows are of M or N and as long as the swizzle, the
-// next product begins 16 rows further, and what is wider lies in panels, one behind the other. Eight rows are a group.
+// An operand in shared memory. extent: of M or N. K-major: rows along K, as long as the swizzle in bytes; the next
+// product of a chain starts 32 bytes further. MN-major: rows along M or N, as long as the swizzle; the next product
+// starts 16 rows further, and wider tiles are split into consecutive panels. A group is eight rows.
 struct Tile {
     int extent, products, swizzle;
     bool rows_of_k;
@@ -116,7 +116,7 @@ struct Tile {
     int panel() const { return (rows_of_k ? products * 16 : extent) * swizzle; }
     int bytes() const { return rows_of_k ? panel() * (extent * 2 / swizzle) : panel(); }
     int step() const { return rows_of_k ? 16 * swizzle : 32; }
-    // All of it but the address: from panel to panel, from group to group, and the swizzle's number.
+    // All fields but the address: the strides between panels and between groups, and the swizzle mode.
     uint64_t descriptor() const {
         const uint64_t leading = rows_of_k ? panel() : 16, stride = 8 * swizzle;
         return leading >> 4 << 16 | stride >> 4 << 32 | static_cast<uint64_t>(swizzle == 128 ? 1 : 2) << 62;
@@ -130,38 +130,37 @@ struct Operands {
     uint64_t a_descriptor, b_descriptor;
 };
 
-constexpr int MOST_BYTES = 1 << 14; // of a tile; B's lies behind A's
+constexpr int MAX_TILE_BYTES = 1 << 14; // of a tile; B follows A
 
-// c, d: [128, COLUMNS / 2], registers of lanes. c: null for a chain that begins at zero.
-template <class Product, int COLUMNS, int PRODUCTS>
+// c, d: [128, COLUMNS / 2], registers per lane. c: null for a chain that starts at zero.
+template <class Mma, int COLUMNS, int PRODUCTS>
 __global__ void __launch_bounds__(128) multiply_chain(const Operands given, const float *c, float *d) {
 #ifdef CONFORMANCE_SM90A
     constexpr int SUMS = COLUMNS / 2;
     extern __shared__ __align__(1024) uint8_t tiles[];
     if (shared_address(tiles) % 1024)
-        __trap(); // swizzles are of addresses
+        __trap(); // swizzles depend on the address
     const int lane = threadIdx.x;
     for (int i = lane; i < given.a_bytes; i += 128)
         tiles[i] = given.a[i];
     for (int i = lane; i < given.b_bytes; i += 128)
-        tiles[MOST_BYTES + i] = given.b[i];
+        tiles[MAX_TILE_BYTES + i] = given.b[i];
     uint32_t left[PRODUCTS][4] = {};
-    if constexpr (Product::registers)
+    if constexpr (Mma::registers)
         for (int p = 0; p < PRODUCTS; ++p)
             for (int i = 0; i < 4; ++i)
                 left[p][i] = given.registers[(p * 128 + lane) * 4 + i];
     float sum[SUMS];
     for (int i = 0; i < SUMS; ++i)
         sum[i] = c ? c[lane * SUMS + i] : __int_as_float(0x7fc00000); // a NaN that must not be read
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); // what was written as usual is read by the products
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");      // makes the generic writes above visible to wgmma
     __syncthreads();
     const uint64_t a = given.a_descriptor | (shared_address(tiles) & 0x3ffff) >> 4;
-    const uint64_t b = given.b_descriptor | (shared_address(tiles + MOST_BYTES) & 0x3ffff) >> 4;
+    const uint64_t b = given.b_descriptor | (shared_address(tiles + MAX_TILE_BYTES) & 0x3ffff) >> 4;
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
     for (int p = 0; p < PRODUCTS; ++p)
-        Product::multiply(
-            sum, left[p], a + (p * given.a_step >> 4), b + (p * given.b_step >> 4), p > 0 || c != nullptr);
+        Mma::multiply(sum, left[p], a + (p * given.a_step >> 4), b + (p * given.b_step >> 4), p > 0 || c != nullptr);
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
     asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
     for (int i = 0; i < SUMS; ++i)
@@ -169,61 +168,61 @@ __global__ void __launch_bounds__(128) multiply_chain(const Operands given, cons
 #endif
 }
 
-// Numbers of the format, one behind the other. wide: exponents far apart.
-inline std::vector<uint8_t> drawn(Random &random, int bits, bool wide, size_t count) {
+// Contiguous random numbers of the format. wide_range: a wide range of exponents.
+inline std::vector<uint8_t> random_numbers(Random &random, int bits, bool wide_range, size_t count) {
     std::vector<uint8_t> bytes(count);
     for (size_t i = 0; i < count; i += bits / 8) {
         if (bits == 8) {
-            bytes[i] = to_e4m3(std::ldexp(random.normal(), wide ? random.below(9) - 4 : 0));
+            bytes[i] = to_e4m3(std::ldexp(random.normal(), wide_range ? random.below(9) - 4 : 0));
         } else {
-            const uint16_t value = to_bf16(std::ldexp(random.normal(), wide ? random.below(33) - 16 : 0));
+            const uint16_t value = to_bf16(std::ldexp(random.normal(), wide_range ? random.below(33) - 16 : 0));
             std::memcpy(&bytes[i], &value, sizeof value);
         }
     }
     return bytes;
 }
 
-struct Choice {
-    bool from_zero = true, wide = false;
+struct ChainOptions {
+    bool from_zero = true, wide_range = false;
     int swizzle = 128;
 };
 
-template <class Product, int COLUMNS, int PRODUCTS>
-void record_chain(Vectors &to, const std::string &name, const Choice &choice) {
-    const Tile left{64, PRODUCTS, choice.swizzle, bool(Product::a_rows_of_k)};
-    const Tile right{COLUMNS, PRODUCTS, choice.swizzle, bool(Product::b_rows_of_k)};
-    const size_t a_bytes = Product::registers ? PRODUCTS * 128 * 16 : left.bytes();
-    const std::vector<uint8_t> a = drawn(to.random, Product::bits, choice.wide, a_bytes);
-    const std::vector<uint8_t> b = drawn(to.random, Product::bits, choice.wide, right.bytes());
+template <class Mma, int COLUMNS, int PRODUCTS>
+void record_chain(Vectors &to, const std::string &name, const ChainOptions &options) {
+    const Tile left{64, PRODUCTS, options.swizzle, bool(Mma::a_rows_of_k)};
+    const Tile right{COLUMNS, PRODUCTS, options.swizzle, bool(Mma::b_rows_of_k)};
+    const size_t a_bytes = Mma::registers ? PRODUCTS * 128 * 16 : left.bytes();
+    const std::vector<uint8_t> a = random_numbers(to.random, Mma::bits, options.wide_range, a_bytes);
+    const std::vector<uint8_t> b = random_numbers(to.random, Mma::bits, options.wide_range, right.bytes());
     std::vector<uint32_t> registers(a_bytes / 4);
     std::memcpy(registers.data(), a.data(), a_bytes);
     std::vector<float> c(128 * COLUMNS / 2);
     for (float &value : c)
         value = 8.0f * to.random.normal();
-    const OnDevice<uint8_t> a_there(a), b_there(b);
-    const OnDevice<uint32_t> registers_there(registers);
+    const OnDevice<uint8_t> a_on_device(a), b_on_device(b);
+    const OnDevice<uint32_t> registers_on_device(registers);
     const OnDevice<float> start(c), result(c.size());
-    const int shared = Product::registers ? 0 : left.bytes();
-    const Operands given{a_there,      b_there,           registers_there,   shared, right.bytes(), left.step(),
+    const int shared = Mma::registers ? 0 : left.bytes();
+    const Operands given{a_on_device,  b_on_device,       registers_on_device, shared, right.bytes(), left.step(),
                          right.step(), left.descriptor(), right.descriptor()};
-    const float *from = choice.from_zero ? nullptr : static_cast<float *>(start);
-    multiply_chain<Product, COLUMNS, PRODUCTS><<<1, 128, 2 * MOST_BYTES>>>(given, from, result);
-    const std::string shape = "m64n" + std::to_string(COLUMNS) + (Product::bits == 8 ? "k32" : "k16");
+    const float *from = options.from_zero ? nullptr : static_cast<float *>(start);
+    multiply_chain<Mma, COLUMNS, PRODUCTS><<<1, 128, 2 * MAX_TILE_BYTES>>>(given, from, result);
+    const std::string shape = "m64n" + std::to_string(COLUMNS) + (Mma::bits == 8 ? "k32" : "k16");
     to.begin(
         "wgmma " + name, "wgmma",
-        "wgmma.mma_async.sync.aligned." + shape + (Product::bits == 8 ? ".f32.e4m3.e4m3" : ".f32.bf16.bf16"));
+        "wgmma.mma_async.sync.aligned." + shape + (Mma::bits == 8 ? ".f32.e4m3.e4m3" : ".f32.bf16.bf16"));
     to.option("columns", COLUMNS);
     to.option("products", PRODUCTS);
-    to.option("swizzle", choice.swizzle);
-    to.option("a_rows_of_k", Product::a_rows_of_k);
-    to.option("b_rows_of_k", Product::b_rows_of_k);
-    to.option("bits", Product::bits);
-    if (Product::registers)
+    to.option("swizzle", options.swizzle);
+    to.option("a_rows_of_k", Mma::a_rows_of_k);
+    to.option("b_rows_of_k", Mma::b_rows_of_k);
+    to.option("bits", Mma::bits);
+    if (Mma::registers)
         to.array("a_registers", {PRODUCTS, 128, 4}, registers);
     else
         to.array("a", {left.bytes()}, a);
     to.array("b", {right.bytes()}, b);
-    if (!choice.from_zero)
+    if (!options.from_zero)
         to.array("c", {128, COLUMNS / 2}, c);
     to.array("d", {128, COLUMNS / 2}, result.values());
 }
@@ -233,22 +232,22 @@ inline void record_wgmma(Vectors &to, int capability) {
         to.absent("wgmma", "is Hopper's alone");
         return;
     }
-    Choice plain, onto, far, narrow;
-    onto.from_zero = false;
-    far.wide = true;
-    narrow.swizzle = 64;
-    record_chain<SharedBf16<0, 0>, 64, 4>(to, "bf16 n64", onto);
-    record_chain<SharedBf16<0, 0>, 64, 1>(to, "bf16 n64, once, far apart", far);
-    record_chain<SharedBf16<0, 0>, 64, 2>(to, "bf16 n64, 64-byte swizzle", narrow);
+    ChainOptions plain, accumulating, wide_range, swizzle_64;
+    accumulating.from_zero = false;
+    wide_range.wide_range = true;
+    swizzle_64.swizzle = 64;
+    record_chain<SharedBf16<0, 0>, 64, 4>(to, "bf16 n64", accumulating);
+    record_chain<SharedBf16<0, 0>, 64, 1>(to, "bf16 n64, once, far apart", wide_range);
+    record_chain<SharedBf16<0, 0>, 64, 2>(to, "bf16 n64, 64-byte swizzle", swizzle_64);
     record_chain<SharedBf16<0, 1>, 64, 4>(to, "bf16 n64, B MN-major", plain);
     record_chain<SharedBf16<1, 0>, 64, 4>(to, "bf16 n64, A MN-major", plain);
     record_chain<SharedBf16<0, 0>, 128, 4>(to, "bf16 n128", plain);
     record_chain<SharedBf16<0, 1>, 128, 4>(to, "bf16 n128, B MN-major", plain);
-    record_chain<RegistersBf16<0>, 64, 4>(to, "bf16 n64, A in registers", onto);
+    record_chain<RegistersBf16<0>, 64, 4>(to, "bf16 n64, A in registers", accumulating);
     record_chain<RegistersBf16<1>, 128, 4>(to, "bf16 n128, A in registers, B MN-major", plain);
-    record_chain<SharedE4m3, 64, 4>(to, "e4m3 n64", onto);
-    record_chain<SharedE4m3, 64, 1>(to, "e4m3 n64, once, far apart", far);
-    record_chain<SharedE4m3, 64, 4>(to, "e4m3 n64, far apart", far);
+    record_chain<SharedE4m3, 64, 4>(to, "e4m3 n64", accumulating);
+    record_chain<SharedE4m3, 64, 1>(to, "e4m3 n64, once, far apart", wide_range);
+    record_chain<SharedE4m3, 64, 4>(to, "e4m3 n64, far apart", wide_range);
     record_chain<SharedE4m3, 128, 4>(to, "e4m3 n128", plain);
     record_chain<RegistersE4m3, 64, 4>(to, "e4m3 n64, A in registers", plain);
 }
