@@ -22,7 +22,7 @@ from kinema.cli.request import add_request_arguments, request_from
 if TYPE_CHECKING:
     from kinema.request.stats import Stats
 
-COLLECTED = ("gif", "webp")  # formats whose frames are all held until the last is there
+COLLECTED = ("gif", "webp")  # formats that are written only when all frames are there
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
