@@ -1,7 +1,7 @@
-"""The errors users see. Each message says what was got, what was wanted and what to do.
+"""The errors that users see. Each message says what was given, what was wanted and what to do.
 
-Much of a message may come from a file that is not ours: names of tensors, values of a config. What is shown is one
-line of bounded length that does nothing to a terminal, whatever the file holds.
+Much of a message may come from an untrusted file: tensor names, config values. Whatever the file holds, the message is
+one line of bounded length that cannot control a terminal.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _REPR.maxstring = _REPR.maxother = MAX_ITEM
 
 
 class _OneLine:
-    """What is said is safe to print, whoever prints it."""
+    """Its text is safe to print, whoever prints it."""
 
     def __str__(self) -> str:
         return one_line(super().__str__())
@@ -50,34 +50,34 @@ class Interrupted(KinemaError):
 
 
 class KinemaWarning(_OneLine, UserWarning):
-    """Something was understood otherwise than it was said; the CLI prints it as one line and goes on."""
+    """Something is not done as it was asked for; the CLI prints it as one line and goes on."""
 
 
 def warn(text: str, *, stacklevel: int = 1) -> None:
-    """Warn in one line. A host whose standard error is broken loses what is said, and nothing else."""
+    """Warn in one line. A host whose standard error is broken loses the warning and nothing else."""
     try:
         warnings.warn(one_line(text), KinemaWarning, stacklevel=stacklevel + 1)
-    except KinemaWarning:  # its filters make errors of warnings
+    except KinemaWarning:  # the host's filters turn warnings into errors
         raise
-    except Exception:  # of a host's broken stream, or its own showwarning
+    except Exception:  # from a broken stream, or the host's own showwarning
         return
 
 
 def one_line(text: str) -> str:
-    """`text` with its lines joined, safe for a terminal, and cut in its middle where it is longer than MAX_MESSAGE."""
+    """`text` with its lines joined, safe for a terminal, its middle cut out if it is longer than MAX_MESSAGE."""
     lines = cut(text, MAX_MESSAGE).splitlines()
     return cut(printable(" ".join(line.strip() for line in lines)), MAX_MESSAGE)
 
 
 def printable(text: str) -> str:
-    """`text` with escapes for what is no visible character: controls, directions of writing, halves of surrogates."""
+    """`text` with unprintable characters escaped: control characters, bidirectional marks, lone surrogates."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def cut(text: str, limit: int) -> str:
-    """`text`, or its beginning and end, about `limit` characters: a message ends with what to do."""
+    """`text`, or its beginning and end in about `limit` characters: a message ends with what to do."""
     if len(text) <= limit:
         return text
     end = limit // 4
@@ -85,7 +85,7 @@ def cut(text: str, limit: int) -> str:
 
 
 def shown(value: object) -> str:
-    """The repr of a value that may be anything of any size, for a message."""
+    """The repr of any value, bounded in length, for a message."""
     try:
         return cut(_REPR.repr(value), MAX_ITEM)
     except Exception:  # an integer of 5,000 digits has no repr

@@ -57,7 +57,7 @@ class VideoPipeline(DiffusersPipeline):
         self.ops = ops_for(options)
         self.components = Components(self.model, self.ops, options)
         self.cuda_graphs = options.cuda_graphs and self.ops.device.type == "cuda"
-        self.bar: dict[str, Any] = {}  # of `set_progress_bar_config`
+        self.bar: dict[str, Any] = {}  # set by `set_progress_bar_config`
         self.geometry, self.defaults = self.model.geometry, self.model.defaults
         self.transformer_config = self.model.configs[self.model.experts[0]]
 
@@ -65,8 +65,8 @@ class VideoPipeline(DiffusersPipeline):
     def from_pretrained(cls, model: Path, **options: Any) -> VideoPipeline:
         """Open a diffusers-format folder, or "sample" for the model that ships with kinema.
 
-        options: those of `LoadOptions` (device, backend, precision, …), and parts of kinema's to take instead of the
-        folder's (vae=, scheduler=, …). Parts load when a stage first needs them.
+        options: fields of `LoadOptions` (device, backend, precision, …), and parts that kinema loaded, to use instead
+        of the folder's (vae=, scheduler=, …). Parts load when a stage first needs them.
         """
         load, parts = parameters.loading(options)
         pipe = cls(open_folder(model), load)
@@ -84,10 +84,11 @@ class VideoPipeline(DiffusersPipeline):
         return_dict: bool = True,
         **given: Any,
     ) -> VideoOutput | tuple[Any]:
-        """Generate. `given` are the fields of `GenerationRequest`: diffusers' names and meanings.
+        """Generate. given: fields of `GenerationRequest`, with diffusers' names and meanings.
 
         callback_on_step_end(state, step, timestep, tensors) may return replacements for the tensors that it asked
-        for, and stops the run by setting `state.interrupt`. progress: a bar over the steps, None: on a terminal.
+        for, and stops the run by setting `state.interrupt`. progress: whether to show a bar of the steps; None: on a
+        terminal.
         """
         parameters.calling(progress, return_dict)
         request = self.complete(parameters.request({"prompt": prompt, **given}))
@@ -109,8 +110,8 @@ class VideoPipeline(DiffusersPipeline):
     ) -> RequestState:
         """Check the request against model and memory, encode its prompts and images, and draw its noise.
 
-        streamed: its frames will be taken from `decode_chunks` one chunk at a time, which needs less memory. stop: the
-        state's flag, for another thread to set while this goes on, which ends with Interrupted then.
+        streamed: the frames will be taken from `decode_chunks` one chunk at a time, which needs less memory. stop: the
+        state's flag; if another thread sets it meanwhile, this raises Interrupted.
         """
         stop = StopFlag() if stop is None else of_kind("stop", stop, StopFlag)
         request = self.complete(of_kind("request", request, GenerationRequest), streamed=streamed)
@@ -140,7 +141,7 @@ class VideoPipeline(DiffusersPipeline):
         return RequestState(request, self.model, latents, schedule, guidance, text, negative, conditioning, stats, stop)
 
     def run(self, state: RequestState, on_step: OnStep | None = None) -> None:
-        """All steps that are left. on_step(steps done before it, its timestep) is called after each."""
+        """Take the remaining steps. on_step(number of steps done before, timestep) is called after each."""
         while not state.done:
             step, timestep = state.step_index, state.timestep
             self.step([state])
@@ -157,7 +158,7 @@ class VideoPipeline(DiffusersPipeline):
     def decode_chunks(self, state: RequestState) -> Iterator[torch.Tensor]:
         """The clip as it is decoded: [B, 3, t, H, W] in [−1, 1], chunk after chunk, in bounded memory.
 
-        Also of a request that was interrupted; to be interrupted once more is an Interrupted error.
+        An interrupted request can be decoded too; a second interruption raises Interrupted.
         """
         of_kind("state", state, RequestState).check_whole()
         state.heed_interrupt()
@@ -196,10 +197,10 @@ class VideoPipeline(DiffusersPipeline):
         fps: float | None = None,
         on_frames: Callable[[int], object] | None = None,
     ) -> Stats:
-        """Decode into files, one for each sample, chunk by chunk and so in bounded memory; what the run cost.
+        """Decode into files, one per sample, chunk by chunk and so in bounded memory. Returns what the run cost.
 
-        fps: the model's, if it is left out. on_frames(frames) is called after each chunk. RequestError for a request
-        that is not done, or another number of files than of samples.
+        fps: the model's by default. on_frames(number of frames) is called after each chunk. RequestError if the request
+        is not done, or if there is not one path per sample.
         """
         of_kind("state", state, RequestState).check_done()
         files = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
@@ -210,10 +211,10 @@ class VideoPipeline(DiffusersPipeline):
         return state.measured()
 
     def complete(self, request: GenerationRequest, *, streamed: bool = False) -> GenerationRequest:
-        """The request with this model's defaults where it says nothing, and its pictures and video read.
+        """The request with this model's defaults filled in, and its pictures and video read.
 
-        A video gives its own length where none is asked for. RequestError if a file cannot be read, or if the clip does
-        not fit into memory: a video is read only as far as it does.
+        Where num_frames is not given, a video's own length is. RequestError if a file cannot be read, or if the clip
+        does not fit into memory: a video is read only as far as it fits.
         """
         check_library(request.output_type)
         native = {name: getattr(self.defaults, name) for name in _DEFAULTED if getattr(request, name) is None}

@@ -1,7 +1,4 @@
-"""Reusable activation buffers: a layer's output takes memory that an earlier layer no longer needs.
-
-And each step reuses the last step's.
-"""
+"""Reusable activation buffers: a layer writes over what earlier layers no longer need, and a step over the last."""
 
 from __future__ import annotations
 
@@ -13,13 +10,13 @@ import torch
 
 from kinema.ops.common.pages import aligned_bytes
 
-MOST_VIEWS = 64  # of clips of many sizes
+MOST_VIEWS = 64  # there is one per shape, and clips come in many sizes
 
 
 class ActivationBuffers:
-    """Buffers by name, for one forward or clip at a time. Autograd keeps what it was given, so with it there are none.
+    """Buffers by name, for one forward or clip at a time; none under autograd, which keeps the activations.
 
-    An allocator hands large maps back to the system, which clears each page of the next: a twentieth of a forward.
+    An allocator returns large blocks to the system, which zeroes each page of the next: a twentieth of a forward.
     """
 
     def __init__(self, enabled: bool = True) -> None:
@@ -28,12 +25,12 @@ class ActivationBuffers:
         self._views: dict[tuple[object, ...], torch.Tensor] = {}
 
     def get(self, name: str, shape: Sequence[int], like: torch.Tensor) -> torch.Tensor | None:
-        """A dense tensor for an op to write into, until the next of that name; None: the op makes its own."""
+        """A dense tensor for an op to write into, valid until the next of that name. None: the op allocates its own."""
         if not self._enabled or torch.is_grad_enabled():
             return None
         key = (name, *shape)
-        found = self._views.get(key)  # a view costs as much as a small op's arguments
-        # nothing but a pointer may write into an inference tensor outside of inference mode
+        found = self._views.get(key)  # making a view costs as much as checking a small op's arguments
+        # torch writes into an inference tensor only in inference mode
         inference = torch.is_inference_mode_enabled()
         if (
             found is None
@@ -41,7 +38,7 @@ class ActivationBuffers:
             or found.device != like.device
             or found.is_inference() != inference
         ):
-            found = None  # or the old memory would stay until there is new
+            found = None  # or the old memory would live until the new is allocated
             if len(self._views) >= MOST_VIEWS:
                 self._views.clear()
             found = self._views[key] = self._flat_of(name, math.prod(shape), like, inference).view(*shape)
@@ -53,20 +50,20 @@ class ActivationBuffers:
         if flat is None or other or flat.numel() < count or flat.dtype != like.dtype or flat.device != like.device:
             for view in [key for key in self._views if key[0] == name]:
                 del self._views[view]
-            self._flat.pop(name, None)  # before there is another
+            self._flat.pop(name, None)  # freed before the new is allocated
             flat = None
             flat = self._flat[name] = _flat(count, like)
         return flat[:count]
 
     def in_place(self, x: torch.Tensor) -> torch.Tensor | None:
-        """x itself, for an op whose result takes its place; None: the op makes its own."""
+        """x itself, for an op whose result overwrites it. None: the op allocates its own."""
         return x if self._enabled and not torch.is_grad_enabled() else None
 
 
 class BufferPool:
-    """A model's maps: one lot for each forward that runs at the same time, kept for the next ones until `release`.
+    """A model's activation buffers: one set per concurrent forward, kept for later forwards until `release`.
 
-    Nothing of a request stays in them: whoever takes a lot writes before it reads.
+    They carry nothing over from a request: a forward writes each buffer before it reads it.
     """
 
     def __init__(self, enabled: bool = True) -> None:
@@ -76,16 +73,16 @@ class BufferPool:
     @contextmanager
     def lease(self) -> Iterator[ActivationBuffers]:
         try:
-            maps = self._idle.pop()
-        except IndexError:  # the first, or others run in other threads
-            maps = ActivationBuffers(self._enabled)
+            buffers = self._idle.pop()
+        except IndexError:  # the first forward, or others run in other threads
+            buffers = ActivationBuffers(self._enabled)
         try:
-            yield maps
+            yield buffers
         finally:
-            self._idle.append(maps)
+            self._idle.append(buffers)
 
     def release(self) -> None:
-        """Free what no forward uses now."""
+        """Free the sets that no forward is using."""
         self._idle.clear()
 
 

@@ -1,4 +1,4 @@
-"""How much memory there is, is held and was held: of the GPU, or of the machine and the process's control group."""
+"""How much memory is available, held and was held at most: on the GPU, or on the machine and in its control groups."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def peak_bytes(device: torch.device) -> int:
         return int(torch.cuda.max_memory_allocated(device))
     status = PROC / "self" / "status"
     if status.is_file():
-        # getrusage would do, but a process starts with the peak of the one that started it
+        # getrusage would do, but a process inherits the peak of its parent
         lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
         if "VmHWM" in lines:
             return int(lines["VmHWM"].split()[0]) * 1024
@@ -55,9 +55,9 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def reset_peak(device: torch.device) -> bool:
-    """Let the peak start anew from what is held now; False where the system does not do that.
+    """Restart the peak from what is held now; False where the system cannot.
 
-    It is the process's own figure: others that read it (ru_maxrss, torch's statistics) see what came after, too.
+    The figure is the process's: others that read it (ru_maxrss, torch's statistics) see it restart, too.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -99,7 +99,7 @@ def _group_limits() -> Iterator[int]:
 
 
 def return_freed_bytes() -> None:
-    """Hand memory that was freed back to the system: glibc keeps it for itself, gigabytes after a model is gone."""
+    """Return freed memory to the system: glibc keeps it, gigabytes once a model is gone."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries do not have it
         if trim is not None:

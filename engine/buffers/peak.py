@@ -1,4 +1,4 @@
-"""The most memory that was held while something ran, on the device that it ran on."""
+"""Peak memory while something runs, on the device that it runs on."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _running: WeakSet[PeakMemory] = WeakSet()
 
 
 class PeakMemory:
-    """Bytes that the process (on a GPU: torch in it) held at most since this was made.
+    """The most bytes that the process (on a GPU: torch in it) has held since this was made.
 
-    The system's own mark is set back to begin with, after every other measurement that goes on has read it: of two
-    runs at once each sees what the process held while it ran, the other's memory included. Where the mark cannot be
-    set back and an earlier peak was higher, what counts is what is held at each `note`.
+    The system's high-water mark is reset first, once every measurement in progress has read it, so each of two
+    concurrent runs sees what the process held while it ran, the other's memory included. Where the mark cannot be reset
+    and an earlier peak was higher, the most held at any `note` counts instead.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -31,7 +31,7 @@ class PeakMemory:
             _running.add(self)
 
     def note(self) -> None:
-        """Look at what is held now, where the system does not remember it."""
+        """Sample what is held now, where the system's mark cannot be reset."""
         if self._earlier is not None:
             self._look()
 

@@ -25,7 +25,7 @@ PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 class ComponentFiles(Mapping[str, torch.Tensor]):
     """Every tensor of a component folder, by name, whatever file it lies in.
 
-    `files[name]` reads a fresh copy, `files.table(name)` reads the rows of a matrix as they are asked for.
+    `files[name]` reads a fresh copy, `files.table(name)` reads the rows of a matrix on demand.
     `variant` picks files such as diffusion_pytorch_model.fp16.safetensors. Where a folder has both a single
     file and an index we load what the library that owns the name loads: diffusers the index, transformers
     the single file.
@@ -76,7 +76,7 @@ class ComponentFiles(Mapping[str, torch.Tensor]):
 
 
 def is_plain_name(name: str) -> bool:
-    """A file name that cannot lead out of its folder, on any system.
+    """Whether a file name cannot lead out of its folder, on any system.
 
     A symlink of a plain name is fine wherever it points: caches of the Hub are made of links to
     ../../blobs, and a link is put there by whoever made the folder, never by the text of an index.
@@ -91,7 +91,7 @@ def weight_names(stem: str, variant: str | None = None) -> tuple[str, str]:
 
 
 def variants(folder: Path) -> set[str]:
-    """The variants of which a component's folder has weights; "" are the plain ones."""
+    """The variants that a component's folder has weights of; "" stands for the plain ones."""
     stems = "|".join((DIFFUSERS_STEM, TRANSFORMERS_STEM))
     named = re.compile(
         rf"(?:{stems})(?:\.([^.]+?))?\.safetensors|(?:{stems})\.safetensors\.index(?:\.([^.]+))?\.json", re.DOTALL
@@ -101,7 +101,7 @@ def variants(folder: Path) -> set[str]:
 
 
 def check_variant_name(variant: object) -> None:
-    """CheckpointError unless it is the middle of a file name."""
+    """CheckpointError unless it can be part of a file name."""
     if not isinstance(variant, str) or not is_plain_name(variant):
         raise CheckpointError(f"variant {shown(variant)} is not part of a file name: wanted one such as 'fp16'")
 
@@ -140,7 +140,7 @@ def _nothing_found(folder: Path, variant: str | None, present: list[str], wanted
 
 
 def variant_advice(found: set[str]) -> str:
-    """What to do where the weights of a variant, or the plain ones, are not there."""
+    """What to do where the weights of a variant, or the plain ones, are missing."""
     named = [repr(variant) for variant in sorted(found) if variant]
     if not found:
         return "download the folder again"

@@ -1,4 +1,4 @@
-"""What the pipeline folders of one family may say: decided here, nothing is imported by a name from a file."""
+"""What the pipeline folders of one family may contain. Nothing is imported by a name that a file gives."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kinema.checkpoints.weights import Shapes
 
 @dataclass(frozen=True)
 class Slot:
-    """What may stand in one place of a pipeline: the classes that kinema implements.
+    """One component of a pipeline: the classes of it that kinema implements.
 
     supersets: classes whose folders hold such a component and more; config.json may name them. optional_config: the
     folder may lack its config file.
@@ -27,12 +27,12 @@ class Slot:
 
 @dataclass(frozen=True)
 class FolderFormat:
-    """pipelines: the classes that model_index.json may name. slots: by name, in the order of use. needed: without one
-    of each tuple nothing can be made. options: the dataclass of what model_index.json says besides.
+    """pipelines: the classes that model_index.json may name. slots: by name, in the order of use. needed: a folder must
+    have one of each tuple. options: the dataclass of the other entries of model_index.json.
 
-    examples: which folders there are and how to fetch one. original_folder, original_file: what a folder (and the
-    names in it) or the tensors of a file are, if they are this family's in another layout. hub_name: the repository in
-    this format, of one that may be in another.
+    examples: which folders exist and how to fetch one. original_folder, original_file: describe a folder (and the names
+    in it), or the tensors of a file, if they are this family's in another layout. hub_name: the repository in this
+    format, given one that may be in another.
     """
 
     pipelines: tuple[str, ...]

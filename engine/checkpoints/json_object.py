@@ -1,4 +1,4 @@
-"""Reading a JSON object that came from somewhere else: every way it can be wrong is a CheckpointError."""
+"""Reading a JSON object from an untrusted file: every way it can be wrong is a CheckpointError."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_VALUES = 1_000_000
 def parse_object(data: bytes, where: str, *, max_values: int = MAX_VALUES) -> JsonObject:
     """Parse UTF-8 JSON whose root is an object. A repeated key is an error: one of its values would be lost.
 
-    max_values: about how many values there may be: Python's take up to a hundred times their bytes in the file.
+    max_values: about how many values there may be, since in Python they take up to a hundred times their bytes.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -29,12 +29,12 @@ def parse_object(data: bytes, where: str, *, max_values: int = MAX_VALUES) -> Js
         return result
 
     if sum(data.count(mark) for mark in (b",", b"[", b"{")) > max_values:
-        raise CheckpointError(f"{where} has more than {max_values} values: this is none of the files that kinema reads")
+        raise CheckpointError(f"{where} has more than {max_values} values: kinema reads no such file")
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=unique)
     except CheckpointError:
         raise
-    except (ValueError, RecursionError) as error:  # also bad UTF-8, numbers too long to read, nesting too deep
+    except (ValueError, RecursionError) as error:  # also bad UTF-8, numbers too long, nesting too deep
         raise CheckpointError(f"{where} is not valid JSON ({error}); download it again") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{where} is a JSON {type(value).__name__}, wanted an object; download it again")

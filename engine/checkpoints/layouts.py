@@ -1,4 +1,4 @@
-"""What else may stand where a pipeline folder was wanted: original layouts, single files, LoRAs."""
+"""Recognises what is given instead of a pipeline folder: original layouts, single files, LoRAs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def fetch(repository: str) -> str:
 
 
 def other_layout(path: Path, formats: Sequence[FolderFormat]) -> str | None:
-    """What a file, or a folder without a model_index.json, is and what to do; None if it is not known."""
+    """What a file, or a folder without a model_index.json, is and what to do about it; None if unknown."""
     return _file(path, formats) if is_file(path) else _folder(path, formats)
 
 
@@ -65,7 +65,7 @@ def _folder(folder: Path, formats: Sequence[FolderFormat]) -> str | None:
 def _file(path: Path, formats: Sequence[FolderFormat]) -> str | None:
     example = formats[0].examples
     if path.name.endswith(PICKLE_SUFFIXES):
-        return f"it is a pickle, which can run code when it is read: {READS}, of safetensors; get {example}"
+        return f"it is a pickle, which can run code when it is read: {READS}, with safetensors; get {example}"
     if _begins_with(path, b"GGUF"):
         return f"it is a GGUF file: {READS}, and quantises as it loads (precision int8 or fp8); get {example}"
     tensors = _tensors(path)
@@ -87,7 +87,7 @@ def _about_lora() -> str:
 
 
 def lora_notice(folder: Path, names: Iterable[str]) -> str:
-    """What to say of LoRAs that lie beside a model's parts."""
+    """The warning about LoRAs that lie beside a model's parts."""
     return f"{folder} also holds {listed(names, most=5)}, which is not used: {_about_lora()}"
 
 
@@ -100,7 +100,7 @@ def _safetensors(folder: Path) -> list[str]:
 
 
 def _tensors(path: Path) -> Shapes:
-    """Names and shapes of a safetensors file; none of any other."""
+    """Names and shapes of a safetensors file; empty for any other."""
     try:
         return SafetensorsFile(path).shapes()
     except CheckpointError:

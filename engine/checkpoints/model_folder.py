@@ -1,6 +1,6 @@
 """A diffusers-format pipeline folder: model_index.json and one folder per component.
 
-What a folder may name is decided by the formats that are known: nothing is ever imported by a name from a file.
+A folder may name the classes of the known formats and no others: nothing is ever imported by a name from a file.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Component:
 
 
 class ModelFolder:
-    """A pipeline folder on disk, checked as far as that goes without opening weights.
+    """A pipeline folder on disk, checked as far as is possible without opening weights.
 
     `path` is a local folder, or "sample" for the model that ships with kinema.
     """
@@ -85,9 +85,9 @@ class ModelFolder:
         return self._components[name]
 
     def variant(self, name: str, wanted: str | None) -> str | None:
-        """The variant to load of a part: None, the plain files, where it has none of those that are wanted.
+        """The variant of a part to load: None, the plain files, where the part has no weights of the wanted one.
 
-        diffusers does the same: what is published as fp16 may be so in some parts only.
+        As in diffusers: a model may be published in fp16 for some of its parts only.
         """
         return wanted if wanted is not None and wanted in variants(self.path / name) else None
 
@@ -107,7 +107,7 @@ class ModelFolder:
 
 
 def open_component(path: str | os.PathLike[str], name: str, formats: Sequence[FolderFormat]) -> Component:
-    """A component folder on its own, `name` being what it is in a pipeline ("vae", "transformer", ...)."""
+    """A component folder on its own. name: its name in a pipeline ("vae", "transformer", ...)."""
     slots = [each.slots[name] for each in formats if name in each.slots]
     folder = _local_folder(path, formats)
     slot = next((slot for slot in slots if is_file(folder / slot.config_file)), slots[0])
@@ -174,7 +174,7 @@ def _local_folder(path: str | os.PathLike[str], formats: Sequence[FolderFormat])
 
 
 def _how_to_fetch(path: str, formats: Sequence[FolderFormat]) -> str:
-    """Where a path looks like the name of a repository. It may be pasted into a shell."""
+    """The command, if the path looks like the name of a repository. It may be pasted into a shell."""
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path, re.ASCII):
         return ""
     for each in formats:
@@ -210,7 +210,7 @@ def _pipeline_class(index: Mapping[str, Any], where: Path, formats: Sequence[Fol
 
 
 def _component_classes(entries: Mapping[str, Any], where: Path, slots: Mapping[str, Slot]) -> dict[str, str]:
-    """{component: class} of what is there, in our table's order."""
+    """{component: class} of the present ones, in the order of `slots`."""
     classes = {}
     for name, value in entries.items():
         if value == [None, None]:
@@ -238,7 +238,7 @@ def _component_classes(entries: Mapping[str, Any], where: Path, slots: Mapping[s
 def _check_complete(classes: Mapping[str, str], path: Path, needed: tuple[tuple[str, ...], ...]) -> None:
     missing = [names[0] for names in needed if not any(name in classes for name in names)]
     if missing:
-        raise CheckpointError(f"{path / MODEL_INDEX} lacks {', '.join(missing)}: a video cannot be made without")
+        raise CheckpointError(f"{path / MODEL_INDEX} lacks {', '.join(missing)}: without it no video can be made")
     absent = [name for name in classes if not is_folder(path / name)]
     if absent:
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Opening files that came from somewhere else: nothing that stands there makes it hang, and errors say what it is."""
+"""Opening untrusted files: nothing found at a path can make it hang, and errors say what was found."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kinema.errors import CheckpointError, shown
 
 
 def is_file(path: Path) -> bool:
-    """Whether a regular file, or a link to one, stands there; a name that no file can have is none."""
+    """Whether there is a regular file, or a link to one. False for a name that no file can have."""
     try:
         return stat.S_ISREG(path.stat().st_mode)
     except (OSError, ValueError):
@@ -18,7 +18,7 @@ def is_file(path: Path) -> bool:
 
 
 def is_folder(path: Path) -> bool:
-    """The same of a folder."""
+    """The same for a folder."""
     try:
         return stat.S_ISDIR(path.stat().st_mode)
     except (OSError, ValueError):
@@ -28,7 +28,7 @@ def is_folder(path: Path) -> bool:
 def open_file(path: Path) -> int:
     """A descriptor of a regular file, to be read. CheckpointError if there is none, or something else."""
     try:
-        # a pipe without a writer would make an ordinary open wait, and it may come after the question what it is
+        # an ordinary open would wait for the writer of a pipe, and the path may become one after any check
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{_named(path)} cannot be opened: {reason(error)}") from error
@@ -47,7 +47,7 @@ def read_file(path: Path, most: int) -> bytes:
     except OSError as error:
         raise CheckpointError(f"{_named(path)} cannot be read: {reason(error)}") from error
     if len(data) > most:
-        raise CheckpointError(f"{_named(path)} has more than {most} bytes: this is none of the files that kinema reads")
+        raise CheckpointError(f"{_named(path)} has more than {most} bytes: kinema reads no such file")
     return data
 
 

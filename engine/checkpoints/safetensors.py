@@ -1,7 +1,7 @@
 """The safetensors file format: a header length (u64, little endian), a JSON header, then the tensors' bytes.
 
-Our own reader, since a file that comes from elsewhere must be checked as a whole before a byte of it is
-used, and since loading must not hold more than one tensor beyond what it keeps. Format:
+Our own reader, since an untrusted file must be checked as a whole before a byte of it is used, and since loading must
+not hold more than one tensor beyond what it keeps. Format:
 github.com/huggingface/safetensors, README.
 """
 
@@ -59,15 +59,15 @@ class SafetensorsFile(Mapping[str, torch.Tensor]):
     """The tensors of one file, by name, in the order of their bytes.
 
     The whole header is checked when the object is made. `file[name]` reads a fresh copy and leaves nothing
-    else resident; `file.table(name)` reads the rows of a matrix as they are asked for. Nothing is memory-mapped: of
-    a map, a file that shrinks is a signal that ends the process. A read gives the bytes that the header was checked
+    else resident; `file.table(name)` reads the rows of a matrix on demand. Nothing is memory-mapped: if a
+    mapped file shrinks, a signal ends the process. A read gives the bytes that the header was checked
     against, or an error.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._file = open_file(self.path)
-        # the descriptor stays open: a file that is replaced while a model loads cannot mix into it
+        # the descriptor stays open: a file that replaces it while a model loads is not read
         weakref.finalize(self, os.close, self._file)
         self._state = self._current_state()
         header, self._data_start, data_bytes = _read_header(self._file, self.path)
@@ -96,7 +96,7 @@ class SafetensorsFile(Mapping[str, torch.Tensor]):
         return flat.view(entry.dtype).reshape(entry.shape)
 
     def table(self, name: str) -> Table:
-        """A matrix [R, C] whose rows are read as they are asked for."""
+        """A matrix [R, C] whose rows are read on demand."""
         return _FileTable(self, name)
 
     def read_rows(self, name: str, rows: list[int]) -> torch.Tensor:
@@ -139,7 +139,7 @@ class SafetensorsFile(Mapping[str, torch.Tensor]):
             raise CheckpointError(f"{self.path} was written to after it was opened: load the model again")
 
     def _current_state(self) -> tuple[int, int]:
-        """Bytes, and when they were last written, in ns."""
+        """The size in bytes, and the time of the last write in ns."""
         found = os.fstat(self._file)
         return found.st_size, found.st_mtime_ns
 
@@ -160,7 +160,7 @@ class _FileTable:
 
 
 def _fresh(nbytes: int) -> torch.Tensor:
-    """Memory of its own for a tensor, [nbytes] uint8.
+    """Separate memory for a tensor, [nbytes] uint8.
 
     Large tensors do not come from malloc: most are converted or joined and then dropped, and the holes they
     would leave between those that stay grew a loaded model by a tenth.
@@ -171,7 +171,7 @@ def _fresh(nbytes: int) -> torch.Tensor:
 
 
 def _read_header(file: int, path: Path) -> tuple[dict[str, Any], int, int]:
-    """The parsed header, where the data section starts, and its bytes."""
+    """The parsed header, where the data section starts, and its size in bytes."""
     try:
         size = os.fstat(file).st_size
         start = os.pread(file, LENGTH_BYTES + 1, 0)

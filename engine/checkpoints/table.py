@@ -1,4 +1,4 @@
-"""A matrix of which a run reads a few rows: a vocabulary's embeddings, which are gigabytes of large models."""
+"""A matrix of which a run reads a few rows: a vocabulary's embeddings, which are gigabytes in large models."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class Table(Protocol):
     shape: tuple[int, ...]
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
-        """The rows of ids [...] of 0 to R − 1, [..., C] as they are stored. CheckpointError if they cannot be read."""
+        """The rows at ids [...], 0 to R − 1: [..., C] in the stored dtype. CheckpointError if they cannot be read."""
         ...
 
 
 class TensorTable:
-    """A table in memory, where its rows have gradients."""
+    """A table in memory, whose rows carry gradients."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor

@@ -15,9 +15,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Stored(tuple[int, ...]):
-    """The shape of a tensor of a model, which also says how the model keeps it: the one place that does.
+    """The shape of a model's tensor and how the model stores it, which nothing else records.
 
-    Packing, memory's prediction, random models and training read it.
+    Packing, memory prediction, random models and training read it.
     """
 
     storage: Storage
@@ -33,7 +33,7 @@ Tensors = dict[str, Stored]
 
 @runtime_checkable
 class StoredTensors(Protocol):
-    """A mapping over files, which can also give a matrix that stays where it is."""
+    """A mapping over files, which can also give a matrix without reading it."""
 
     def table(self, name: str) -> Table: ...
 
@@ -42,7 +42,7 @@ class Weights:
     """Tensors by name, below a prefix.
 
     Over files, `weights[name]` reads a fresh copy, so a model that packs one by one holds one spare tensor at a time,
-    and fp64 comes as fp32, which is the widest that a model computes in. Over a dict (training, tests) it is the tensor
+    and fp64 is read as fp32, the most that a model computes in. Over a dict (training, tests) it is the tensor
     itself.
     """
 
@@ -55,8 +55,8 @@ class Weights:
 
     def __getitem__(self, name: str) -> torch.Tensor:
         tensor = self._tensors[self._prefix + name]
-        stored_wide = tensor.dtype == torch.float64 and isinstance(self._tensors, StoredTensors)
-        return tensor.float() if stored_wide else tensor
+        stored_as_fp64 = tensor.dtype == torch.float64 and isinstance(self._tensors, StoredTensors)
+        return tensor.float() if stored_as_fp64 else tensor
 
     def __contains__(self, name: str) -> bool:
         return self._prefix + name in self._tensors
@@ -69,7 +69,7 @@ class Weights:
         return Weights(self._tensors, f"{self._prefix}{prefix}.", self._stored)
 
     def kept(self, stored: Mapping[str, Stored]) -> Weights:
-        """The same tensors, of which `storage` knows how they are kept."""
+        """The same tensors; stored: says how each is kept, for `storage`."""
         return Weights(self._tensors, self._prefix, stored)
 
     def storage(self, name: str) -> Storage:
@@ -78,7 +78,7 @@ class Weights:
         return "planned" if stored is None else stored.storage
 
     def table(self, name: str) -> Table:
-        """A matrix of which a run reads a few rows; over files it stays where it is."""
+        """A matrix of which a run reads a few rows; over files it stays on disk."""
         if isinstance(self._tensors, StoredTensors):
             return self._tensors.table(self._prefix + name)
         return TensorTable(self[name])

@@ -1,6 +1,6 @@
 """Writing component folders that diffusers and transformers load, one tensor in memory at a time.
 
-Files get their final names only when they are complete: a run that dies leaves no folder that half loads.
+Files get their final names only when they are complete: a run that dies leaves no folder that loads in part.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def _plan(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None) -> lis
 
 
 def _shards(plans: Sequence[_Plan], max_bytes: int | None) -> list[list[_Plan]]:
-    """Cut in the given order; a tensor that exceeds the limit by itself gets a file of its own."""
+    """Split in the given order; a tensor that exceeds the limit by itself gets a file of its own."""
     shards: list[list[_Plan]] = [[]]
     filled = 0
     for plan in plans:
@@ -162,7 +162,7 @@ def _from1(items: Sequence[object]) -> range:
 
 
 def _is_ours(name: str, stem: str) -> bool:
-    """A file that an earlier save of the same component may have left (not a variant of someone's)."""
+    """Whether an earlier save of the same component may have left this file (and it is not someone's variant)."""
     middle = name.removeprefix(stem).removesuffix(".index.json").removesuffix(".safetensors")
     count = middle.removeprefix("-").split("-of-")
     return middle == "" or (len(count) == 2 and all(part.isdigit() for part in count))

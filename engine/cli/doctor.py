@@ -1,4 +1,4 @@
-"""kinema doctor: this machine, its libraries, and per op what was chosen and why the others were not."""
+"""kinema doctor: this machine, its libraries, and for each op which backend was chosen and why the others were not."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def target(plan: Plan) -> dict[str, str]:
 
 
 def tuning(plan: Plan) -> dict[str, str]:
-    """Whether this GPU's fastest tiles are known, and how they come to be."""
+    """Whether this GPU's fastest tiles are known, and how to find them."""
     from kinema.ops.common import tuned
 
     device = plan.target.device
@@ -94,7 +94,7 @@ def tuning(plan: Plan) -> dict[str, str]:
 
 
 def ops(plan: Plan) -> list[dict[str, str | Mapping[str, str]]]:
-    """Per op the chosen backend, who takes what it does not, and {backend: reason} of the rejected ones."""
+    """For each op the chosen backend, its fallback, and {backend: reason} of the rejected ones."""
     report: list[dict[str, str | Mapping[str, str]]] = []
     for choice in plan.choices:
         rest = {"rest": choice.rest} if choice.rest is not None else {}
@@ -107,7 +107,7 @@ def _choices(plan: Plan) -> list[str]:
     for choice in plan.choices:
         lines.append(f"  {choice.op:16} {choice.backend}")
         if choice.rest is not None:
-            lines.append(f"  {'':16}   what it does not take: {choice.rest}")
+            lines.append(f"  {'':16}   other calls: {choice.rest}")
         lines += [f"  {'':16}   not {backend}: {reason}" for backend, reason in choice.rejected]
     return lines
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from kinema.memory.predict import Prediction
     from kinema.request.stats import Stats
 
-COLLECTED = ("gif", "webp")  # formats whose frames are all held until the last is there
+COLLECTED = ("gif", "webp")  # formats that are written only when all frames are there
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,7 @@ MODEL_HELP = "a folder in the diffusers format, or 'sample', the small model tha
 
 
 def add_target_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """What runs the ops, and in what numbers."""
+    """The device and the backend that run the ops, and their precision."""
     default = LoadOptions()
     group = parser.add_argument_group("running the model")
     group.add_argument("--device", default=default.device, help="auto, cpu or cuda[:n] (%(default)s)")
@@ -31,7 +31,7 @@ def add_target_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentG
 
 
 def add_attention_argument(group: argparse._ArgumentGroup) -> None:
-    """What the transformer's self-attention multiplies in."""
+    """The type of the transformer's self-attention products."""
     group.add_argument(
         "--quantize-attention",
         metavar="KIND",
@@ -53,18 +53,21 @@ def add_load_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_scheduler_arguments(parser: argparse.ArgumentParser) -> None:
-    """Another scheduler than the model's."""
+    """A scheduler other than the model's own."""
     group = parser.add_argument_group("scheduler (left out: the model's own)")
     group.add_argument(
         "--scheduler", metavar="NAME|FILE", help="unipc, euler, dpm++, or a scheduler_config.json to read it from"
     )
     group.add_argument(
-        "--flow-shift", type=float, metavar="F", help="lean to high noise (more) or to details (less), such as 3 or 5"
+        "--flow-shift",
+        type=float,
+        metavar="F",
+        help="larger spends more steps at high noise, smaller more on details; such as 3 or 5",
     )
 
 
 def choose_scheduler(pipe: VideoPipeline, arguments: argparse.Namespace) -> None:
-    """Let the pipeline sample as the options say. KinemaError for what there is not, or does not fit the model."""
+    """Give the pipeline the scheduler that the options name. KinemaError if there is none, or it does not fit."""
     from kinema import schedulers
 
     asked = arguments.scheduler
@@ -92,7 +95,7 @@ def load_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def open_to_measure(arguments: argparse.Namespace, **changes: Any) -> VideoPipeline:
-    """The model of a benchmark. Its parts, and what it is compared with, run beside it: --threads is the process's."""
+    """Open a model to benchmark. Its parts also run outside the pipeline, so --threads holds for the process."""
     import torch
 
     from kinema.pipeline import VideoPipeline
@@ -104,7 +107,7 @@ def open_to_measure(arguments: argparse.Namespace, **changes: Any) -> VideoPipel
 
 
 def load_words(arguments: argparse.Namespace) -> list[str]:
-    """The same options on the command line of another process."""
+    """The same options as words of another process's command line."""
     names = ("device", "backend", "precision", "variant", "threads", "quantize_attention")
     given = {f"--{name.replace('_', '-')}": getattr(arguments, name) for name in names}
     words = [word for option, value in given.items() if value is not None for word in (option, str(value))]

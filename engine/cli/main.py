@@ -49,12 +49,12 @@ class Stopped(BaseException):
 def console() -> NoReturn:
     """`main` in a process of its own, which is gone as soon as everything is written.
 
-    To take an interpreter apart that has torch in it costs a third of a second, and frees what the system frees anyway.
+    Tearing down an interpreter with torch in it takes a third of a second, and frees what the system frees anyway.
     """
     open_standard_streams()
     code = main()
     if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
-        sys.exit(code)  # someone else's, who waits for something
+        sys.exit(code)  # a host's thread, which is still at work
     atexit._run_exitfuncs()  # ends worker processes, for one
     flush_output()
     os._exit(code)
@@ -132,7 +132,7 @@ def _stop_signals_raise() -> Iterator[None]:
 def _warnings_are_lines() -> Iterator[None]:
     """Show kinema's own warnings as its errors are shown, without the place in the program that they come from.
 
-    What pillow warns of and logs on the way to an error is silent: the error is the one line that says it.
+    What pillow warns of and logs on the way to an error is silenced: the error says it in one line.
     """
     usual = warnings.showwarning
 

@@ -14,8 +14,8 @@ from kinema.errors import OutputError, one_line, printable
 
 
 def emit(text: str) -> None:
-    """Print the lines of `text`, with escapes for what a terminal would obey (names come from files), and see them off:
-    a full disk behind a redirection is an error, not a shorter report.
+    """Print the lines of `text`, escaping what would control a terminal (names come from files), and flush them: a full
+    disk behind a redirection is an error, not a shorter report.
     """
     try:
         print("\n".join(map(printable, text.split("\n"))))
@@ -35,14 +35,14 @@ def emit_json(report: Mapping[str, Any]) -> None:
 
 
 def complain(message: str) -> None:
-    """Say what went wrong on standard error, on one line, if there is one that takes it."""
+    """Say what went wrong, in one line on standard error, if that can be written to."""
     if sys.stderr is not None:  # print would go to standard output
         with suppress(Exception):
             print(one_line(message), file=sys.stderr, flush=True)
 
 
 def flush_output() -> None:
-    """See off what standard output has taken. Where there is none (`>&-`), nobody asked for what was printed."""
+    """Flush standard output. Where there is none (`>&-`), nobody wanted what was printed."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -52,7 +52,7 @@ def flush_output() -> None:
 
 
 def drop_output() -> None:
-    """Let go of what standard output has not taken: Python would fail on it once more at its exit."""
+    """Discard what standard output has not accepted: Python would fail on it again at exit."""
     with suppress(OSError, ValueError, AttributeError), open(os.devnull, "w") as nothing:
         os.dup2(nothing.fileno(), sys.stdout.fileno())
 

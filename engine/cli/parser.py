@@ -38,7 +38,7 @@ class VerbParser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """As argparse's, but nothing unknown is passed over."""
+        """As argparse's, but anything unknown is an error."""
         if self._module is not None:
             module, self._module = import_module(self._module), None
             module.add_arguments(self)
@@ -64,7 +64,7 @@ class VerbParser(argparse.ArgumentParser):
     def _unknown(self, words: Sequence[str]) -> str:
         options = [word for word in words if word.startswith("-")]
         if not options:
-            return f"unexpected argument {words[0]!r}: put a text of several words in quotes"
+            return f"unexpected argument {words[0]!r}: put text of several words in quotes"
         option = options[0].partition("=")[0]
         return f"unknown option {option}{_meant(option, self._option_string_actions)}"
 
@@ -77,7 +77,7 @@ def _meant(word: str, known: Iterable[str]) -> str:
 
 
 def text(word: str) -> str:
-    """An argument that is read by a model: whole Unicode. Bytes that are not UTF-8 arrive as lone surrogates."""
+    """An argument that a model reads: valid Unicode. Bytes that are not UTF-8 arrive as lone surrogates."""
     try:
         word.encode()
     except UnicodeEncodeError as error:

@@ -41,14 +41,20 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
     clip.add_argument(
         "--video",
         metavar="FILE",
-        help="start from this video instead of from noise; --num-frames takes its first frames",
+        help="start from this video instead of noise; --num-frames takes only its first frames",
     )
-    clip.add_argument("--strength", type=float, metavar="S", help="how far --video is changed, above 0 to 1 (0.8)")
+    clip.add_argument(
+        "--strength", type=float, metavar="S", help="how far --video is changed, above 0 and up to 1 (0.8)"
+    )
 
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument("--negative-prompt", type=text, metavar="TEXT", help="what the video should not show")
     sampling.add_argument(
-        "--steps", type=int, dest="num_inference_steps", metavar="N", help="denoising steps: more cost time and help"
+        "--steps",
+        type=int,
+        dest="num_inference_steps",
+        metavar="N",
+        help="denoising steps: more take longer and look better",
     )
     sampling.add_argument(
         "--guidance-scale", type=float, metavar="G", help="how strongly to follow the prompt; 1 turns guidance off"
@@ -56,7 +62,7 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
     sampling.add_argument(
         "--guidance-scale-2", type=float, metavar="G", help="the same for the second expert of a two-expert model"
     )
-    sampling.add_argument("--seed", type=int, metavar="N", help="same seed, same video; left out or -1: a new one")
+    sampling.add_argument("--seed", type=int, metavar="N", help="same seed, same video; left out or -1: a new seed")
     sampling.add_argument("--max-sequence-length", type=int, metavar="N", help="tokens of the prompt that count")
     sampling.add_argument("--tiled", action="store_true", help="decode in tiles: less memory, blended seams")
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from kinema.ops.common import Op, Target
     from kinema.ops.tuner import Outcome, Tuner
 
-# of the length that people write
+# about as long as the prompts that people write
 PROMPT = (
     "A red fox runs through a snowy forest at dawn, low sunlight between the trees, its breath visible in the cold "
     "air, powder snow flying from its paws; the camera follows it from the side, close to the ground, in slow motion"
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         help=f"tune what a generation with this model calls: {MODEL_HELP} (left out: calls of usual sizes)",
     )
-    parser.add_argument("--again", action="store_true", help="measure anew what is tuned already")
+    parser.add_argument("--again", action="store_true", help="measure again what is already tuned")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     clip = parser.add_argument_group("the clip of --model (left out: what it was made for)")
     clip.add_argument("--height", type=int, metavar="PIXELS", help="height of a frame")
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
         if tuner.outcomes:
             lines.append(f"{len(tuner.outcomes)} kinds of calls, {faster} faster than with the default tiles; {path}")
         elif known:
-            lines.append(f"nothing new: {len(known)} kinds of calls are tuned in {path}; --again measures them anew")
+            lines.append(f"nothing new: {len(known)} kinds of calls are tuned in {path}; --again measures them again")
         else:
             lines.append(f"nothing to tune: on {gpu} none of these calls has a choice of tiles")
         emit("\n".join(lines))
@@ -80,8 +80,8 @@ def run(arguments: argparse.Namespace) -> int:
 def check_gpu(target: Target) -> None:
     if target.device.type != "cuda":
         raise UnsupportedError(
-            f"the device is {target.device.type}, and tiles are tuned on a GPU: run kinema tune where the GPU is "
-            "that generates (kinema doctor says what torch sees)"
+            f"the device is {target.device.type}, and tiles are tuned on a GPU: run kinema tune on the machine "
+            "whose GPU generates (kinema doctor says what torch sees)"
         )
 
 
@@ -106,7 +106,7 @@ def tunable_ops(target: Target) -> list[Op]:
 
 
 def production(tuner: Tuner, ops: list[Op], target: Target) -> list[str]:
-    """Tune for the production cases, the most common first. Returns the names of those that memory is too small for."""
+    """Tune for the production cases, the most common first. Returns the names of those that do not fit in memory."""
     import torch
 
     from kinema.ops.calls import Inputs

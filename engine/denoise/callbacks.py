@@ -1,4 +1,4 @@
-"""What a caller does between steps: which tensors it is given, and what becomes of those that it changes."""
+"""A caller's callback between steps: which tensors it is given, and what becomes of its changes to them."""
 
 from __future__ import annotations
 

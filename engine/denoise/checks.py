@@ -1,4 +1,4 @@
-"""What is said of a request before it runs, and of numbers that are none when it has."""
+"""A warning before a run that goes beyond the training, and an error for NaN or infinity after it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kinema.request.generation import GenerationRequest
 
 
 def warn_beyond_training(request: GenerationRequest, trained: GenerationDefaults, declared: bool) -> None:
-    """Say that a small model was not trained for such a clip. declared: its folder says what it was trained for."""
+    """Warn that the model was not trained for such a clip. declared: its folder says what it was trained for."""
     num_frames, height, width = request.clip
     problems = []
     if (height, width) != (trained.height, trained.width):
@@ -18,14 +18,14 @@ def warn_beyond_training(request: GenerationRequest, trained: GenerationDefaults
     if num_frames > trained.num_frames:
         problems.append(f"of at most {trained.num_frames} frames, asked for {num_frames}")
     if declared and problems:
-        warn(f"this model was trained on clips {', '.join(problems)}: what comes is worse", stacklevel=3)
+        warn(f"this model was trained on clips {', '.join(problems)}: expect worse results", stacklevel=3)
 
 
 def check_finite(result: torch.Tensor, what: str) -> torch.Tensor:
     """`result` [B, ...] itself; KinemaError if it holds NaN or infinity."""
-    if not bool(torch.isfinite(result.sum(dtype=torch.float64))):  # either makes the sum one of them, in one pass
+    if not bool(torch.isfinite(result.sum(dtype=torch.float64))):  # either makes the sum NaN or infinite, in one pass
         raise KinemaError(
             f"{what} hold NaN or infinity: the model overflowed in its precision (try precision='fp32'), or its "
-            "weights or what it was given hold them"
+            "weights or inputs hold them"
         )
     return result

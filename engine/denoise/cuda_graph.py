@@ -27,7 +27,7 @@ def record_on_gpu(body: Callable[[], None]) -> Callable[[], None]:
     """A CUDA graph of `body`, which must only launch kernels: nothing may wait for the GPU or come from the host."""
     graph = torch.cuda.CUDAGraph()
     torch.cuda.synchronize()
-    # only this thread's calls can spoil it: another's may allocate meanwhile
+    # only this thread's calls can invalidate it: other threads may allocate meanwhile
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         body()
     return graph.replay
@@ -36,8 +36,8 @@ def record_on_gpu(body: Callable[[], None]) -> Callable[[], None]:
 class CapturedForward:
     """The forwards of one request. The first runs as it is, so that kernels are compiled; the second is recorded.
 
-    Anything that changes what the graph would have to be (expert, shapes, context) starts anew. What the graph reads
-    besides lives as long as it does: the context, and the table of the rotation, which a cache would let go.
+    Anything that changes what the graph would have to be (expert, shapes, context) starts anew. What else the
+    graph reads is kept as long as it is: the context, and the rotary table, which a cache would drop.
     """
 
     def __init__(self, record: Recorder = record_on_gpu) -> None:
@@ -50,7 +50,7 @@ class CapturedForward:
 
     def __call__(self, transformer: Denoiser, rows: Rows) -> torch.Tensor:
         """What `transformer(rows.latents, rows.timesteps, rows.context)` gives; read it before the next call."""
-        # the objects themselves and not their ids: an id may come back for something else
+        # the objects themselves and not their ids: an id may be reused for another object
         key = (transformer, rows.context, rows.latents.shape, rows.timesteps.shape)
         if self._key is None or not _same(self._key, key):
             self.forget()

@@ -31,8 +31,8 @@ class RequestState(DiffusersNames):
     latents: [B, C, T, h, w] fp32. text, negative: prompt embeddings [B, L, C], None without guidance.
     guidance: scale per expert, in their order. stop: ends native work of this request; see `interrupt`.
 
-    A callback of diffusers gets a pipeline, and one of kinema this: it has the attributes that callbacks change there
-    (`_interrupt`, `_guidance_scale`), and refuses those that it does not have.
+    A callback is given this where diffusers gives the pipeline: it has the attributes that callbacks change there
+    (`_interrupt`, `_guidance_scale`), and refuses others.
     """
 
     request: GenerationRequest
@@ -62,11 +62,11 @@ class RequestState(DiffusersNames):
         if name not in self.__dataclass_fields__ and not hasattr(type(self), name):
             raise lacks(RequestState, name)
         if name == "latents" and hasattr(self, "conditioning"):
-            value = self.conditioning.hold(value)  # whoever changed them
+            value = self.conditioning.hold(value)  # whoever changes them
         object.__setattr__(self, name, value)
 
     def __post_init__(self) -> None:
-        self.latents = self.latents  # now that the conditioning is there
+        self.latents = self.latents  # now that conditioning is set
 
     @property
     def step_index(self) -> int:
@@ -93,7 +93,7 @@ class RequestState(DiffusersNames):
 
     @property
     def interrupt(self) -> bool:
-        """Whether the run is to end. Any thread may set it; a step that runs then is given up within a fraction of a
+        """Whether the run is to end. Any thread may set it; a step in progress is abandoned within a fraction of a
         second, and the request stays as it was before that step.
 
         Its frames can still be decoded; set it once more to end that too.
@@ -109,7 +109,7 @@ class RequestState(DiffusersNames):
             self.stop.clear()
 
     def heed_interrupt(self) -> None:
-        """Note that the run was ended, and let native work go on: what follows is another stage."""
+        """Remember the interruption and clear the flag, so that the next stage can do native work."""
         if self.stop.is_set:
             self._interrupted = True
             self.stop.clear()
@@ -144,7 +144,7 @@ class RequestState(DiffusersNames):
     def guided(self) -> bool:
         return self.negative is not None and self.guidance_scale > 1
 
-    # by these names, callbacks that were written for diffusers read and change a run
+    # the names by which callbacks that were written for diffusers read and change a run
     _interrupt = interrupt
     _guidance_scale = guidance_scale
     _guidance_scale_2 = guidance_scale_2
@@ -152,7 +152,7 @@ class RequestState(DiffusersNames):
     num_timesteps = num_steps
 
     def rows(self, transformer: Denoiser, expert: str) -> list[Rows]:
-        """What the transformer is given for the next step: the latents once for every context's rows."""
+        """What the transformer is given for the next step: the latents, repeated for the rows of each context."""
         latents = self.conditioning.model_input(self.latents)
         timesteps = self.conditioning.timesteps(self.timestep, latents, transformer.patch_size[0])
         rows = []
@@ -165,7 +165,7 @@ class RequestState(DiffusersNames):
     def contexts(self, expert: str, transformer: Denoiser) -> list[Context]:
         """The prompts' keys and values for `expert`, computed when they are first used.
 
-        One context of the conditional rows [B] and, behind them, the unconditional ones [B]; two where the negative
+        One context of the conditional rows [B] followed by the unconditional ones [B], or two where the negative
         embeddings have another length. Unconditional rows are left out where guidance is 1: one forward, not two.
         """
         texts = [self.text]

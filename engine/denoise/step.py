@@ -17,7 +17,7 @@ from kinema.ops.running import running
 def step_together(
     components: Components, ops: Ops, states: Sequence[RequestState], *, threads: int | None, graphs: bool
 ) -> None:
-    """A step of each that is not done. One whose `interrupt` is set meanwhile stays as it was; the others take it.
+    """Take a step of each that is not done. One whose `interrupt` is set meanwhile stays as it was; the others take it.
 
     graphs: the forwards of a lone request are recorded, and replayed.
     """
@@ -32,7 +32,7 @@ def step_together(
                 _step(components, ops, expert, left, threads, graphs)
                 break
             except Interrupted:
-                if not any(state.interrupt for state in left):  # by a flag of the caller's
+                if not any(state.interrupt for state in left):  # it was a flag of the caller's
                     raise
         if all(state.done or state.expert != expert for state in group):
             components.release(expert)
@@ -51,7 +51,7 @@ def _step(
                 predictions = [group[0].captured(transformer, rows[0][0])]
             else:
                 predictions = forward_together(transformer, [part for parts in rows for part in parts])
-        # past the flags: whoever sets one now comes after this step
+        # outside the flags: one that is set from here on takes effect after this step
         with running("a step", threads):
             taken = iter(predictions)
             for state, parts in zip(group, rows, strict=True):

@@ -18,7 +18,7 @@ from kinema.media.libraries import needed
 if TYPE_CHECKING:
     from PIL import Image
 
-# What the file is called by, and what `from_dict` reads itself.
+# Names of the class and the like, and what `from_dict` reads itself.
 IGNORED_KEYS = frozenset(
     {
         "crop_size",
@@ -33,7 +33,7 @@ IGNORED_KEYS = frozenset(
 
 
 Pixels = Annotated[int, Range(1, 4096)]
-# Of an image that is resized before it is cropped: one of extreme proportions would become one of gigabytes.
+# Of an image that is resized before it is cropped: with extreme proportions it would grow to gigabytes.
 MAX_RESIZED_PIXELS = 2**24
 
 
@@ -147,7 +147,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 def _center(pixels: np.ndarray[Any, Any], size: tuple[int, int]) -> np.ndarray[Any, Any]:
     """Cut `size` (height, width) from the middle of [C, H, W]; what is too small is padded with black."""
     missing = [max(want - have, 0) for want, have in zip(size, pixels.shape[1:], strict=True)]
-    # of an odd number the larger half goes before the image
+    # if it is odd, the larger half goes before the image
     pixels = np.pad(pixels, [(0, 0), *((n - n // 2, n // 2) for n in missing)])
     top, left = ((have - want) // 2 for want, have in zip(size, pixels.shape[1:], strict=True))
     return pixels[:, top : top + size[0], left : left + size[1]]

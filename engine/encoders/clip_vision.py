@@ -28,7 +28,7 @@ IGNORED_KEYS = HOUSEKEEPING_KEYS | {"attention_dropout", "dropout", "projection_
 # Folders written as CLIPVisionModelWithProjection, or by old versions of transformers, hold these too.
 IGNORED_TENSORS = (r"^visual_projection\.", r"position_ids$")
 
-# transformers wrote it before every name until version 5
+# until version 5, transformers put this before every name
 PREFIX = "vision_model"
 
 

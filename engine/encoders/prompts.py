@@ -16,8 +16,8 @@ from kinema.text.tokenizer import Tokenizer
 def encode_prompts(parts: Parts, request: GenerationRequest) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(prompt, negative prompt) as [B, L, C] in fp32, a row per sample; without guidance there is no negative.
 
-    Texts are encoded to max_sequence_length, zero after their last token. Embeddings that are given keep the length
-    that they have, as in diffusers: a model may attend to the padding too.
+    Texts are encoded to max_sequence_length, zero after their last token. Given embeddings keep their length, as
+    in diffusers: a model may attend to the padding too.
     """
     guided = request.guided
     prompts, negatives = request.prompt_embeds, request.negative_prompt_embeds
@@ -61,7 +61,7 @@ def _warn_of_unknown_words(tokenizer: Tokenizer, texts: list[str]) -> None:
         return
     known = tokenizer.words()
     near = dict.fromkeys(close for word in unknown for close in get_close_matches(word.lower(), known, n=2))
-    among = f": of its {len(known)} words, {listed((*near, *known), most=30)}" if known else ""
+    among = f"; it knows {len(known)} words: {listed((*near, *known), most=30)}" if known else ""
     warn(f"this model does not know {listed(unknown, most=10)}{among}", stacklevel=2)
 
 

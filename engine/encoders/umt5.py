@@ -1,4 +1,4 @@
-"""The UMT5 encoder, for text.
+"""The UMT5 text encoder.
 
 A T5 encoder (RMS norms, gated MLP, no biases, unscaled attention) in which every layer has its own table of
 relative position biases. Chung et al. 2023, arXiv 2304.09151; Raffel et al. 2020, arXiv 1910.10683.
@@ -40,7 +40,7 @@ FEED_FORWARD = {
     "relu": FeedForward("none", "relu", gated=False, relu=True),
 }
 
-# Of the decoder, of training, or of the file's history: no influence on the encoder.
+# For the decoder or training, or historical: no influence on the encoder.
 IGNORED_KEYS = HOUSEKEEPING_KEYS | {
     "classifier_dropout",
     "decoder_start_token_id",
@@ -150,15 +150,15 @@ def offset_buckets(length: int, buckets: int, max_distance: int, device: torch.d
 
 
 @dataclass(frozen=True)
-class AttentionMap:
+class AttentionInputs:
     """What the layers of one forward share: the bucket of each pair of tokens, and which keys are real.
 
-    buckets: [S, S] int64. lengths: [B] leading real keys. hidden: [B, 1, 1, S], −inf where a key is padding.
+    buckets: [S, S] int64. lengths: [B] leading real keys. mask: [B, 1, 1, S], −inf where a key is padding.
     """
 
     buckets: torch.Tensor
     lengths: torch.Tensor | None = None
-    hidden: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
 
 
 class UMT5Block:
@@ -183,8 +183,8 @@ class UMT5Block:
         # its output outgrows fp16; bf16 has the range (transformers makes the same distinction)
         self.down = ops.pack_linear(ffn["wo.weight"], storage="exact" if ops.dtype == torch.float16 else "planned")
 
-    def __call__(self, x: torch.Tensor, attention: AttentionMap) -> torch.Tensor:
-        """x: [B, S, C] → the same. x may be wider than what flows between ops."""
+    def __call__(self, x: torch.Tensor, attention: AttentionInputs) -> torch.Tensor:
+        """x: [B, S, C] → the same. x may be fp32 where ops pass on fp16."""
         ops = self.ops
 
         h = ops.norm_modulate(x, norm="rms", eps=self.eps, weight=self.attn_norm).to(ops.dtype)
@@ -192,8 +192,8 @@ class UMT5Block:
         q = ops.qk_norm_rope(q, self.heads)
         k, v = (part.view(*part.shape[:2], self.heads, -1).transpose(1, 2) for part in (k, v))
         bias = self.position.T[:, attention.buckets].unsqueeze(0)  # [1, N, S, S]
-        if attention.hidden is not None:
-            bias = bias + attention.hidden
+        if attention.mask is not None:
+            bias = bias + attention.mask
         (h,) = ops.attention(q, KV(k, v, attention.lengths), scale=1.0, bias=bias)
         x = ops.linear(h.to(x.dtype), self.out, residual=x)
 
@@ -209,7 +209,7 @@ class UMT5Encoder(DiffusersNames):
     def __init__(self, config: UMT5Config, weights: Weights, ops: Ops) -> None:
         self.config = config
         self.ops = ops
-        # where both are there, the encoder reads its own (transformers does not tie them if they differ)
+        # where both are present, the encoder reads its own (transformers does not tie them if they differ)
         self.embedding = weights.table(OWN_EMBEDDING if OWN_EMBEDDING in weights else SHARED_EMBEDDING)
         self.blocks = [UMT5Block(config, weights.sub(f"encoder.block.{i}"), ops) for i in range(config.num_layers)]
         self.final_norm = weights["encoder.final_layer_norm.weight"].to(ops.device).float()
@@ -220,18 +220,18 @@ class UMT5Encoder(DiffusersNames):
         input_ids: [B, S] int. attention_mask: [B, S], nonzero for real tokens (None: all are), padded on
         either side. Padding attends to the real tokens but is seen by none. Returns [B, S, C].
         """
-        attention = self._attention_map(input_ids, attention_mask)
+        attention = self._attention_inputs(input_ids, attention_mask)
         self._check(input_ids)
         return self._run(input_ids, attention)
 
     def right_padded(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """The same for tokens [B, S] of which the first lengths [B] are real, all of them known to the vocabulary.
+        """The same for tokens [B, S] of which the first lengths [B] are real, all within the vocabulary.
 
-        Nothing is looked at, so that a CUDA graph can hold it.
+        No value is inspected, so that a CUDA graph can record it.
         """
-        return self._run(input_ids, AttentionMap(self._pairs(input_ids.shape[1]), lengths=lengths))
+        return self._run(input_ids, AttentionInputs(self._pairs(input_ids.shape[1]), lengths=lengths))
 
-    def _run(self, input_ids: torch.Tensor, attention: AttentionMap) -> torch.Tensor:
+    def _run(self, input_ids: torch.Tensor, attention: AttentionInputs) -> torch.Tensor:
         ops = self.ops
         rows = self.embedding.rows(input_ids)
         # sums of many layers outgrow fp16, so the residual stream is fp32 there, as in transformers
@@ -258,25 +258,25 @@ class UMT5Encoder(DiffusersNames):
         place = torch.arange(tokens, dtype=torch.int64, device=device)
         return buckets[place[None, :] - place[:, None] + tokens - 1]
 
-    def _attention_map(self, input_ids: torch.Tensor, mask: torch.Tensor | None) -> AttentionMap:
+    def _attention_inputs(self, input_ids: torch.Tensor, mask: torch.Tensor | None) -> AttentionInputs:
         device = self.ops.device
         if input_ids.ndim != 2 or input_ids.shape[1] == 0:
             raise RequestError(f"input_ids have shape {tuple(input_ids.shape)}: wanted [B, S]")
         pairs = self._pairs(input_ids.shape[1])
         if mask is None:
-            return AttentionMap(pairs)
+            return AttentionInputs(pairs)
         if mask.shape != input_ids.shape:
             raise RequestError(
                 f"attention_mask has shape {tuple(mask.shape)}, input_ids {tuple(input_ids.shape)}: they must agree"
             )
         if bool((mask != 0).all()):
-            return AttentionMap(pairs)
+            return AttentionInputs(pairs)
         lengths = _right_padded(mask)
         if lengths is not None:
-            return AttentionMap(pairs, lengths=lengths.to(device))
-        hidden = torch.zeros(mask.shape, dtype=torch.float32, device=device)
-        hidden = hidden.masked_fill((mask == 0).to(device), float("-inf"))
-        return AttentionMap(pairs, hidden=hidden[:, None, None, :])
+            return AttentionInputs(pairs, lengths=lengths.to(device))
+        additive = torch.zeros(mask.shape, dtype=torch.float32, device=device)
+        additive = additive.masked_fill((mask == 0).to(device), float("-inf"))
+        return AttentionInputs(pairs, mask=additive[:, None, None, :])
 
 
 def _right_padded(mask: torch.Tensor) -> torch.Tensor | None:

@@ -1,1 +1,1 @@
-"""Kinds of models: what generic code may ask of one, and the registry of those there are."""
+"""Model families: what generic code may ask of one, and the registry of the known ones."""

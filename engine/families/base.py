@@ -1,7 +1,7 @@
-"""What generic code may ask of a kind of model, and nothing else: the seam between the engine and its models.
+"""Everything that generic code may ask of a model family: the seam between the engine and its models.
 
-A `Family` reads model folders; a `Model` is one that it opened, still without weights; its parts are loaded by the
-records of `Family.parts`. What is said here of T2V holds for all; a family says what differs.
+A `Family` reads model folders; a `Model` is a folder that it opened, still without weights; its parts are loaded by the
+records of `Family.parts`. The defaults here are those of a text-to-video model; a family overrides what differs.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Denoiser(Protocol):
         ...
 
     def rope(self, latents: torch.Tensor) -> Rope | None:
-        """The rotation of the tokens of latents, for a caller who keeps it; None: the model has none."""
+        """The rotary table for the tokens of latents, for a caller that keeps it; None: the model has none."""
         ...
 
     def __call__(
@@ -88,13 +88,13 @@ class Posterior(Protocol):
 
 
 class VideoCoder(Protocol):
-    """The VAE. Latents [B, C, T, h, w] are normalised as the denoiser wants them, or not as the decoder does."""
+    """The VAE. Latents [B, C, T, h, w] are normalised for the denoiser, but not for `encode` and `decode`."""
 
     @property
     def device(self) -> torch.device: ...
 
     def pack(self, half: Half) -> None:
-        """Make a half ready, if that is not done yet."""
+        """Pack the weights of one half, if not done yet."""
         ...
 
     def packed(self, half: Half) -> bool: ...
@@ -126,13 +126,13 @@ class Parts(Protocol):
     def vae(self, half: Half) -> VideoCoder: ...
 
     def release(self, *names: str) -> None:
-        """Let go of what a stage is done with."""
+        """Release what a stage has finished with."""
         ...
 
 
 @dataclass(frozen=True)
 class PartFiles:
-    """What a part is made of. beside: the configs of the parts beside it, as far as they are known."""
+    """What a part is built from. beside: the configs of the model's other parts, as far as they are known."""
 
     component: Component
     config: Any
@@ -149,9 +149,9 @@ class PartFiles:
 class Part:
     """One part of a family's pipelines.
 
-    kind: what `build` makes. read_config, tensors: of a part with weights: its config, and what that calls for given
-    the names that its files hold. ignored: of surplus tensors. half: whose tensor it is, of a part that is packed in
-    halves. facade: what users are given.
+    kind: the class that `build` makes. read_config, tensors (if it has weights): read its config, and list the tensors
+    that this calls for, given the names in its files. ignored: patterns of surplus tensors. half: which half a tensor
+    belongs to, if the part is packed in halves. facade: what users are given instead of the part.
     """
 
     slot: Slot
@@ -164,7 +164,7 @@ class Part:
     facade: type[Any] | None = None
 
     def open(self, component: Component, variant: str | None) -> PartFiles:
-        """Every tensor is known to be there, of the right shape, and none has been read."""
+        """Check that every tensor is there and of the right shape; none is read yet."""
         if self.read_config is None or self.tensors is None:
             return PartFiles(component, None, None)
         config, files = self.read_config(component.config), component.files(variant)
@@ -173,7 +173,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Work:
-    """Bytes of a stage at its peak, beside weights. `lasting`: of it, what is not freed while the stage runs.
+    """Bytes that a stage holds at its peak, besides weights. lasting: those not freed while the stage runs.
 
     flops: of its matrix products and convolutions; of "denoise" those of one step. 0: nothing is said of its time.
     """
@@ -184,7 +184,7 @@ class Work:
 
 
 class Conditioning:
-    """What pictures add to the latents of a request; this one of text alone adds nothing."""
+    """What images add to the latents of a request. This base, for text alone, adds nothing."""
 
     plain = True
 
@@ -201,15 +201,15 @@ class Conditioning:
         return timestep.expand(latents.shape[0])
 
     def hold(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents with what is given put back: after every step."""
+        """Latents with the given frames restored; called after every step."""
         return latents
 
 
 class Model(ABC):
-    """A model folder that was opened: its configs are read and fit each other, weights are not.
+    """An opened model folder: its configs are read and fit each other, its weights are not loaded.
 
-    experts: the transformers, in the order of use. modes: what it can make of what. text_width, max_prompt_tokens: of
-    its prompts' embeddings. declared: whether the folder itself says what it was trained for.
+    experts: names of the transformers, in the order of use. modes: what it can generate from what. text_width,
+    max_prompt_tokens: channels and tokens of prompt embeddings. declared: whether the folder says what it was made for.
     """
 
     folder: ModelFolder
@@ -256,7 +256,7 @@ class Model(ABC):
         return shape
 
     def check_media(self, request: GenerationRequest) -> None:
-        """RequestError for pictures that this model does not read, or that it lacks."""
+        """RequestError for images that this model does not take, or that it needs and are missing."""
         if request.image is not None:
             raise RequestError("this is a text-to-video model: image= needs an image-to-video checkpoint")
 
@@ -265,7 +265,7 @@ class Model(ABC):
         return dict(zip(self.experts, request.guidance, strict=False))
 
     def expert(self, timestep: torch.Tensor, trained: int) -> str:
-        """The transformer for a timestep, of `trained` steps."""
+        """The name of the transformer for a timestep. trained: the number of training timesteps."""
         return self.experts[0]
 
     @abstractmethod
@@ -273,14 +273,14 @@ class Model(ABC):
         """The prompts and, with guidance, the negative prompts as [B, L, C] fp32, a row per sample."""
 
     def condition(self, parts: Parts, request: GenerationRequest) -> Conditioning:
-        """What the pictures of a checked request are to this model."""
+        """What the images of a checked request add to it."""
         return Conditioning()
 
     @abstractmethod
     def work(self, request: GenerationRequest, plan: Plan, *, streamed: bool, graphs: bool) -> Mapping[str, Work]:
-        """What each stage that a completed request has ("image", "text", "denoise", "decode") holds beside weights.
+        """What each stage that a completed request has ("image", "text", "denoise", "decode") holds besides weights.
 
-        streamed: frames are taken chunk by chunk. graphs: forwards are recorded, all rows of a request in one.
+        streamed: frames are taken chunk by chunk. graphs: forwards are recorded, all rows of a request in one graph.
         """
 
     def tensors(self) -> Iterator[tuple[str, Part, Tensors]]:
@@ -306,14 +306,14 @@ class Model(ABC):
 
 
 class Family(Protocol):
-    """A kind of models. format: what its folders may say. parts: by slot, in the order of use."""
+    """A kind of model. format: what its folders may contain. parts: by slot, in the order of use."""
 
     name: str
     format: FolderFormat
     parts: Mapping[str, Part]
 
     def open(self, folder: ModelFolder, variant: str | None) -> Model:
-        """Reads configs and headers, in milliseconds; CheckpointError for whatever can be known to fail later."""
+        """Reads configs and headers, in milliseconds; CheckpointError for whatever would fail later."""
         ...
 
 
@@ -325,7 +325,7 @@ SCHEDULER = Slot(
 
 
 def opened(folder: ModelFolder, parts: Mapping[str, Part], variant: str | None) -> dict[str, Any]:
-    """The configs of the parts of a folder that have weights, which are all there."""
+    """The configs of a folder's parts with weights, once all their tensors are known to be there."""
     folder.check_variant(variant)
     return {
         name: parts[name].open(folder.component(name), folder.variant(name, variant)).config

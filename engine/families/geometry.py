@@ -34,7 +34,7 @@ class Geometry:
 
     @property
     def frame_step(self) -> int:
-        """Clips grow by so many frames."""
+        """By how many frames the lengths of clips differ."""
         return self.temporal * self.patch[0]
 
     def longest(self, num_frames: int) -> int:

@@ -1,4 +1,4 @@
-"""What diffusion transformers of every family are made of."""
+"""Layers that the transformers and encoders of every family share."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class Mlp:
         """x: [B, S, in] → residual + mlp(x), [B, S, out]."""
         return self.ops.linear(self.ops.linear(x, self.up, activation=self.activation), self.down, residual=residual)
 
-    def onto(self, x: torch.Tensor, norm: Norm, gate: torch.Tensor, maps: ActivationBuffers) -> torch.Tensor:
-        """x + gate · mlp(norm(x)), [B, S, C], where x was; "wide" of `maps` is overwritten."""
-        wide = maps.get("wide", (*x.shape[:2], self.up.out_features), x)
+    def onto(self, x: torch.Tensor, norm: Norm, gate: torch.Tensor, buffers: ActivationBuffers) -> torch.Tensor:
+        """x + gate · mlp(norm(x)), [B, S, C], in x's memory; the buffer "wide" is overwritten."""
+        wide = buffers.get("wide", (*x.shape[:2], self.up.out_features), x)
         hidden = self.ops.linear(x, self.up, norm=norm, activation=self.activation, out=wide)
-        return self.ops.linear(hidden, self.down, gate=gate, residual=x, out=maps.in_place(x))
+        return self.ops.linear(hidden, self.down, gate=gate, residual=x, out=buffers.in_place(x))

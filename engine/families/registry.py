@@ -1,4 +1,4 @@
-"""The families that there are, each imported when it is first asked for."""
+"""The known model families, each imported when it is first asked for."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def families() -> tuple[Family, ...]:
 
 @contextmanager
 def registered(family: Family) -> Iterator[None]:
-    """The family is known in this block, in every thread."""
+    """Add a family for the length of this block, in every thread."""
     _added.append(family)
     try:
         yield
@@ -36,7 +36,7 @@ def formats() -> tuple[FolderFormat, ...]:
 
 
 def slot_names() -> tuple[str, ...]:
-    """What the parts of pipelines are called, of all families."""
+    """The names of pipeline parts, of all families."""
     return tuple(dict.fromkeys(name for each in formats() for name in each.slots))
 
 
@@ -46,7 +46,7 @@ def open_folder(path: str | os.PathLike[str]) -> ModelFolder:
 
 
 def open_model(folder: ModelFolder, variant: str | None = None) -> Model:
-    """What the folder's family makes of it."""
+    """Open a folder with its family, and warn of LoRAs beside its parts."""
     family = next(family for family in families() if folder.pipeline_class in family.format.pipelines)
     model = family.open(folder, variant)
     loras = [*loras_in(folder.path), *loras_among(folder.path, folder.components)]
@@ -56,7 +56,7 @@ def open_model(folder: ModelFolder, variant: str | None = None) -> Model:
 
 
 def open_component(path: str | os.PathLike[str], name: str) -> tuple[Part, Component]:
-    """A component folder on its own, `name` being what it is in a pipeline, and the part that it is."""
+    """A component folder on its own, and the part that it is. name: its name in a pipeline."""
     component = open_component_folder(path, name, formats())
     parts = [family.parts[name] for family in families() if name in family.parts]
     return next(part for part in parts if component.class_name in part.slot.classes), component

@@ -1,1 +1,1 @@
-"""Whether values are what they should be: those of files, of calls, and names that only diffusers has."""
+"""Checks of values that come from files and from calls, and advice for names that only diffusers has."""

@@ -2,7 +2,7 @@
 
 An annotation is a kind (`bool`, `int`, `float`, `str`, a `Literal` of choices, a `tuple` of these, `| None`), with its
 limits in `Annotated`: `Annotated[int, Range(1, 1000)]`. A value of another kind or out of range is a CheckpointError
-here, so that nothing behind this door need look again.
+here, so that nothing after it need check again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class JsonObject(dict[str, Any]):
-    """A JSON object that knows the file that it was read from, for messages."""
+    """A JSON object that remembers which file it was read from, for messages."""
 
     def __init__(self, values: Mapping[str, Any], where: str) -> None:
         super().__init__(values)
@@ -34,7 +34,7 @@ def origin(config: object, otherwise: str) -> str:
 
 @dataclass(frozen=True)
 class Range:
-    """Limits of a number, or of every number of a tuple; both may be reached, `low` not if it is `open`."""
+    """Limits of a number, or of every number in a tuple. Both are inclusive, except `low` where `open`."""
 
     low: float
     high: float
@@ -46,13 +46,13 @@ class Range:
 
 @dataclass(frozen=True)
 class Length:
-    """How many values a tuple of any length may have, or characters a text."""
+    """How many values a tuple of variable length may have, or characters a string."""
 
     least: int
     most: int
 
 
-# What several configs count: channels or rows of a matrix; layers; what keeps a norm's divisor from zero.
+# Shared by several configs: channels or matrix rows; layers; the epsilon of a norm.
 Size = Annotated[int, Range(1, 10**7)]
 Layers = Annotated[int, Range(1, 1000)]
 Epsilon = Annotated[float, Range(0.0, 1.0)]
@@ -71,9 +71,9 @@ def from_config(
 ) -> T:
     """Build the dataclass `cls` from a diffusers or transformers config.
 
-    Lists become tuples, whole numbers floats where those are wanted. Keys that start with "_" or are in `ignore` are
+    Lists become tuples, and integers floats, where those are wanted. Keys that start with "_" or are in `ignore` are
     skipped, and with `null_is_default` those that are null. With `only_known`, a key that the dataclass does not know
-    is an error unless it is null: an option that is dropped silently gives wrong videos. CheckpointError names the
+    is an error unless it is null: an option that is silently dropped gives wrong videos. CheckpointError names the
     file, each key that is wrong, what it is and what was wanted.
     """
     assert is_dataclass(cls)
@@ -104,7 +104,7 @@ def from_config(
         raise CheckpointError(f"{where} lacks {', '.join(missing)}")
     try:
         return cls(**values)
-    except CheckpointError as error:  # values that do not fit each other
+    except CheckpointError as error:  # values that contradict each other
         raise CheckpointError(f"{where}: {error}") from error
 
 
@@ -115,7 +115,7 @@ def _hints(cls: type[Any]) -> dict[str, Any]:
 
 
 def read_value(value: Any, hint: Any, limits: tuple[Any, ...] = ()) -> Any:
-    """`value` as the annotation `hint` wants it, or ValueError."""
+    """`value` converted to what the annotation `hint` wants, or ValueError."""
     if hasattr(value, "tolist"):  # numpy's numbers and arrays, in configs of diffusers' objects
         value = value.tolist()
     arms, limits = _arms(hint, limits)
@@ -176,12 +176,12 @@ def described(hint: Any, limits: tuple[Any, ...] = (), *, plural: bool = False) 
         return f"{several if plural else one} {f'above {low}, up to {high}' if limit.open else f'of {low} to {high}'}"
     if kind is str:
         length = _limit(limits, _ANY_LENGTH)
-        return f"{'texts' if plural else 'a text'} of {length.least} to {length.most} characters"
+        return f"{'strings' if plural else 'a string'} of {length.least} to {length.most} characters"
     return {bool: "true or false", NoneType: "null"}[kind]
 
 
 def _arms(hint: Any, limits: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """The alternatives of an annotation, and the limits that it adds to those of what it is part of."""
+    """The alternatives of an annotation, and its limits before those of the annotation that it is part of."""
     if get_origin(hint) is Annotated:
         hint, *more = get_args(hint)
         limits = (*more, *limits)

@@ -9,14 +9,14 @@ from kinema.errors import RequestError
 
 _MEMORY = "load with keep_loaded=False (--low-memory), which holds the parts of the running stage only"
 _LORA = "merge the adapter with diffusers (load_lora_weights, fuse_lora, save_pretrained) and load that folder"
-_TILING = "give the call tiling=kinema.vae.tiling.Tiling(); without, memory does not grow with the clip's length"
+_TILING = "give the call tiling=kinema.vae.tiling.Tiling(); memory does not grow with the clip's length without it"
 _KERNELS = "kernels are chosen when a model is loaded: backend= of from_pretrained forces one, `kinema doctor` says why"
 _PRECISION = "choose it while loading: precision= of from_pretrained (fp32, bf16, fp16, fp8 or int8)"
 _DEVICE = "choose it while loading: device= of from_pretrained (cpu, cuda or cuda:1)"
 _HUB = "kinema downloads nothing: fetch the folder first (hf download) and give its path"
-_TRAINING = "this is for inference; diffusers trains, and what it saves is loaded here"
+_TRAINING = "kinema only runs models: train with diffusers, and load the folder that it saves"
 _TEXTS = "kinema.encoders.prompts.encode_texts(pipe.components, texts, 512) gives what prompt_embeds= takes"
-_BLEND = "no model that kinema loads has it: leave it out"
+_ABSENT = "no model that kinema loads has it: leave it out"
 
 INSTEAD: dict[str, str] = {
     **dict.fromkeys(
@@ -62,12 +62,12 @@ INSTEAD: dict[str, str] = {
         ("train", "requires_grad_", "enable_gradient_checkpointing", "parameters", "state_dict", "load_state_dict"),
         _TRAINING,
     ),
-    "eval": "parts are ready for inference as they are loaded",
-    "save_pretrained": "weights are packed for this machine, so none are written: copy the folder they came from",
+    "eval": "parts are loaded ready for inference",
+    "save_pretrained": "weights are packed for this machine, so they cannot be saved: copy the folder they came from",
     "push_to_hub": "kinema uploads nothing",
     **dict.fromkeys(("download", "name_or_path"), _HUB),
     "from_single_file": "give a folder in the diffusers format: diffusers' from_single_file and save_pretrained do",
-    "from_pipe": "a pipeline makes everything that its model can: text-, image- and video-to-video alike",
+    "from_pipe": "one pipeline does everything that its model can: text-, image- and video-to-video",
     **dict.fromkeys(("encode_prompt", "_get_t5_prompt_embeds"), _TEXTS),
     "prepare_latents": "kinema.schedulers.draw_noise draws them, and latents= of the call takes them",
     "check_inputs": "kinema.GenerationRequest checks what is asked",
@@ -75,8 +75,8 @@ INSTEAD: dict[str, str] = {
     "video_processor": "kinema.media.preprocess and kinema.media.postprocess do its work",
     "image_processor": "pipe.components['image_processor']",
     "config": "pipe.folder.index is model_index.json, and each part has a config",
-    "safety_checker": _BLEND,
-    "feature_extractor": _BLEND,
+    "safety_checker": _ABSENT,
+    "feature_extractor": _ABSENT,
     "unet": "the model is pipe.transformer",
 }
 
@@ -94,7 +94,7 @@ LOAD_INSTEAD: dict[str, str] = {
     "quantization_config": _PRECISION,
     **dict.fromkeys(("use_onnx", "provider", "sess_options", "provider_options", "use_flashpack"), _KERNELS),
     "disable_mmap": "weights are copied out of their files while they are loaded: leave it out",
-    **dict.fromkeys(("safety_checker", "feature_extractor", "requires_safety_checker"), _BLEND),
+    **dict.fromkeys(("safety_checker", "feature_extractor", "requires_safety_checker"), _ABSENT),
     "boundary_ratio": "it is read from model_index.json",
     "expand_timesteps": "it is read from model_index.json",
 }
@@ -106,13 +106,13 @@ CALL_INSTEAD: dict[str, str] = {
     **dict.fromkeys(
         ("timesteps", "sigmas", "eta"), "the scheduler chooses its steps: pipe.scheduler = … takes another one"
     ),
-    **dict.fromkeys(("guidance_rescale", "clip_skip", "use_cfg_zero_star"), _BLEND),
+    **dict.fromkeys(("guidance_rescale", "clip_skip", "use_cfg_zero_star"), _ABSENT),
     "fps": "frames per second belong to the file: out.videos[0].fps, or --fps",
 }
 
 
 class NoSuchAttribute(RequestError, AttributeError):
-    """Something of diffusers' that kinema does not have, or that nothing has; the message says what to use."""
+    """An attribute that diffusers has and kinema lacks, or that neither has; the message says what to use."""
 
 
 class _Advising(type):
@@ -123,7 +123,7 @@ class _Advising(type):
 
 
 class DiffusersNames(metaclass=_Advising):
-    """Answers for what a class of diffusers' of its kind has and it lacks. `_instead`: its own answers."""
+    """Refuses, with advice, names that the diffusers class of its kind has and it lacks. `_instead`: its own advice."""
 
     _instead: Mapping[str, str] = {}
 

@@ -1,4 +1,4 @@
-"""Values that come from outside, checked by kind and range. What passes is plain Python, whatever library made it."""
+"""Checks of values from outside, by type and range. They return plain Python, whatever library made the value."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Check = Callable[[str, Any], Any]
 
-MAX_WHOLE = 2**31 - 1  # of anything that is counted: far beyond what memory holds, and safe to multiply
-MAX_LETTERS = 100_000  # of a text: no model reads a hundredth of them
+MAX_WHOLE = 2**31 - 1  # for anything counted: far beyond what memory holds, and safe to multiply
+MAX_CHARACTERS = 100_000  # of a text: no model reads a hundredth of them
 FP32_MAX = 3.4e38
 
 
@@ -30,7 +30,7 @@ def check_fields(instance: Any, checks: Mapping[str, Check]) -> None:
 
 
 def whole(name: str, value: Any, low: int = 1, high: int = MAX_WHOLE) -> int:
-    """An integer of any library, as an int. True is none."""
+    """An integer of any library, as an int; True and False are refused."""
     plain = _plain(value)
     if not isinstance(plain, bool) and isinstance(plain, Integral) and low <= int(plain) <= high:
         return int(plain)
@@ -60,21 +60,21 @@ def flag(name: str, value: Any) -> bool:
 
 
 def word(name: str, value: Any) -> str:
-    """A short text, such as the name of a device."""
+    """A short string, such as the name of a device."""
     if not isinstance(value, str) or not value or "\0" in value:
-        raise RequestError(f"{name} is {shown(value)}: wanted a text")
+        raise RequestError(f"{name} is {shown(value)}: wanted a string")
     return value
 
 
 def of_kind(name: str, value: Any, wanted: type[T]) -> T:
-    """The value itself, which is of the class."""
+    """The value itself, if it is an instance of `wanted`."""
     if not isinstance(value, wanted):
         raise RequestError(f"{name} is {kind(value)}: wanted a {wanted.__name__}")
     return value
 
 
 def generators(name: str, value: Any) -> torch.Generator | list[torch.Generator]:
-    """A torch.Generator, of any device, or a list of them (a copy of it)."""
+    """A torch.Generator on any device, or a list of them (copied)."""
     import torch
 
     wrong = [one for one in (value if isinstance(value, list) else [value]) if not isinstance(one, torch.Generator)]
@@ -84,20 +84,20 @@ def generators(name: str, value: Any) -> torch.Generator | list[torch.Generator]
 
 
 def each_of_kind(name: str, values: Any, wanted: type[T]) -> list[T]:
-    """The values, all of which are of the class."""
+    """The values as a list, if each is an instance of `wanted`."""
     if not isinstance(values, Iterable):
         raise RequestError(f"{name} is {kind(values)}: wanted a list of {wanted.__name__}")
     return [of_kind(f"one of {name}", value, wanted) for value in values]
 
 
 def prompts(name: str, value: Any) -> str | list[str]:
-    """A text or a list of texts (a copy of it) that a model can read."""
+    """A string, or a list of strings (copied), that a model can read."""
     listed = value if isinstance(value, list) else [value]
     if not listed or not all(isinstance(text, str) for text in listed):
-        raise RequestError(f"{name} is {shown(value)}: wanted a text or a list of texts")
+        raise RequestError(f"{name} is {shown(value)}: wanted a string or a list of strings")
     for text in listed:
-        if len(text) > MAX_LETTERS:
-            raise RequestError(f"{name} has {len(text)} letters: wanted at most {MAX_LETTERS}, models read hundreds")
+        if len(text) > MAX_CHARACTERS:
+            raise RequestError(f"{name} has {len(text)} characters: wanted at most {MAX_CHARACTERS}")
         try:
             text.encode()
         except UnicodeEncodeError:
@@ -106,7 +106,7 @@ def prompts(name: str, value: Any) -> str | list[str]:
 
 
 def dense(name: str, value: Any, *, floating: bool = True) -> torch.Tensor:
-    """A tensor whose values are there and are real numbers, whatever they are; floating: no whole numbers."""
+    """A dense tensor of real numbers that holds its values. floating: integers are refused."""
     import torch
 
     if not isinstance(value, torch.Tensor) or value.is_nested:
@@ -143,7 +143,7 @@ def kind(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """The Python number in an array or tensor of one element without axes (numpy's scalars are such)."""
+    """The Python number in a 0-d array or tensor (numpy's scalars included)."""
     if isinstance(value, (int, float)) or getattr(value, "shape", None) != ():
         return value
     try:

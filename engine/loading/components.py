@@ -34,7 +34,7 @@ def load_transformer(
     quantize_attention: QuantKind | None = None,
 ) -> Any:
     """A transformer alone, from its component folder, callable as the diffusers class."""
-    return _alone(
+    return _load_alone(
         path, "transformer", LoadOptions(device, backend, precision, variant, quantize_attention=quantize_attention)
     )
 
@@ -43,7 +43,7 @@ def load_vae(
     path: Path, *, device: str = "auto", backend: str = "auto", precision: str = "auto", variant: str | None = None
 ) -> VideoCoder:
     """A VAE alone: `.decode(latents)`, `.encode(video)`."""
-    vae: VideoCoder = _alone(path, "vae", LoadOptions(device, backend, precision, variant))
+    vae: VideoCoder = _load_alone(path, "vae", LoadOptions(device, backend, precision, variant))
     return vae
 
 
@@ -51,17 +51,17 @@ def load_text_encoder(
     path: Path, *, device: str = "auto", backend: str = "auto", precision: str = "auto", variant: str | None = None
 ) -> Any:
     """A text encoder alone: `(input_ids, attention_mask) → last_hidden_state`."""
-    return _alone(path, "text_encoder", LoadOptions(device, backend, precision, variant))
+    return _load_alone(path, "text_encoder", LoadOptions(device, backend, precision, variant))
 
 
 def ops_for(options: LoadOptions) -> Ops:
-    """The ops that a model is loaded for."""
+    """The ops that a model loaded with these options calls."""
     return build_ops(
         plan_ops(target_for(options.device, options.precision), options.backend, options.quantize_attention)
     )
 
 
-def _alone(path: Path, name: str, options: LoadOptions) -> Any:
+def _load_alone(path: Path, name: str, options: LoadOptions) -> Any:
     part, component = open_component(path, name)
     made = _built(part, part.open(component, options.variant), ops_for(options))
     return made if part.facade is None else part.facade(made)
@@ -70,7 +70,7 @@ def _alone(path: Path, name: str, options: LoadOptions) -> Any:
 def _built(part: Part, files: PartFiles, ops: Ops) -> Any:
     made = part.build(files, ops)
     if part.tensors is not None and part.half is None:  # halves are packed later
-        return_freed_bytes()  # packing leaves holes in the heap: of 8-bit weights up to three times what they take
+        return_freed_bytes()  # packing leaves holes in the heap, for 8-bit weights up to three times their size
     return made
 
 
@@ -111,14 +111,14 @@ class Components(Mapping[str, Any]):
         return part if facade is None else facade(part)
 
     def replace(self, name: str, part: Any) -> None:
-        """Take a part that was loaded elsewhere, in the place of the folder's. RequestError if it does not fit."""
+        """Use a part that was loaded elsewhere instead of the folder's. RequestError if it does not fit."""
         if name == "scheduler":
             self.scheduler = Scheduler(core_of(part))
             return
         record = self.model.parts.get(name)
         another = name not in self.folder and record is self.model.parts[self.model.experts[0]]
         if record is None or another:
-            raise RequestError(f"this model has no {name}: wanted one for what it has, {', '.join(self)}")
+            raise RequestError(f"this model has no {name}: its parts are {', '.join(self)}")
         part = part.model if record.facade is not None and isinstance(part, record.facade) else part
         if not isinstance(part, record.kind):
             raise RequestError(
@@ -141,7 +141,7 @@ class Components(Mapping[str, Any]):
         return getattr(self._loading, "seconds", 0.0)
 
     def release(self, *names: str) -> None:
-        """Let go of what a stage is done with: its parts or, where they are kept, their activation buffers alone."""
+        """Release what a stage has finished with: its parts or, where those are kept, only their activation buffers."""
         for name in names:
             part = self._loaded.get(name)
             if not self._options.keep_loaded and name not in self._given:
@@ -157,18 +157,18 @@ class Components(Mapping[str, Any]):
         """The VAE, with the half that the caller is about to use packed."""
         vae: VideoCoder = self.part("vae")
         if not vae.packed(half):
-            with self._alone():
+            with self._exclusively():
                 vae.pack(half)
         return vae
 
     def part(self, name: str) -> Any:
         part = self._loaded.get(name)
         if part is None:
-            with self._alone():
+            with self._exclusively():
                 part = self._loaded.get(name)
                 if part is None:
                     if not self._options.keep_loaded:
-                        return_freed_bytes()  # of the parts of the stage before, which nothing refers to by now
+                        return_freed_bytes()  # those of the last stage's parts, to which nothing refers by now
                     part = self._loaded[name] = self._load(name)
         return part
 
@@ -182,14 +182,14 @@ class Components(Mapping[str, Any]):
         for field in fields(own):
             wanted, got = getattr(own, field.name), getattr(part.config, field.name)
             if wanted != got:
-                raise RequestError(f"{name} has {field.name}={got}, the model's has {wanted}: wanted one of its shape")
+                raise RequestError(f"{name} has {field.name}={got}, the model's has {wanted}: wanted the same")
         device = part.ops.device if hasattr(part, "ops") else part.device
         if device != self.ops.device:
             raise RequestError(f"{name} is on {device}, the pipeline on {self.ops.device}: load both with one device=")
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """No other thread loads meanwhile; waiting for one and loading count as one's own loading."""
+    def _exclusively(self) -> Iterator[None]:
+        """No other thread loads meanwhile. Waiting for one counts as loading by this thread."""
         start = time.perf_counter()
         with self._lock:
             try:

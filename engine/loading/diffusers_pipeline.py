@@ -1,4 +1,4 @@
-"""What a user of diffusers' pipelines finds on kinema's, beside the call: parts, device, progress bar, scheduler."""
+"""What kinema's pipelines have of diffusers', besides the call: parts, device, progress bar, scheduler."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Self = TypeVar("Self", bound="DiffusersPipeline")
 
 
 class _Part:
-    """A part of the model, loaded when it is read; kinema's own of the same configuration can take its place."""
+    """A part of the model, loaded when it is read; assigning one of the same configuration replaces it."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
@@ -53,7 +53,7 @@ class DiffusersPipeline(DiffusersNames):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What flows between the transformer's layers."""
+        """The dtype of the activations between the transformer's layers."""
         return self.ops.dtype
 
     def to(

@@ -17,9 +17,9 @@ class LoadOptions:
     device: auto, cpu or cuda[:n]. backend: auto, or one that `kinema doctor` lists: reference, triton, torch, …
     precision: auto, fp32, bf16, fp16, fp8 or int8. variant: the middle name of weight files (fp16). keep_loaded: keep
     components in memory after their stage; without it the peak is the largest stage. threads: CPU threads of this
-    pipeline's calls, at most the machine's cores, None for torch's number; pipelines with other numbers keep theirs.
+    pipeline's calls, at most the machine's cores, None for torch's number; other pipelines keep theirs.
     cuda_graphs: on a GPU, replay a request's forwards as one graph; it keeps the memory of a forward for itself.
-    quantize_attention: None, or what the transformer's self-attention multiplies in: "int8" on a CPU, "fp8" on a GPU.
+    quantize_attention: None, or the type of the transformer's self-attention products: "int8" on a CPU, "fp8" on a GPU.
     Lossy; a backend that has no kernel for it is an error.
     """
 

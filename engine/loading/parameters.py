@@ -13,7 +13,7 @@ from kinema.fields.values import flag
 from kinema.loading.options import LoadOptions
 from kinema.request.generation import GenerationRequest
 
-# of diffusers' options, those that ask for what kinema does anyway, with the values that do
+# diffusers' options that ask for what kinema does anyway, with the values that do
 _HARMLESS: dict[str, tuple[Any, ...]] = {
     "use_safetensors": (True, None),
     "local_files_only": (True, False, None),
@@ -23,7 +23,7 @@ _HARMLESS_IN_CALL = ("attention_kwargs",)
 
 
 def loading(given: Mapping[str, Any]) -> tuple[LoadOptions, dict[str, Any]]:
-    """The options, and parts that are given instead of loaded, by name."""
+    """The options, and by name the parts that are given instead of loaded."""
     options = dict(given)
     parts = {name: options.pop(name) for name in slot_names() if name in options}
     for name, fine in _HARMLESS.items():
@@ -46,14 +46,14 @@ def request(given: Mapping[str, Any]) -> GenerationRequest:
 
 
 def calling(progress: Any, return_dict: Any) -> None:
-    """Check what is not of the request."""
+    """Check the arguments of a call that are not part of the request."""
     if progress is not None:
         flag("progress", progress)
     flag("return_dict", return_dict)
 
 
 def _precision(name: str, dtype: Any) -> str | None:
-    """The precision that stores weights in a dtype of torch."""
+    """The precision that stores weights in a torch dtype."""
     import torch
 
     known = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}

@@ -19,7 +19,7 @@ CONTAINER_OPTIONS = {
     "protocol_whitelist": "file",
     "format_whitelist": "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,ivf,h264,hevc",
 }
-# A stream may change its size on the way. Coded frames are a little larger than what is shown of them.
+# A stream may change its size midway. Coded frames are a little larger than the part of them that is shown.
 DECODER_OPTIONS = {"max_pixels": str(MAX_FRAME_PIXELS * 9 // 8)}
 DECODER_THREADS = 2  # each has frames of its own in memory
 
@@ -64,8 +64,8 @@ class ContainerReader:
 def _display_matrix(frame: av.VideoFrame) -> Sequence[int]:
     """(a, b, c, d): where the file wants a stored point (column, row) shown, at (a·column + c·row, b·column + d·row).
 
-    ISO/IEC 14496-12, 8.5.3.3, without its translation: phones store the sensor's frame and how to show it. It is asked
-    of the first frame only: a PyAV frame that was asked lives until Python next looks for cycles.
+    ISO/IEC 14496-12, 8.5.3.3, without its translation: phones store the sensor's frame and how to show it. It is read
+    from the first frame only: a PyAV frame whose side data was read lives until the next garbage collection.
     """
     matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
@@ -75,7 +75,7 @@ def _display_matrix(frame: av.VideoFrame) -> Sequence[int]:
 
 
 def _upright(pixels: npt.NDArray[Any], a: int, b: int, c: int, d: int) -> npt.NDArray[np.uint8]:
-    """[H, W, 3] turned and mirrored as the matrix says; of another angle or scale the nearest such turn is taken."""
+    """[H, W, 3] turned and mirrored as the matrix says, or by the nearest such turn for other angles or scales."""
     across, down = a, d
     if abs(b) + abs(c) > abs(a) + abs(d):
         pixels, across, down = pixels.transpose(1, 0, 2), c, b

@@ -15,10 +15,10 @@ _NOT_HERE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
 
 
 def replace_folder(new: Path, target: Path) -> None:
-    """Let `new` take the name of `target`, an existing folder beside it, and remove what had it.
+    """Give `new` the name of `target`, an existing folder beside it, and remove the old folder.
 
-    Whenever the process is killed, one of the two stands under the name; where the system cannot swap them, between two
-    renames none does, and the old one is kept as `earlier_name` says until `restore_earlier` is called.
+    Whenever the process is killed, one of the two has the name. Only where the system cannot swap them, neither has it
+    between two renames, and the old one is kept under `earlier_name` until `restore_earlier` is called.
     """
     if exchange(new, target):
         shutil.rmtree(new, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Opening a file that someone gave: only regular files, which end and do not wait."""
+"""Opening a file that a user names: only regular files, which end and never block."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _KINDS = {
 
 
 def existing(path: StrPath, kind: str) -> Path:
-    """The path of what is there; RequestError if nothing is. kind: image or video, for the message."""
+    """The path, if something is there; RequestError otherwise. kind: image or video, for the message."""
     text = os.fsdecode(path)
     if re.match(r"[a-z][a-z0-9+.-]+://", text, re.IGNORECASE):
         raise RequestError(f"cannot read {kind} {text}: kinema does not download; save it to a file and give its path")
@@ -49,7 +49,7 @@ def open_file(path: Path, kind: str) -> BinaryIO:
     """A regular file, or a link to one, opened for reading. Nothing else is even opened: a device may act on it."""
     try:
         _check_regular(os.stat(path), kind, path)
-        # between the question and the answer it may have become a pipe, whose open would wait for a writer
+        # since the check it may have become a pipe, and opening that would wait for a writer
         file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115
     except OSError as error:
         raise unreadable(kind, path, error) from error
@@ -86,7 +86,7 @@ def check_size(width: int, height: int, most: int, kind: str, name: StrPath | No
 def damage_is_refused(kind: str, name: StrPath | None = None) -> Iterator[None]:
     """Around a library that decodes: whatever it raises on a damaged file comes out as a RequestError.
 
-    Pillow and PyAV document no such list, and damaged files do raise errors of every kind (UnicodeDecodeError,
+    Pillow and PyAV do not document their errors, and damaged files do raise every kind (UnicodeDecodeError,
     TypeError, struct.error, OverflowError, MemoryError, …).
     """
     try:

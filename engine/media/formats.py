@@ -1,4 +1,4 @@
-"""The output formats: which path means which, and what each can hold."""
+"""The output formats: which paths select them, and what each can hold."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FORMATS = (
     Format("npy", (".npy",), None),
     FOLDER,
 )
-KNOWN = "known are .mp4, .gif, .webp, .npy, .png and .jpg (one frame), and a folder of PNG files ('name/')"
+KNOWN = "wanted .mp4, .gif, .webp, .npy, .png or .jpg (one frame), or a folder of PNG files ('name/')"
 
 MIN_FPS, MAX_FPS = 0.01, 1000
 
@@ -99,7 +99,9 @@ def check_fits(
         )
     if form.max_side is not None and any(side > form.max_side for side in known.values()):
         got = " and ".join(f"{name} {side}" for name, side in known.items())
-        raise OutputError(f"{cannot}: {form.name} ends at {form.max_side} pixels a side, got {got}; use .npy or PNG")
+        raise OutputError(
+            f"{cannot}: {form.name} takes {form.max_side} pixels a side at most, got {got}; use .npy or PNG"
+        )
     if fps is not None and form.max_fps is not None and fps > form.max_fps:
         raise OutputError(
             f"{cannot}: {form.name} can show at most {form.max_fps} frames per second, got {float(fps):g}; use .mp4"

@@ -12,7 +12,7 @@ Wait = Callable[[], torch.Tensor]
 def to_host(
     chunks: Iterator[torch.Tensor], start: Callable[[torch.Tensor], Wait] | None = None
 ) -> Iterator[torch.Tensor]:
-    """The same chunks, on the CPU; they are handed on one late, so that a copy has the next decoding to hide in.
+    """The same chunks on the CPU, each yielded one chunk late, so that its copy overlaps the next decoding.
 
     start: begins a copy and returns what waits for it; by default through pinned memory on a stream of its own.
     Chunks that are on the CPU already pass through at once.

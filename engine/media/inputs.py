@@ -1,4 +1,4 @@
-"""Pictures and videos in every form that they may come in: files, PIL, arrays, tensors."""
+"""Reads pictures and videos in every form that is accepted: files, PIL, arrays, tensors."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def load_image(image: ImageInput) -> Image.Image | torch.Tensor:
 
     Float arrays [H, W, 3] and float tensors [3, H, W] come back as a tensor [1, 3, H, W] in their dtype. A
     leading batch axis of one is accepted for all of them (floats may have any). Upright means turned by the
-    EXIF orientation tag, as diffusers' `load_image` does. Pictures of 16 bits come in 8.
+    EXIF orientation tag, as diffusers' `load_image` does. 16-bit pictures are reduced to 8 bits.
     """
     if isinstance(image, (str, os.PathLike)):
         path = existing(image, "image")
@@ -73,8 +73,8 @@ def load_image(image: ImageInput) -> Image.Image | torch.Tensor:
 def load_video(path: StrPath, *, fps: float | Fraction | None = None, max_frames: int | None = None) -> Video:
     """Read a video file, an animated picture, a .npy of uint8 [T, H, W, 3], or a folder of pictures.
 
-    Frames come as they are stored, upright and in RGB; of an animated picture they come as they are shown, at one
-    rate: a pause is as many equal frames. The rate is that of the file (its mean, if it varies) unless `fps` is given;
+    Frames come as they are stored, upright and in RGB; those of an animated picture as they are shown, at one rate, a
+    pause being repeated frames. The rate is that of the file (its mean, if it varies) unless `fps` is given;
     folders, stills and .npy have none, and get 16. A folder is read in the order of the numbers in its file names. At
     most `max_frames` frames are read. RequestError if the file cannot be read, or if its frames take more than 1 GiB.
     """
@@ -96,7 +96,7 @@ def load_video(path: StrPath, *, fps: float | Fraction | None = None, max_frames
 
 
 def open_video(path: StrPath) -> Reader:
-    """What reads a video file, frame by frame; nothing is read yet."""
+    """A reader of a video file, frame by frame; nothing is read yet."""
     place = existing(path, "video")
     suffix = place.suffix.lower()
     if suffix == ".npy" and not place.is_dir():
@@ -158,7 +158,7 @@ def is_batch(video: Any) -> bool:
 
 
 def is_picture(value: object) -> TypeGuard[Image.Image]:
-    """Whether it is a PIL picture; where pillow has not been imported, nothing is."""
+    """Whether it is a PIL picture; nothing is while pillow has not been imported."""
     pillow = sys.modules.get("PIL.Image")
     return pillow is not None and isinstance(value, pillow.Image)
 

@@ -1,4 +1,4 @@
-"""Frames as a .npy file: written as it grows, read frame by frame."""
+"""Frames as a .npy file, written chunk by chunk and read frame by frame."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class NpyEncoder:
 
 
 class NpyReader:
-    """The frames of a uint8 array [T, H, W, 3]. Iterating gives uint8 [H, W, 3]; there is no `rate` in such a file."""
+    """The frames of a uint8 array [T, H, W, 3]. Iterating gives uint8 [H, W, 3]; such a file has no `rate`."""
 
     rate: Fraction | None = None
 
@@ -69,11 +69,11 @@ class NpyReader:
                     yield np.frombuffer(file.read(math.prod(shape[1:])), np.uint8).reshape(shape[1:])
                 return
             if size > MAX_VIDEO_BYTES:
-                raise RequestError(f"cannot read video {self.path}: its order is Fortran's, save it in C order")
+                raise RequestError(f"cannot read video {self.path}: it is in Fortran order, save it in C order")
             yield from np.frombuffer(file.read(size), np.uint8).reshape(shape, order="F")
 
     def _header(self, file: BinaryIO) -> tuple[tuple[int, ...], bool]:
-        """The array's shape, and whether it lies in Fortran's order."""
+        """The array's shape, and whether it is in Fortran order."""
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, by_columns, dtype = read(file)

@@ -31,7 +31,7 @@ _THROUGH = {"La": "LA", "RGBa": "RGBA"}  # premultiplied
 _STRIP_PIXELS = 2**20
 _BITS_PER_SAMPLE = 258  # a tag of TIFF
 
-Wide: TypeAlias = npt.NDArray[Any]
+Samples: TypeAlias = npt.NDArray[Any]
 
 
 def read_still(path: Path, most: int = MAX_PICTURE_PIXELS) -> Image.Image:
@@ -79,8 +79,8 @@ def upright(picture: Image.Image) -> Image.Image:
 def as_rgb(picture: Image.Image, opened: Image.Image | None = None) -> Image.Image:
     """A new picture in RGB. Transparency is dropped, 16 bits become 8, floats in 0..1 become 0..255.
 
-    Pillow's own conversion would clip what has more than 8 bits, to white mostly. RequestError if it is not known
-    which value is white; `opened` knows it, if `picture` is a turned copy of that.
+    Pillow's own conversion would clip what has more than 8 bits, to white mostly. RequestError if it is unknown
+    which value is white. opened: the original that records it, if `picture` is a turned copy.
     """
     _check_undecoded(picture)
     mode = picture.mode
@@ -112,13 +112,13 @@ def _opened(file: BinaryIO, kind: str, path: Path) -> Image.Image:
 
 
 def _check_undecoded(picture: Image.Image) -> None:
-    """Whoever opened a picture may not have looked at its size, and decoding begins here."""
+    """Check the size before decoding begins here: whoever opened the picture may not have."""
     if 0 in picture.size or getattr(picture, "tile", None):
         check_size(*picture.size, _limit(picture), "image")
 
 
 def _limit(opened: Image.Image) -> int:
-    """Decoders of animations hold a picture several times."""
+    """The most pixels to decode: decoders of animations hold a picture several times."""
     several = opened.format in ("GIF", "WEBP") or (opened.format == "PNG" and getattr(opened, "is_animated", False))
     return MAX_FRAME_PIXELS if several else MAX_PICTURE_PIXELS
 
@@ -131,15 +131,15 @@ def _comment(opened: Image.Image) -> str:
     return found.decode("latin-1") if isinstance(found, bytes) else str(found or "")
 
 
-def _from_unit(values: Wide) -> Wide:
+def _from_unit(values: Samples) -> Samples:
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= 1):
         raise RequestError(f"the values of a float picture must lie in 0..1, got {low:g}..{high:g}: scale them first")
-    return cast("Wide", np.rint(values * 255))
+    return cast("Samples", np.rint(values * 255))
 
 
-def _in_strips(picture: Image.Image, to_8_bits: Callable[[Wide], Wide]) -> Image.Image:
-    """A grey picture through `to_8_bits`, some rows at a time, so that its wide values are never held whole."""
+def _in_strips(picture: Image.Image, to_8_bits: Callable[[Samples], Samples]) -> Image.Image:
+    """A grey picture through `to_8_bits`, some rows at a time, so that its samples are never all held at once."""
     width, height = picture.size
     grey = Image.new("L", (width, height))
     rows = max(1, _STRIP_PIXELS // width)

@@ -1,4 +1,4 @@
-"""Pictures and videos as the engine takes them: read once, at the door, and bounded."""
+"""Pictures and videos as the engine takes them: read once, on entry, and of bounded size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kinema.media.inputs import frames_of, is_batch, is_picture, load_image
 if TYPE_CHECKING:
     from PIL import Image
 
-# Of a video whose length nobody says.
+# Of a video, where num_frames is not given.
 MAX_FRAMES = 1024
 
 
@@ -64,7 +64,7 @@ class Pixels:
 
 
 def read_image(image: Any, name: str = "image") -> Pixels:
-    """One image, or a list or batch of one. RequestError if it cannot be read; `name` is what it is called there."""
+    """One image, or a list or batch of one. RequestError if it cannot be read; name: the parameter, for the message."""
     if isinstance(image, Pixels):
         return image
     several = isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) == 4
@@ -84,8 +84,8 @@ def read_video(
     """The first `num_frames` frames of one video in any form, or all of it; pictures come in the size of the clip.
 
     Memory is that of the clip and one frame of the file: frames are read one by one, each is resized before the next is
-    read, and the file is left after the last. fits: raises if a clip of so many frames is too much; it is asked before
-    frames are read, about as often as their number doubles, because what a file says of its length need not be true.
+    read, and reading stops after the last. fits: raises if a clip of this many frames is too large; it is called before
+    frames are read, each time their number doubles, because the length that a file declares need not be true.
     """
     if is_batch(video):
         if len(video) != 1:
@@ -112,7 +112,7 @@ def read_video(
 
 
 def _not_one(name: str, count: int) -> RequestError:
-    return RequestError(f"{name} holds {count} of them: wanted one, every sample of a request starts from it")
+    return RequestError(f"{name} holds {count} of them: wanted one, from which every sample of a request starts")
 
 
 def _check_length(count: int, fits: Callable[[int], object]) -> None:

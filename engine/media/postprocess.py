@@ -35,7 +35,7 @@ def postprocess(video: torch.Tensor, output_type: str) -> Any:
 
 
 def check_library(output_type: str) -> None:
-    """UnsupportedError if what makes such an output is not installed."""
+    """UnsupportedError if the library that makes such an output is not installed."""
     if output_type == "pil":
         with needed("PIL", "output_type='pil'"):
             import PIL.Image  # noqa: F401

@@ -1,4 +1,4 @@
-"""Nothing is half-written: results grow under a temporary name and are renamed when they are whole."""
+"""Never leaves a half-written result: it grows under a temporary name and is renamed when it is complete."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ class Staging:
         self._mode = 0
 
     def create(self) -> None:
-        """Make it, empty, and remove what killed runs have left here. It is private if what it will replace may be."""
+        """Create it, empty, and remove what killed runs left here. It is private if what it will replace may be."""
         target = self.destination.path
         remove_abandoned(target.parent)
         if self.destination.format is FOLDER:

@@ -23,7 +23,7 @@ def temporary_name(folder: Path) -> Path:
 def lock(place: Path) -> int | None:
     """Mark a file or folder as in use, until the descriptor is closed or the process ends, however it ends.
 
-    None where the file system knows no such lock; nothing is taken for abandoned there either.
+    None where the file system has no such locks; there, nothing is taken for abandoned either.
     """
     try:
         import fcntl

@@ -1,4 +1,4 @@
-"""How long each frame of an animated picture is shown, and how many frames of one rate that makes.
+"""How long each frame of an animated picture is shown, and how many frames at one rate that makes.
 
 Encoders merge equal frames into a longer one, and files round times: to centiseconds in GIF, to milliseconds in WebP.
 Reading an animation as a video has to undo both.
@@ -32,7 +32,7 @@ class Timing:
 
 
 def note(count: int, fps: Fraction) -> str:
-    """What our encoders write into a file's comment: merging and rounding leave too little to find it again."""
+    """What our encoders write into a file's comment: after merging and rounding it could not be recovered."""
     return _NOTE.format(count, fps.numerator, fps.denominator)
 
 
@@ -43,24 +43,24 @@ def timing_of(durations: Sequence[Fraction], unit: int, comment: str = "") -> Ti
         count, fps = int(noted[1]), Fraction(int(noted[2]), int(noted[3]))
         ends = [round(end * fps / 1000) for end in accumulate(durations)] or [count]
         repeats = [end - start for start, end in pairwise([0, *ends])]
-        # else another program has changed the file
+        # otherwise another program has changed the file
         if ends[-1] == count <= MAX_NOTED_FRAMES and min(repeats) > 0 and fps > 0:
             return Timing(fps, repeats)
     shortest = min((duration for duration in durations if duration > 0), default=None)
     if shortest is None:
         return Timing(None)
-    shown = [duration or shortest for duration in durations]  # no time at all is the time of a frame
+    shown = [duration or shortest for duration in durations]  # a duration of 0 counts as one frame
     found = _repeats(shown, unit)
     return Timing(Fraction(1000 * sum(found)) / sum(shown, Fraction(0)), found)
 
 
 def _repeats(durations: Sequence[Fraction], unit: int) -> list[int]:
-    """The fewest frames of one rate of which each stored frame starts on time: exactly, or else rounded to `unit`.
+    """The fewest frames at one rate with which each stored frame starts on time, exactly or rounded to `unit`.
 
     Where there is no such rate (a screen recording, say), each stored frame is one frame.
     """
     ends = np.cumsum(np.array([float(duration) for duration in durations]))
-    # programs round to the nearest unit, or cut; an exact rate that is too high is only the unit's own
+    # programs round or truncate to a unit; an exact rate that is too high only reflects the unit
     for slack, most in ((0.0, 50), (unit / 2, 100), (unit, 100)):
         for total in range(len(ends), MAX_FRAMES + 1):
             if total > len(ends) and total > most * ends[-1] / 1000:

@@ -111,7 +111,7 @@ class VideoWriter:
 
     @contextmanager
     def _clean_up_on_error(self) -> Iterator[None]:
-        """Whatever goes wrong (ctrl-C included), nothing stays; failures to write come out as OutputError."""
+        """Whatever goes wrong (ctrl-C included), nothing is left behind; failures to write become OutputError."""
         try:
             yield
         except BaseException as error:
@@ -155,7 +155,7 @@ def write_clips(
     fps: float | Fraction,
     on_frames: Callable[[int], object] | None = None,
 ) -> None:
-    """Frames [B, 3, t, H, W] in [−1, 1], chunk after chunk, into B files. on_frames is told how many were written."""
+    """Frames [B, 3, t, H, W] in [−1, 1], chunk after chunk, into B files. on_frames is given the number written."""
     with ExitStack() as files:
         writers = [files.enter_context(open_video(path, fps)) for path in paths]
         for chunk in to_host(chunks):

@@ -1,1 +1,1 @@
-"""What a request will need, stage by stage."""
+"""The memory that a request will need, stage by stage."""

@@ -10,17 +10,16 @@ import torch
 
 from kinema.errors import RequestError, shown
 from kinema.fields.values import Check, check_fields, floats, generators, number, prompts, whole
+from kinema.media.postprocess import OUTPUT_TYPES
 from kinema.request.tiling import Tiling
 from kinema.schedulers.core import MAX_STEPS
-
-OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 
 
 @dataclass(frozen=True, eq=False)
 class GenerationRequest:
     """A generation call's parameters; names and meanings are diffusers'. None means the model's default.
 
-    prompt, negative_prompt: a text or a list of texts. height, width: pixels. num_frames: frames.
+    prompt, negative_prompt: a string or a list of strings. height, width: pixels. num_frames: frames.
     guidance_scale: 1 or less runs without guidance, one forward a step. guidance_scale_2: the second expert's.
     seed: draws the noise on the CPU in fp32, so that it means the same everywhere; a list gives one per sample.
     generator: torch.Generator or a list of them, instead of a seed. latents: [B, C, T, h, w], given noise.
@@ -98,7 +97,7 @@ class GenerationRequest:
 
     @property
     def guided(self) -> bool:
-        """Whether there are negative prompts."""
+        """Whether guidance is on, so that there are negative prompts."""
         return self.guidance_scale is not None and self.guidance_scale > 1
 
     @property
@@ -140,7 +139,7 @@ def _tiling(name: str, value: Any) -> Tiling:
 
 
 def _media(name: str, value: Any) -> Any:
-    """Pictures and videos are read, and refused, by `kinema.media.inputs`."""
+    """Not checked here: `kinema.media.inputs` reads pictures and videos, or refuses them."""
     return value
 
 
@@ -161,9 +160,9 @@ _CHECKS: dict[str, Check] = {
 
 
 def noise_generators(request: GenerationRequest) -> tuple[list[torch.Generator], int | None]:
-    """The generators that a request's noise comes from, and the first one's seed where it is known.
+    """The generators that draw a request's noise, and the first one's seed where it is known.
 
-    Without a seed one is drawn, from torch's own generator: `torch.manual_seed` then settles unseeded runs too.
+    Without a seed one is drawn from torch's global generator, so that `torch.manual_seed` decides unseeded runs too.
     """
     if request.generator is not None:
         return (request.generator if isinstance(request.generator, list) else [request.generator]), None

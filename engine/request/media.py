@@ -1,4 +1,4 @@
-"""Pictures and videos of a request, read once, at the door."""
+"""Reads the pictures and the video of a request, once, before anything else looks at them."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Sizes(Protocol):
 def read_media(
     request: GenerationRequest, sizes: Sizes, fits: Callable[[GenerationRequest], object]
 ) -> GenerationRequest:
-    """The request with its pictures and its video read: as `Pixels`, and nothing else sees a file.
+    """The request with its pictures and video read into `Pixels`; nothing after this sees a file.
 
-    Everything but the length is known; a video whose length nobody asks for gives it, cut to one that the model can
-    make, with a warning. fits: raises if such a request is too much; a video is read no further than that.
+    Every size but num_frames is known. Where that is None it becomes the video's length, cut to one that the model can
+    make, with a warning. fits: raises if such a request is too large; a video is read no further than it fits.
     """
     if request.image is not None:
         request = replace(request, image=read_image(request.image))

@@ -1,7 +1,7 @@
 """Progress on a terminal, silence elsewhere. It goes to stderr; results go to stdout.
 
 The host's stderr may be None (no console), an object that knows no `isatty`, or one that cannot be written to any more:
-what is only said must never end what is done.
+a failure to show progress must never end the work.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def steps_bar(
 
 @contextmanager
 def waiting(title: str, show: bool | None = None) -> Iterator[None]:
-    """Say what is going on while nothing can be counted, and take it back afterwards."""
+    """Show what is going on while nothing can be counted, and erase it afterwards."""
     if not _shown(show):
         yield
         return
@@ -56,7 +56,7 @@ def say(text: str, show: bool | None = None) -> None:
 
 
 def is_terminal(stream: Any) -> bool:
-    """Whether someone reads a standard stream as it is written; whatever the stream is."""
+    """Whether a standard stream is a terminal; never raises, whatever the stream is."""
     try:
         return bool(stream.isatty())
     except Exception:  # None, closed, gone, or an object of the host's
@@ -68,7 +68,7 @@ def _shown(show: bool | None) -> bool:
 
 
 class _Unfailing:
-    """A stream whose failures are passed over; otherwise the stream itself, as far as tqdm looks at it."""
+    """A stream whose write errors are ignored; in everything else that tqdm uses, the stream itself."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Clock(Protocol):
-    """deferred: a moment's time is known only when the device has come to it; `between` waits for that."""
+    """deferred: a moment's time is known only once the device has reached it; `between` waits for that."""
 
     deferred: bool
 
@@ -64,7 +64,7 @@ class Stats:
     `seconds` is time per stage in the order in which the stages first ran, on a GPU by the GPU's clock. `peak_bytes`
     is the most that the process held while this request ran, whatever else it did; None where it was not measured.
     `forwards` counts calls of the transformer (two per step with guidance, one without). `interrupted`: the run was
-    ended before its last step. Seconds of a GPU, steps and the peak are there after `complete`.
+    ended before its last step. GPU seconds, steps and the peak are filled in by `complete`.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -81,7 +81,7 @@ class Stats:
 
     @staticmethod
     def of(ops: Ops) -> Stats:
-        """Those of a run that begins now, with these ops."""
+        """The stats of a run that begins now, with these ops."""
         from kinema.buffers.peak import PeakMemory
 
         clock = GpuClock(ops.device) if ops.device.type == "cuda" else HostClock()

@@ -10,7 +10,7 @@ from kinema.fields.values import check_fields, whole
 
 @dataclass(frozen=True)
 class Tiling:
-    """Tiles of `min` pixels every `stride` pixels, for clips larger than one tile; the rest overlaps.
+    """Tiles of `min` pixels every `stride` pixels, for clips larger than one tile; the difference overlaps.
 
     Names and defaults are those of diffusers' `enable_tiling`. When encoding with a VAE that folds pixels into
     patches the sizes count patches, as there.

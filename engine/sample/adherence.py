@@ -30,7 +30,7 @@ _CONSENT = 0.75  # share of them that must agree
 
 @dataclass(frozen=True)
 class Observation:
-    """What a clip shows. `seen` holds None for whatever could not be told.
+    """What a clip shows. `seen` holds None for whatever could not be determined.
 
     `present`: a subject of plausible size is in every frame. `velocity`: the mean frame-to-frame movement
     (right, down) in frame widths and heights, None for a single frame or an absent subject.
@@ -48,7 +48,7 @@ class Observation:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a clip shows what was wanted. None: not asked for, or not to be told from a single frame."""
+    """Whether a clip shows what was wanted. None: not asked for, or not visible in a single frame."""
 
     wanted: Description
     observation: Observation
@@ -118,7 +118,7 @@ def observe(frames: np.ndarray) -> Observation:
         mean = steps.mean(0)
         velocity = (float(mean[0]), float(mean[1]))
         motion, speed = _motion(mean)
-        # Turning back or stopping half-way is no motion of this world, and neither is trembling on the spot.
+        # No subject of this world turns back, stops half-way or trembles on the spot.
         halves = np.array_split(steps, 2) if len(steps) > 1 else [steps]
         if any(_motion(half.mean(0))[0] != motion for half in halves) or (
             motion == "still" and _motion(np.abs(steps).mean(0))[0] != "still"

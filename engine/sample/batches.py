@@ -1,5 +1,7 @@
-"""What a step of phase two is given: encoded clips, their captions as tokens, and noise. All of it depends on
-(seed, step) alone, so batches can be made ahead, by as many processes as there are cores."""
+"""The inputs of a step of phase two: encoded clips, their captions as tokens, and noise.
+
+They depend on (seed, step) alone, so batches can be made in advance, by as many processes as there are cores.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +92,7 @@ class Pools:
 
 
 def training_batch(recipe: Recipe, pools: Pools, step: int) -> Batch:
-    """The batch of a step that the pools have advanced to: images, whole clips or block-causal windows."""
+    """The batch of a step to which the pools have advanced: images, whole clips or block-causal windows."""
     train = recipe.train_dit
     generator = generator_for(recipe.seed, PHASE, step)
     kind = float(uniform((), generator))
@@ -153,8 +155,8 @@ class _Steps:
 def batches(recipe: Recipe, pools: Pools, first: int, workers: int) -> Iterator[Batch]:
     """The batches of the steps from `first` to the last.
 
-    Without workers each is made when it is asked for, and so are the clips it needs. With workers, which wait for
-    nothing but a faster device than theirs, all clips are encoded first.
+    Without workers, each batch and the clips it needs are made when it is asked for. With workers, which pay off
+    where the device is faster than they are, all clips are encoded first.
     """
     last = recipe.train_dit.schedule.steps
     if not workers:

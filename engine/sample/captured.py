@@ -1,7 +1,7 @@
-"""The loss of a batch and its gradients as a CUDA graph.
+"""The loss of a training batch and its gradients as a CUDA graph.
 
-A step of a small model is thousands of small kernels, and launching them takes a host several times as long as they
-take. A graph launches them at once. There is one for each kind and shape of batch.
+A step of a small model is thousands of small kernels, and launching them takes the host several times as long as
+running them. A graph launches them at once. There is one for each kind and shape of batch.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class CapturedLoss:
         inputs = batch.map(lambda tensor: tensor.to(self._device, copy=True).contiguous())
         aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # libraries set themselves up at their first calls, which no graph can hold
+        with torch.cuda.stream(aside):  # libraries initialise at their first calls, which no graph can record
             for _ in range(2):
                 self._gradients(inputs)
         torch.cuda.current_stream().wait_stream(aside)

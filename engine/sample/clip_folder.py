@@ -25,7 +25,7 @@ class ClipFolder:
     """`name.mp4` (or another video, or a .npy of uint8 [T, H, W, 3]) with its captions, one a line, in `name.txt`.
 
     Frames are scaled so that the shorter side fits and cut to a square in the middle. Clip n is file n mod the
-    number of files, from a start that n decides. known: the words that a model to go on from has; new ones come behind.
+    number of files, from a start that n decides. known: the words of a model to continue from; new ones follow them.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ from kinema.errors import RequestError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--runs", default="runs/sample", help="where the run's state lies; run again to go on (%(default)s)"
+        "--runs", default="runs/sample", help="where the run keeps its state; run again to resume (%(default)s)"
     )
     parser.add_argument("-o", "--output", default="runs/sample/model", help="the model folder to write (%(default)s)")
     parser.add_argument(
@@ -23,14 +23,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--start",
         metavar="MODEL",
-        help="a trained model of these sizes to go on from: its VAE and words are kept, words of new captions added",
+        help="a trained model of the same sizes to continue from: its VAE and words are kept, new words added",
     )
-    parser.add_argument("--vae", metavar="MODEL", help="a trained model whose VAE is taken; the rest is trained anew")
+    parser.add_argument(
+        "--vae", metavar="MODEL", help="a trained model whose VAE is used; the rest is trained from scratch"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), help="(cuda where torch sees a GPU)")
     parser.add_argument("--size", type=int, help="side of the square frames (64)")
     parser.add_argument("--num-frames", type=int, help="frames of a clip, 4k + 1 (17)")
     parser.add_argument("--fps", type=float, help="frames per second that the model declares (12)")
-    parser.add_argument("--seed", type=int, default=0, help="decides everything (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random (%(default)s)")
     parser.add_argument("--vae-steps", type=int, help="steps of the first phase")
     parser.add_argument("--steps", type=int, help="steps of the second phase")
     parser.add_argument(
@@ -40,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=NUMBER",
         help="any other number of recipe.py, such as train_dit.noise_mean=2; may be given several times",
     )
-    parser.add_argument("--minutes", type=float, help="stop each phase after this long; the next call goes on")
+    parser.add_argument("--minutes", type=float, help="stop each phase after this long; run again to resume")
     parser.add_argument("--threads", type=int, help="CPU threads")
 
 
@@ -59,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     from kinema.sample.training import Progress, Tensors
 
     if arguments.start is not None and arguments.vae is not None:
-        raise RequestError("--start keeps the VAE of its model: wanted it or --vae, not both")
+        raise RequestError("--start keeps the VAE of its model: give --start or --vae, not both")
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -84,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
             stop_after=stop_after,
         )
         if not vae_run.done:
-            print(f"the VAE has done {vae_run.progress.step} steps; run the same command to go on")
+            print(f"the VAE has done {vae_run.progress.step} steps; run the same command to resume")
             return 0
         trained, vae_progress = vae_run.average, vae_run.progress
     vae = WanVAE(recipe.vae, Weights(trained), ops)
@@ -180,7 +182,7 @@ def _reporter(phase: str, steps: int) -> Any:
 
 
 def _commit() -> str:
-    """The commit that this checkout is at, "unknown" outside of one."""
+    """The commit that this checkout is at, "unknown" outside a checkout."""
     here = Path(__file__).parent
     done = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"

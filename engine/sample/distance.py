@@ -24,7 +24,7 @@ _SEED = 20260101
 def features(video: torch.Tensor) -> torch.Tensor:
     """[B, FEATURES] of clips [B, 3, T, H, W] in [−1, 1], T, H, W of 8 or more.
 
-    Strided random 3×3×3 convolutions with |·| after each: of every channel the mean and the standard deviation over
+    Strided random 3×3×3 convolutions with |·| after each: then each channel's mean and standard deviation over
     space and time. The kernels sum to zero, so that edges and changes count and plain areas do not.
     """
     if video.ndim != 5 or video.shape[1] != 3 or min(video.shape[2:]) < 8:

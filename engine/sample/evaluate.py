@@ -1,4 +1,4 @@
-"""Does a model in training do what its captions say? The figures of the training curve."""
+"""Whether a model in training follows its captions: the figures of the training curve."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def generate_latents(models: Models, ops: Ops, recipe: Recipe, quiz: Quiz) -> to
 def adherence(recipe: Recipe, tensors: Tensors, vae: WanVAE, ops: Ops, quiz: Quiz) -> dict[str, float]:
     """The share of clips whose subject, colour and motion are what the caption says, each and all together.
 
-    A single image moves as anything does.
+    For single images motion always counts as right.
     """
     models = Models(recipe, tensors, ops)
     videos = vae.decode(vae.denormalize(generate_latents(models, ops, recipe, quiz)))

@@ -22,7 +22,7 @@ from kinema.sample.tokenizer import MAX_TOKENS, build_tokenizer
 from kinema.sample.train_vae import with_past_taps
 
 # What the scheduler does with the model's output, and Wan's own shift for small clips. Fresh noise in each step lets
-# frames that disagree about where a slow subject is find together: a deterministic sampler keeps its first mistake.
+# frames that disagree about where a slow subject is come to agree: a deterministic sampler keeps its first mistake.
 SCHEDULER = {
     "_class_name": "DPMSolverMultistepScheduler",
     "num_train_timesteps": 1000,

@@ -76,7 +76,7 @@ class DitRecipe:
     Three kinds of batches: single images, whole clips with one noise level, and windows of a long clip with a noise
     level per latent frame under a block-causal mask (diffusion forcing, arXiv 2407.01392), which is what continuing
     a video needs. Noise levels are σ = 1/(1 + e^−u), u ~ N(noise_mean, noise_spread²): what a clip shows is decided at
-    high noise, since a thing is still to be made out in many noisy numbers.
+    high noise, since a subject can still be made out in many noisy values.
     """
 
     schedule: Schedule = field(
@@ -96,7 +96,7 @@ class DitRecipe:
 
     @property
     def images_until(self) -> int:
-        """The step from which on clips are seen at all."""
+        """The first step that sees clips, not images alone."""
         return round(self.images_first * self.schedule.steps)
 
 

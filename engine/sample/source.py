@@ -28,7 +28,7 @@ class ClipSource(Protocol):
         ...
 
     def crops(self, numbers: Sequence[int], num_frames: int, side: int, generator: torch.Generator) -> torch.Tensor:
-        """Random windows into these clips where something is to be seen, [B, 3, num_frames, side, side]."""
+        """Random windows into these clips in which something is visible, [B, 3, num_frames, side, side]."""
         ...
 
     def caption(self, number: int, generator: torch.Generator, *, mention_motion: bool) -> str:
@@ -39,7 +39,7 @@ class ClipSource(Protocol):
 class World:
     """The little world, rendered on the fly, on `device`: no clip is ever seen twice by the VAE.
 
-    known: the words that a model to go on from has; those of its own captions that are missing come behind them.
+    known: the words of a model to continue from; words of the captions that it lacks follow them.
     """
 
     def __init__(self, seed: int, size: int, device: str = "cpu", known: Sequence[str] = ()) -> None:

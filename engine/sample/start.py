@@ -1,4 +1,4 @@
-"""Weights of a finished model as the beginning of a new run: `kinema train-sample --start MODEL` or `--vae MODEL`."""
+"""Weights of a trained model to start a new run from: `kinema train-sample --start MODEL` or `--vae MODEL`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PHASE = 4
 def read_vae(path: str, recipe: Recipe) -> Tensors:
     """The VAE of a model folder, as phase one leaves it, in fp32; CheckpointError if its sizes are not the recipe's."""
     vae = _read(path, "vae", wan_vae.tensor_shapes(recipe.vae))
-    # a model that was written has the past taps that training leaves out
+    # an exported model has the past taps that training leaves out
     return {
         name: vae[name][:, :, -shape[2] :].contiguous() if len(shape) == 5 else vae[name]
         for name, shape in training_shapes(recipe.vae).items()
@@ -40,8 +40,8 @@ def read_words(path: str) -> tuple[str, ...]:
     ids = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(ids, dict) or sorted(ids.values()) != list(range(len(ids))):
         raise CheckpointError(
-            f"{file} is no list of words: --start goes on from models that `kinema train-sample` wrote; for others' "
-            "take --vae, which trains the text encoder anew"
+            f"{file} is not a list of words: --start continues from models that `kinema train-sample` wrote; else "
+            "use --vae, which trains the text encoder from scratch"
         )
     return tuple(sorted(ids, key=ids.__getitem__))[len(SPECIAL_TOKENS) :]
 
@@ -49,7 +49,7 @@ def read_words(path: str) -> tuple[str, ...]:
 def read_dit(path: str, recipe: Recipe) -> Tensors:
     """The transformer and text encoder, as phase two names them; otherwise as `read_vae`.
 
-    A recipe with more words than the model has gets random rows for them, as large as those that it knows.
+    A recipe with more words than the model has gets random rows for them, of the same spread as those of known words.
     """
     transformer = _read(path, "transformer", wan.tensor_shapes(recipe.transformer))
     known = min(recipe.text.vocab_size, len(SPECIAL_TOKENS) + len(read_words(path)))

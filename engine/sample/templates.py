@@ -27,7 +27,7 @@ _LEAST_LIKENESS = 0.80  # cosine to the best template, below which it is no subj
 def classify(opacity: np.ndarray, centre: np.ndarray) -> str | None:
     """The subject that an opacity mask float [H, W] around a centre (x, y) in [0, 1) shows, or None.
 
-    The five likest templates vote by their likeness. Every shape has at least as many templates as voters.
+    The five most similar templates vote by their similarity. Every shape has at least as many templates as voters.
     """
     pose = standard_pose(opacity, centre)
     poses, names = templates()

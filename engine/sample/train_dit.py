@@ -69,7 +69,7 @@ def initial_dit(recipe: Recipe) -> Tensors:
 
 
 def _hide_padding(recipe: Recipe, tensors: Tensors, generator: torch.Generator) -> None:
-    """Let cross-attention start with its eyes on the words.
+    """Let cross-attention start by attending to the words.
 
     A prompt of ten words comes with five hundred keys of padding, all of them to_k's bias, which would draw nearly
     all of an even softmax. So queries start along a direction that the bias points against: a word's key is much more
@@ -90,7 +90,7 @@ class Models:
         self.text = UMT5Encoder(recipe.text, weights.sub("text"), ops)
 
     def context(self, ids: torch.Tensor, lengths: torch.Tensor) -> Context:
-        """Of captions, see `Tokens`, on the device. They attend to PROMPT_TOKENS tokens, nearly all of them padding."""
+        """The context of captions (see `Tokens`), as of PROMPT_TOKENS tokens, nearly all of them padding."""
         real = torch.arange(ids.shape[1], dtype=torch.int64, device=ids.device) < lengths[:, None]
         hidden = self.text.right_padded(ids, lengths) * real.unsqueeze(-1)
         return self.transformer.encode_context(
@@ -130,8 +130,7 @@ def train_dit(
 ) -> Run:
     """Train, or go on training, the transformer and text encoder whose state is in `folder`.
 
-    initial: what a new run begins with, as `initial_dit` names it; None: that.
-
+    initial: the tensors that a new run starts from, named as in `initial_dit`; None: `initial_dit`'s.
     evaluate: given the average and how many frames it has learnt to make, gives figures for the curve.
     """
     initial = initial_dit(recipe) if initial is None else initial

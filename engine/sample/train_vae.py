@@ -1,4 +1,4 @@
-"""Phase one: the VAE learns to draw the world back from 1/12 of its numbers."""
+"""Phase one: the VAE learns to reconstruct the world from 1/12 of its values."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def reconstruction_loss(recipe: Recipe, vae: WanVAE, video: torch.Tensor, genera
 
 
 def psnr(got: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Peak signal to noise of videos in [−1, 1], over all their numbers, in dB."""
+    """Peak signal to noise of videos in [−1, 1], over all their values, in dB."""
     return float(10 * torch.log10(4.0 / F.mse_loss(got.clamp(-1, 1), wanted)))
 
 

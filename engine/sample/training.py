@@ -28,7 +28,7 @@ MEMORIES = ("exp_avg", "exp_avg_sq", "momentum")  # what the optimizers remember
 
 
 def generator_for(*key: int) -> torch.Generator:
-    """A generator that depends on nothing but `key` (seed, phase, step, …): a resumed run draws what it would have."""
+    """A generator that depends on nothing but `key` (seed, phase, step, …): a resumed run draws the same numbers."""
     mixed = 0
     for part in key:
         mixed = (mixed * 6364136223846793005 + part + 1442695040888963407) % 2**63
@@ -91,7 +91,7 @@ class Progress:
 
 
 class Run:
-    """One phase of training. A step's randomness comes from its number, so a killed run goes on as if it had not been.
+    """One phase of training. A step's randomness comes from its number, so a killed run resumes as if never killed.
 
     hidden: which tensors, by name, are matrices between hidden layers that Muon should train. AdamW has the rest.
     The state is one file, replaced whole every `save_every` seconds.
@@ -144,7 +144,7 @@ class Run:
         save_every: float = 120.0,
         stop_after: float | None = None,
     ) -> None:
-        """Run to the end of the schedule, or for `stop_after` seconds; what stops it otherwise finds the state saved.
+        """Run to the end of the schedule, or for `stop_after` seconds. Whatever else stops it, the state is saved.
 
         learn(step) leaves the gradients of a step's loss in the parameters and returns the loss and the number of
         samples in it; evaluate(step) gives figures for the curve.
@@ -215,7 +215,7 @@ class Run:
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise RequestError(
                 f"{self.path} is not the state of this run ({' '.join(str(error).split())[:200]}): give another folder "
-                "(--runs), or remove it to start anew"
+                "(--runs), or remove it to start afresh"
             ) from error
 
     def _read(self) -> None:

@@ -11,7 +11,7 @@ from types import FrameType
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Ctrl-C and SIGTERM that arrive within the block are raised when it ends; for milliseconds, not for seconds.
+    """Ctrl-C and SIGTERM that arrive within the block are handled when it ends. For blocks of milliseconds.
 
     Only Python's own handlers are held back, and only in the main thread, where Python runs them.
     """

@@ -59,7 +59,7 @@ MOTIONS: dict[str, tuple[int, int]] = {
 SPEEDS: dict[str, int] = {"slow": 2, "fast": 4}
 
 # It starts on a grid of 8ths. A latent of the sample model is 8 pixels of 64 wide and 4 frames long, so that a subject
-# has moved by whole latents whenever one ends: its shape is to be learned in one place relative to their cells, not in
+# has moved by whole latents whenever one ends: its shape has to be learned at one offset within their cells, not at
 # 64.
 STARTS = 8
 
@@ -123,7 +123,7 @@ class Subject:
 
     @property
     def period(self) -> int:
-        """The number of frames after which it is back where it was."""
+        """The number of frames after which it is back where it started."""
         pace = SPEEDS[self.speed] if self.speed is not None else STEPS_ROUND
         return STEPS_ROUND // pace
 
@@ -153,7 +153,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Description:
-    """What a caption says, or what a detector saw. None: not said, or not to be told from these frames."""
+    """What a caption says, or what a detector saw. None: not said, or not visible in these frames."""
 
     subject: str | None = None
     colour: str | None = None
@@ -206,8 +206,8 @@ def sample_scene(generator: torch.Generator, split: Split = "train", subjects: S
 
     Combinations of the split are equally likely. Half of the backgrounds are plain, the rest coloured, and
     every subject contrasts with its background. A subject starts anywhere along its path and wholly inside
-    the frame across it, so nothing is cut in two for good; everywhere on the grid of starts, that is. `subjects`
-    narrows the choice, for a curriculum.
+    the frame across it, so nothing stays cut in two; either way on the grid of starts. `subjects` narrows the
+    choice, for a curriculum.
     """
     drawn = torch.rand(6, generator=generator, dtype=torch.float64, device="cpu").tolist()
     name, colour, motion = _pick(combinations(split, tuple(subjects)), drawn[0])

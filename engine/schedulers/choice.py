@@ -1,4 +1,4 @@
-"""Another scheduler than a model's own: an object of ours or of diffusers', a name, another shift."""
+"""Replacing a model's own scheduler: by an object of kinema's or diffusers', by name, or by another shift."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SHIFTS = ("flow_shift", "shift")  # the same number, by the names of the solver
 
 
 def core_of(value: Any) -> SchedulerCore:
-    """The core of a scheduler of ours, or of one of diffusers' by its configuration. RequestError for all others."""
+    """The core of a kinema scheduler, or of a diffusers one by its configuration. RequestError for anything else."""
     if isinstance(value, Scheduler):
         return value.core
     if isinstance(value, SchedulerCore):
@@ -38,7 +38,7 @@ def core_of(value: Any) -> SchedulerCore:
 
 
 def named(name: str, own: SchedulerCore) -> SchedulerCore:
-    """The scheduler of that name for a model that came with `own`: at its shift, all else by default."""
+    """The scheduler of that name for a model that came with `own`: with its shift, and defaults otherwise."""
     class_name = NAMES.get(name.lower(), name)
     if class_name not in NAMES.values():
         raise RequestError(f"there is no scheduler {shown(name)}: wanted {', '.join(NAMES)} or a scheduler_config.json")
@@ -47,7 +47,7 @@ def named(name: str, own: SchedulerCore) -> SchedulerCore:
     shift = flow_shift(own)
     if shift is None or class_name == NAMES["ddim"]:
         raise RequestError(
-            f"{class_name} for a model with {own.class_name}: between these a name is not enough, give a "
+            f"{class_name} for a model with {own.class_name}: a name is not enough for this change, give a "
             "scheduler_config.json"
         )
     config: dict[str, Any] = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift}
@@ -59,7 +59,7 @@ def named(name: str, own: SchedulerCore) -> SchedulerCore:
 
 
 def flow_shift(core: SchedulerCore) -> float | None:
-    """By how much a flow-matching grid leans to high noise; None for other kinds of grids."""
+    """How far a flow-matching grid is shifted towards high noise; None for other kinds of grids."""
     if not getattr(core.config, "use_flow_sigmas", core.class_name == FLOW_MATCH_EULER):
         return None
     return float(getattr(core.config, _shift_name(core)))
@@ -69,7 +69,7 @@ def with_flow_shift(core: SchedulerCore, shift: float) -> SchedulerCore:
     """The same scheduler at another shift."""
     shift = number("flow_shift", shift, 1e-3, 1e3)
     if flow_shift(core) is None:
-        raise RequestError(f"flow_shift is for flow matching, this is {core.class_name} without: leave it out")
+        raise RequestError(f"flow_shift is for flow matching, which this {core.class_name} does not use: leave it out")
     return type(core)(replace(core.config, **{_shift_name(core): shift}))  # type: ignore[call-arg]
 
 

@@ -21,7 +21,7 @@ from kinema.errors import CheckpointError, KinemaError, RequestError
 from kinema.fields.values import whole
 
 Numbers = Sequence[float] | np.ndarray | torch.Tensor
-MAX_STEPS = 10_000  # each has its coefficients, and no schedule has a tenth as many levels
+MAX_STEPS = 10_000  # each step has its coefficients, and no schedule has a tenth as many levels
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +92,7 @@ class SchedulerCore(ABC):
                 grid = self._grid(num_inference_steps, sigmas, timesteps, mu)
             except KinemaError:
                 raise
-            except (ArithmeticError, ValueError) as error:  # the logarithm of nothing, or of less
+            except (ArithmeticError, ValueError) as error:  # the logarithm of zero or less
                 raise self._no_levels() from error
         if not bool(torch.isfinite(grid.timesteps.to(torch.float64)).all() and not grid.sigmas.isnan().any()):
             raise self._no_levels()
@@ -118,11 +118,11 @@ class SchedulerCore(ABC):
         """(a, s) such that a·clean + s·noise is a sample at step `index`'s level."""
 
     def draws_noise(self, eta: float = 0.0) -> bool:
-        """Whether each step takes fresh noise, be it multiplied by zero: a generator advances all the same."""
+        """Whether each step draws fresh noise, even if it is multiplied by zero: the generator advances anyway."""
         return self.has_noise
 
     def without_noise(self) -> SchedulerCore:
-        """The deterministic sampler of the same family: to compare runs that would else drift apart by chance."""
+        """The deterministic sampler of the same family: to compare runs that would otherwise drift apart by chance."""
         return self
 
     def result_dtype(self, sample: torch.dtype, model_output: torch.dtype) -> torch.dtype:
@@ -139,7 +139,7 @@ class SchedulerCore(ABC):
         if not 0 <= begin <= index < len(grid):
             raise RequestError(f"step {index} of a run from {begin} is outside the grid of {len(grid)} steps")
         if eta < 0.0 or (eta > 0.0 and not self._knows_eta):
-            wanted = "wanted a number from 0 to 1" if self._knows_eta else f"but {self.class_name} knows no eta"
+            wanted = "wanted a number from 0 to 1" if self._knows_eta else f"but {self.class_name} takes no eta"
             raise RequestError(f"eta={eta} was given, {wanted}")
         unit = torch.eye(self.num_terms, dtype=torch.float64, device="cpu")
         lines, at = [], 2
@@ -148,7 +148,7 @@ class SchedulerCore(ABC):
             at += depth
         terms = Terms(unit[0], unit[1], tuple(lines), unit[-1])
         table = torch.stack([row.to(torch.float64) for row in self._rows(grid, index, begin, eta, terms)])
-        if not bool(torch.isfinite(table.to(torch.float32)).all()):  # which they are applied in
+        if not bool(torch.isfinite(table.to(torch.float32)).all()):  # the dtype they are applied in
             raise RequestError(
                 f"{self.class_name} with this configuration has no finite update at step {index + 1} of {len(grid)} "
                 f"(sigma {float(grid.sigmas[index]):.6g} to {float(grid.sigmas[index + 1]):.6g}); diffusers returns "
@@ -157,7 +157,7 @@ class SchedulerCore(ABC):
         return table
 
     def _refuse(self, **given: object) -> None:
-        """Raise RequestError for grid arguments that were given and that this class does not take."""
+        """Raise RequestError for given grid arguments that this class does not take."""
         for name, value in given.items():
             if value is not None:
                 raise RequestError(f"{name} was given, but {self.class_name} does not take {name} here; leave it out")

@@ -53,7 +53,7 @@ class SchedulerConfig(Mapping[str, Any]):
 
 
 class Scheduler:
-    """What a diffusers scheduler object does, with the reference op and state of its own.
+    """Behaves as a diffusers scheduler object, on the reference op and with its own state.
 
     Differences: the history is kept in fp32 whatever the sample's dtype; a step that would not be finite is
     refused by the first `step`; and where truncation has made timesteps equal, a run that starts at one of them,
@@ -125,7 +125,7 @@ class Scheduler:
         return None if self._state is None else self._state.index
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """The grid's step that the first `step` takes (video-to-video)."""
+        """Which step of the grid the first `step` takes (video-to-video)."""
         self._begin_index = whole("begin_index", begin_index, 0)
 
     def scale_model_input(self, sample: torch.Tensor, timestep: object = None) -> torch.Tensor:
@@ -153,7 +153,7 @@ class Scheduler:
             terms["variance_noise"] = variance_noise
         for name, term in terms.items():
             if dense(name, term).shape != shape:
-                raise RequestError(f"{name} is {kind(term)}, sample {kind(sample)}: wanted one shape")
+                raise RequestError(f"{name} is {kind(term)}, sample {kind(sample)}: wanted the same shape")
         generator = generator if generator is None else generators("generator", generator)
         state = self._run(timestep, number("eta", eta))
         state.generator = generator
@@ -164,7 +164,7 @@ class Scheduler:
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """Clean samples [B, ...] at the levels of `timesteps` [B] or [1], in their dtype.
 
-        With a begin index set, that step's level is taken instead, or the current step's once the run is on.
+        With a begin index set, that step's level is taken instead, or the current step's once the run has started.
         """
         for name, term in {"original_samples": original_samples, "noise": noise}.items():
             if dense(name, term).shape != original_samples.shape:

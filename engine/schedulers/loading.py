@@ -35,8 +35,8 @@ def core_from_config(config: Mapping[str, Any]) -> SchedulerCore:
     """The core that a scheduler_config.json describes.
 
     CheckpointError names the class or the option that kinema cannot honour. Each class of configurations has every
-    option that diffusers' class reads; what else is there is ignored, as it is in diffusers: a configuration keeps the
-    options of the class that it came from (`Other.from_config(pipe.scheduler.config)`). What no class knows is logged.
+    option that diffusers' class reads; others are ignored, as in diffusers: a configuration keeps the options of the
+    class that it came from (`Other.from_config(pipe.scheduler.config)`). Options that no class knows are logged.
     """
     where = origin(config, "scheduler_config.json")
     if not isinstance(config, Mapping):

@@ -16,7 +16,7 @@ from kinema.errors import CheckpointError, RequestError, shown
 from kinema.fields.config import Range
 from kinema.schedulers.core import Numbers
 
-Flag = bool | None  # null was the default in earlier years
+Flag = bool | None  # null was the default in earlier versions
 Shift = Annotated[float, Range(1e-3, 1000)]
 VarianceType = Literal["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range"]
 ShiftTerminal = Annotated[float, Range(0, 0.999)]

@@ -13,7 +13,7 @@ from kinema.schedulers.noise import Generators
 
 @dataclass
 class SchedulerState:
-    """Belongs to one request; the core is shared.
+    """It belongs to one request; the core is shared.
 
     tables: [n - begin, M, K] float64, the core's coefficients of every step of this run.
     history: the core's delay lines, newest entry first; None where the run has not written yet. The tensors

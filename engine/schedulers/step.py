@@ -131,7 +131,7 @@ def _terms(
     uncond: torch.Tensor | None,
     noise: torch.Tensor | None,
 ) -> list[torch.Tensor]:
-    """The op's terms. What this run lacks has zero coefficients, is not read, and gets the sample's place."""
+    """The op's terms. Those that this run lacks have zero coefficients and are not read: the sample stands in."""
     terms = [sample, cond, sample if uncond is None else uncond]
     terms += [sample if entry is None else entry for line in state.history for entry in line]
     if state.core.has_noise:
@@ -144,7 +144,7 @@ def _terms(
 def _buffers(
     state: SchedulerState, terms: Sequence[torch.Tensor], out: Sequence[torch.Tensor] | None
 ) -> list[torch.Tensor] | None:
-    """Buffers for all results: the oldest entry of each line makes room for its newest. None: allocate."""
+    """Buffers for all results: the oldest entry of each line is overwritten by the newest. None: allocate."""
     oldest = [line[-1] for line in state.history]
     if torch.is_grad_enabled() and any(term.requires_grad for term in terms):
         return None

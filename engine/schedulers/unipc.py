@@ -103,7 +103,7 @@ class UniPCMultistep(MultistepCore):
         return sample
 
     def _order(self, grid: Grid, index: int, begin: int) -> int:
-        """The predictor's order at step `index`: limited by what is known and, at the end, by what is left."""
+        """The predictor's order at step `index`: limited by the history and, at the end, by the remaining steps."""
         order: int = self.config.solver_order
         if self.config.lower_order_final:
             order = min(order, len(grid) - index)

@@ -1,1 +1,1 @@
-"""Clips that go on, piece by piece, each conditioned on what came before."""
+"""Continuing a clip piece by piece, each conditioned on what came before."""

@@ -1,8 +1,8 @@
-"""A clip goes on, one latent frame after the other, each conditioned on the ones before it.
+"""Continues a clip, one latent frame at a time, each conditioned on the ones before it.
 
 The plain loop: every step runs the whole window through the transformer, past frames at timestep 0 and the new one at
 its noise level, under a block-causal mask (diffusion forcing, Chen et al. 2024, arXiv 2407.01392). It needs a model
-that was trained so, as the sample model is.
+that was trained that way, as the sample model is.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def extend(pipe: VideoPipeline, state: RequestState, latent_frames: int, *, window: int = 5) -> None:
-    """Let a finished request's clip go on until it has `latent_frames` latent frames.
+    """Continue a finished request's clip until it has `latent_frames` latent frames.
 
     window: latent frames that the transformer sees at once, the new one included. The new frames' noise comes from
     the request's own generators, and they take as many steps, with the same guidance, as the clip did.
@@ -31,7 +31,7 @@ def extend(pipe: VideoPipeline, state: RequestState, latent_frames: int, *, wind
     if not state.schedule.done:
         raise RequestError(f"the request has done {state.step_index} of {state.num_steps} steps: finish it first")
     if window < 2:
-        raise RequestError(f"window is {window}: wanted 2 or more, what is seen of the past and the new frame")
+        raise RequestError(f"window is {window}: wanted 2 or more, past frames and the new one")
     if len(pipe.model.experts) > 1 or not state.conditioning.plain or pipe.geometry.patch[0] != 1:
         raise RequestError("only text-to-video models with one expert and a temporal patch of 1 continue a clip")
     state.heed_interrupt()

@@ -1,6 +1,6 @@
-"""Sentencepiece's table of normalizations, as a file has it: bytes that its readers trust.
+"""Checks sentencepiece's table of normalizations, bytes in a file that its readers trust.
 
-A double-array trie of prefixes (a length in bytes, then 32-bit units, little endian), whose values are places in the
+A double-array trie of prefixes (a length in bytes, then 32-bit units, little endian), whose values are offsets into the
 texts that follow, each ended by a zero byte. A reader steps from unit to unit without a check, so all steps are checked
 here, at once. Format: google/sentencepiece, src/normalizer.cc, and s-yata/darts-clone, include/darts.h.
 """
@@ -15,7 +15,7 @@ NORMALIZER_SPEC, PRECOMPILED_CHARSMAP = 3, 2
 
 
 def longest_text(table: bytes) -> int | None:
-    """The characters of the longest text that stands for a prefix; None for a table that is not sound."""
+    """The length of the longest replacement text in characters; None for a table that is not valid."""
     size = int.from_bytes(table[:4], "little")
     if not 4 <= len(table) <= MAX_BYTES or size == 0 or size % 1024 or len(table) < 4 + size:
         return None
@@ -27,7 +27,7 @@ def longest_text(table: bytes) -> int | None:
     values = units[units >> 31 == 1] & 0x7FFFFFFF
     inner = units >> 31 == 0
     offsets = (units >> 10) << ((units & 0x200) >> 6)
-    # a step goes to this unit's place, its offset and one byte, joined by exclusive or: within a block of 256
+    # a step goes to the XOR of this unit's index, its offset and one byte: within a block of 256
     targets = (np.arange(len(units)) ^ offsets)[inner] | 0xFF
     if targets.size == 0 or targets.max() >= len(units) or (values.size and values.max() >= len(table) - 4 - size):
         return None
@@ -35,7 +35,7 @@ def longest_text(table: bytes) -> int | None:
 
 
 def longest_text_of_model(model: bytes) -> int | None:
-    """The same of the tables in a sentencepiece model, a protocol buffer; 1 if it has none, None if it is not sound."""
+    """The same for the tables in a sentencepiece model (a protocol buffer); 1 if it has none, None if invalid."""
     try:
         specs = _fields(model, NORMALIZER_SPEC)
         tables = [table for spec in specs for table in _fields(spec, PRECOMPILED_CHARSMAP) if table]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 MAX_MODEL_BYTES = 30_000_000
-MAX_REPLACED = 64  # characters that a normalization puts for one; Unicode's longest are 18
+MAX_REPLACED = 64  # characters that a normalization puts in place of one; Unicode's longest are 18
 
 
 class Codec(Protocol):
@@ -28,11 +28,11 @@ class Codec(Protocol):
     def token_id(self, token: str) -> int | None: ...
 
     def vocabulary(self, most: int) -> list[str]:
-        """The tokens in the order of their ids; none of a vocabulary of more than `most`."""
+        """The tokens in the order of their ids; empty for a vocabulary of more than `most`."""
         ...
 
     def encode(self, text: str, limit: int | None) -> list[int]:
-        """The ids of a text with its closing tokens; text beyond `limit` ids is dropped, the closing kept."""
+        """The ids of a text with its closing tokens; text beyond `limit` ids is cut, closing tokens are kept."""
         ...
 
 
@@ -47,7 +47,7 @@ class TokenizersCodec:
 
         self._path = path
         text, growth = read_tokenizer(path, rows)
-        self._at_once = MAX_CHARACTERS // growth  # characters that cannot become too many
+        self._at_once = MAX_CHARACTERS // growth  # characters that cannot become too many when normalized
         with _library_errors(f"{path} cannot be read as a tokenizer"):
             self._tokenizer = tokenizers.Tokenizer.from_str(text)
             _check_added_tokens(self._tokenizer)
@@ -71,7 +71,7 @@ class TokenizersCodec:
         return ids
 
     def _check_length(self, text: str) -> None:
-        """RequestError for a text of which the normalizer makes too much; it is only shown parts that it cannot."""
+        """RequestError for a text that normalization makes too long; it is measured in pieces that cannot be."""
         if len(text) <= self._at_once:
             return
         made = 0
@@ -110,7 +110,7 @@ class SentencePieceCodec:
         self._split = re.compile("(" + "|".join(map(re.escape, self._special)) + ")") if self._special else None
         eos = self._model.eos_id()
         if eos < 0:
-            raise CheckpointError(f"{path} has no end-of-sequence piece, T5's tokenizers do")
+            raise CheckpointError(f"{path} has no end-of-sequence piece, which T5's tokenizers have")
         self._eos: int = eos
 
     def _piece_id(self, token: str) -> int | None:

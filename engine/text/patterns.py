@@ -1,7 +1,7 @@
-r"""Which regular expressions of a tokenizer.json are let run.
+r"""Which regular expressions of a tokenizer.json are allowed to run.
 
-The tokenizers library searches by backtracking, which can take as good as for ever, and a search that it gives up is a
-panic. So a pattern must be one of those that language models are published with, or so simple that its search is
+The tokenizers library searches by backtracking, which can take practically for ever, and where it gives up it
+panics. So a pattern must be one of those that language models are published with, or so simple that its search is
 linear: alternatives of single characters and classes, none repeated without limit but the last (` {2,}`, `\s+`).
 """
 
@@ -29,7 +29,7 @@ PUBLISHED = {
 
 
 def least_match(pattern: str) -> int | None:
-    """The fewest characters that a pattern matches, 1 or more; None for a pattern that is not let run."""
+    """The fewest characters that a pattern matches, 1 or more; None for a pattern that is not allowed to run."""
     if pattern in PUBLISHED:
         return 1
     if len(pattern) > MAX_LENGTH:

@@ -42,10 +42,10 @@ class Tokenizer:
     def from_folder(folder: str | Path, rows: int | None = None) -> Tokenizer:
         """Read tokenizer.json, or where it is missing a sentencepiece model in T5's conventions.
 
-        rows: of the text encoder's table; a tokenizer of many more tokens is not read, it belongs to another model.
+        rows: of the text encoder's table; a tokenizer of many more tokens belongs to another model and is not read.
 
         sentencepiece is an optional dependency. Its own result can differ from that of a tokenizer.json made from
-        the same model where the model falls back to bytes for unknown characters: the file then counts.
+        the same model where the model falls back to bytes for unknown characters; tokenizer.json has precedence.
         """
         folder = Path(folder)
         files = (folder / "special_tokens_map.json", folder / "tokenizer_config.json")
@@ -84,13 +84,13 @@ class Tokenizer:
         return [len(self._encode(text, None)) for text in texts]
 
     def unknown_words(self, text: str) -> list[str]:
-        """Words of the text that are no token and are made of none, each once."""
+        """Words of the text that the vocabulary has no tokens for, each once."""
         if self.unk_id is None or self.unk_id not in self._encode(text, None):
             return []
         return [word for word in dict.fromkeys(re.findall(r"\w+", text)) if self.unk_id in self._encode(word, None)]
 
     def words(self, most: int = 1000) -> list[str]:
-        """What a vocabulary of at most `most` tokens holds, special tokens apart; of a larger one nothing."""
+        """The words of a vocabulary of at most `most` tokens, without special tokens; empty for a larger one."""
         return [token for token in self._codec.vocabulary(most) if token.isalnum()]
 
     def _encode(self, text: str, limit: int | None) -> list[int]:

@@ -1,4 +1,4 @@
-"""A tokenizer.json from elsewhere, before the tokenizers library reads it.
+"""Checks an untrusted tokenizer.json before the tokenizers library reads it.
 
 The library trusts the file: some of what it may hold panics (which Python can hardly catch), multiplies a text until
 the process is killed, or searches for ever. So each component is one of `tokenizer_parts`, with parameters of the right
@@ -39,16 +39,16 @@ MAX_VALUES = 2_000_000
 MAX_GROWTH = {"normalizer": 256, "pre_tokenizer": 16, "post_processor": 1}
 MAX_SEQUENCE = 16
 MAX_CHARACTERS = 2**18  # of a text, when it is normalized
-MAX_SCORED = 64  # characters of a token of Unigram, whose every prefix is looked for at every place
+MAX_SCORED = 64  # characters of a token of Unigram, which looks for every prefix of it at every place
 MAX_ADDED = 100_000
 
 
 def read_tokenizer(path: Path, rows: int | None) -> tuple[str, int]:
-    """The file as the library may have it, and how many times as long as it was its normalizer may make a text.
+    """The checked file for the library, and how many times longer its normalizer may make a text.
 
     rows: of the table that the ids are looked up in; a file of many more tokens than that is refused before it is read,
     since each takes 2 kB in the library. Truncation and padding are left out, since a call decides them, and the
-    decoder, since nothing is decoded. CheckpointError names what the library would not survive or nobody publishes.
+    decoder, since nothing is decoded. CheckpointError names what the library would not survive, or nobody publishes.
     """
     bytes_, values = MAX_BYTES, MAX_VALUES
     if rows is not None:
@@ -94,7 +94,7 @@ class _Reader:
         return parts[0] if len(parts) == 1 else {"type": "Sequence", members: parts}
 
     def _post_processor(self) -> dict[str, Any] | None:
-        """The library has written no code for tokens that are added to tokens that were added."""
+        """Only one member may add tokens: the library does not implement adding to what another added."""
         chain = self._chain("post_processor", "processors", POST_PROCESSORS)
         kinds = [part["type"] for part in chain.get("processors", [])] if chain is not None else []
         if len([kind for kind in kinds if kind != "ByteLevel"]) > 1:
@@ -102,7 +102,7 @@ class _Reader:
         return chain
 
     def _flattened(self, slot: str, members: str, value: Any, depth: int) -> list[Any]:
-        """A sequence's members, and those of the sequences among them; of what is nested deeper, the sequence."""
+        """A sequence's members, and those of the sequences among them; what is nested too deep stays a sequence."""
         if not isinstance(value, dict) or value.get("type") != "Sequence" or depth == 0:
             return [value]
         if not isinstance(value.get(members), list) or len(value[members]) > MAX_SEQUENCE:
@@ -203,18 +203,20 @@ class _Reader:
         vocab = read.get("vocab")
         if kind == "Unigram":
             if not vocab or not all(map(_is_scored, vocab)):
-                raise self._error("model Unigram", "has a vocab that is no list of [token, score]; download it again")
+                raise self._error(
+                    "model Unigram", "has a vocab that is not a list of [token, score]; download it again"
+                )
             if not (read.get("unk_id") or 0) < len(vocab):
                 raise self._error("model Unigram", f"has unk_id {read['unk_id']} of {len(vocab)} tokens")
         elif not vocab or not all(map(_is_numbered, vocab.items())):
-            raise self._error(f"model {kind}", "has a vocab that is no object of tokens and ids; download it again")
+            raise self._error(f"model {kind}", "has a vocab that is not an object of tokens and ids; download it again")
         if not all(map(_is_merge, read.get("merges", []))):
-            raise self._error("model BPE", "has merges that are no pairs of tokens; download it again")
+            raise self._error("model BPE", "has merges that are not pairs of tokens; download it again")
         return {"type": kind, **read}
 
 
 def _untyped(model: Mapping[str, Any]) -> str:
-    """Files of 2020 do not say their model's type."""
+    """The type of a model that does not say it, as in files of 2020."""
     if isinstance(model.get("vocab"), list):
         return "Unigram"
     return "BPE" if "merges" in model else "WordPiece" if "max_input_chars_per_word" in model else "WordLevel"

@@ -71,7 +71,7 @@ POST_PROCESSORS: Mapping[str, Fields] = {
 
 MODELS: Mapping[str, Fields] = {
     "BPE": {
-        "dropout": Annotated[float, Range(0, 0)] | None,  # at random
+        "dropout": Annotated[float, Range(0, 0)] | None,  # otherwise merges are dropped at random
         "unk_token": Text | None,
         "continuing_subword_prefix": Literal[""] | None,  # cut off every piece, whether it is there or not
         "end_of_word_suffix": Text | None,

@@ -95,7 +95,7 @@ def test_what_fits_is_taken_and_made_plain(key: str, value: Any, wanted: Any) ->
         ("some", [[], [0] * 4, [2], ["a"], 0.5, [math.nan]], "a list of 1 to 3 numbers of -1 to 1"),
         ("flags", [[1], [None], True], "a list of 0 to 1000000 true or false"),
         ("perhaps", [0, "x", False], "a whole number of 1 to 9 or null"),
-        ("text", ["", "abcde", 1, None], "a text of 1 to 4 characters"),
+        ("text", ["", "abcde", 1, None], "a string of 1 to 4 characters"),
         ("nothing", [0, False, {}], "null"),
     ],
 )

@@ -151,5 +151,5 @@ def test_its_parts_are_swapped_and_checked(folder, pipe):
     pipe.vae = other.vae
     with pytest.raises(RequestError, match="transformer is"):
         pipe.transformer = kinema.VideoPipeline.from_pretrained("sample", device="cpu").transformer
-    with pytest.raises(RequestError, match="this model has no transformer_2: wanted one for what it has, transformer"):
+    with pytest.raises(RequestError, match="this model has no transformer_2: its parts are transformer"):
         pipe.transformer_2 = other.transformer

@@ -137,8 +137,8 @@ def test_each_block_equals_diffusers(block):
     rope = transformer.wan_rope((3, 3, 5), 16, OPS.device)
     with torch.no_grad():
         kv = ours.blocks[block].text_kv(embedded)
-        for maps in (ActivationBuffers(enabled=False), ActivationBuffers()):
-            got = ours.blocks[block](hidden.clone(), modulation.unsqueeze(1), rope, kv, None, None, None, maps)
+        for buffers in (ActivationBuffers(enabled=False), ActivationBuffers()):
+            got = ours.blocks[block](hidden.clone(), modulation.unsqueeze(1), rope, kv, None, None, None, buffers)
             assert relative_error(got, seen["out"]) <= TOLERANCE
 
 

@@ -214,7 +214,7 @@ def test_doctor_says_who_takes_the_rest(install, monkeypatch):
     lines = doctor._choices(plan)
     at = lines.index(f"  {'attention':16} flash-attn")
     assert lines[at + 1 : at + 3] == [
-        f"  {'':16}   what it does not take: triton",
+        f"  {'':16}   other calls: triton",
         f"  {'':16}   not torch: SDPA would run; FlashAttention-3 is preferred: {libraries.FASTEST[90][1]}",
     ]
     assert {op["op"]: op.get("rest") for op in doctor.ops(plan)} == {

@@ -149,7 +149,7 @@ def test_live_tensors_of_a_forward(ffn_dim, precision):
 
 
 @pytest.mark.parametrize("ffn_dim", [64, 1024])
-def test_maps_of_a_native_forward(ffn_dim):
+def test_buffers_of_a_native_forward(ffn_dim):
     """What a step leases from the model is what is predicted to last, but for the kernels' scratch."""
     ops = build_ops(plan_ops(target_for("cpu", "int8"), "auto"))
     if ops.plan.backend("linear") != "cpu":
@@ -160,9 +160,9 @@ def test_maps_of_a_native_forward(ffn_dim):
     latent = (4, 32, 32)
     with torch.inference_mode():
         model(torch.zeros(2, 2, *latent), torch.zeros(2), model.encode_context(torch.ones(2, 16, 32)))
-    (maps,) = model.maps._idle
+    (kept,) = model.buffer_pool._idle
     _, lasting = native_denoise_bytes(config, latent, 2, 16)
-    assert sum(map.nbytes for map in maps._flat.values()) == lasting - native_scratch_bytes(config, 4 * 16 * 16)
+    assert sum(buffer.nbytes for buffer in kept._flat.values()) == lasting - native_scratch_bytes(config, 4 * 16 * 16)
 
 
 # In a process of its own, whose heap no other model has filled with holes.
@@ -236,9 +236,9 @@ def test_freed_memory_goes_back():
     assert left < held - 150e6
 
 
-def test_a_transformer_keeps_its_maps_from_step_to_step_and_no_longer(models):
+def test_a_transformer_keeps_its_buffers_from_step_to_step_and_no_longer(models):
     pipe = models.fresh("t2v")
-    idle = pipe.components.transformer().maps._idle
+    idle = pipe.components.transformer().buffer_pool._idle
     seen = []
     pipe(**CALL, callback_on_step_end=lambda *step: seen.append(list(map(id, idle))))
     assert len(seen[0]) == 1 and all(now == seen[0] for now in seen[:-1])

@@ -38,9 +38,9 @@ ANY_MODEL = {
     "last_image_alone": ({"last_image": PICTURE}, ["last_image was given without image"]),
     "image_embeds_alone": ({"image_embeds": zeros(1, 5, 16)}, ["image_embeds was given without image"]),
     "strength_alone": ({"strength": 0.5}, ["strength was given without video"]),
-    "prompt_type": ({"prompt": 3}, ["prompt is 3", "a text or a list of texts"]),
-    "prompt_list": ({"prompt": ["a", None]}, ["prompt is ['a', None]", "a text or a list of texts"]),
-    "prompt_empty_list": ({"prompt": []}, ["prompt is []", "a text or a list of texts"]),
+    "prompt_type": ({"prompt": 3}, ["prompt is 3", "a string or a list of strings"]),
+    "prompt_list": ({"prompt": ["a", None]}, ["prompt is ['a', None]", "a string or a list of strings"]),
+    "prompt_empty_list": ({"prompt": []}, ["prompt is []", "a string or a list of strings"]),
     "negative_count": ({"negative_prompt": ["b", "c"]}, ["2 negative prompts for 1 prompts"]),
     "prompt_embeds_type": (
         {"prompt": None, "prompt_embeds": [1.0]},

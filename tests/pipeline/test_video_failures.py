@@ -174,7 +174,7 @@ def bad_paths(folder):
     return {
         "": "is not a path",
         "a\0.mp4": "is not a path",
-        f"{folder}/out.avi": r"unknown suffix '.avi'; known are .mp4, .gif",
+        f"{folder}/out.avi": r"unknown suffix '.avi'; wanted .mp4, .gif",
         f"{folder}/.mp4": "no name before '.mp4'",
         f"{folder}/none/out.mp4": "none does not exist; create it first",
         f"{folder}/none/deeper/out.mp4": "does not exist",

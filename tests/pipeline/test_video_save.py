@@ -317,7 +317,7 @@ def test_stats_add_up_and_become_json():
     [
         ({"fps": 60, "path": "a.gif"}, "at most 50 frames per second, got 60"),
         ({"num_frames": 17, "path": "a.png"}, "holds one frame, got 17"),
-        ({"height": 17000, "width": 16, "path": "a.webp"}, "ends at 16383 pixels a side"),
+        ({"height": 17000, "width": 16, "path": "a.webp"}, "takes 16383 pixels a side at most"),
         ({"height": 480, "width": 833, "path": "a.mp4"}, "width 832 or 834"),
         ({"height": 1, "width": 64, "path": "a.mp4"}, "height 1; nearest: height 2;"),
     ],

@@ -17,9 +17,9 @@ def pipe():
 
 
 def test_unknown_words_are_named_beside_words_that_are_known(pipe):
-    with pytest.warns(KinemaWarning, match="does not know dragon, fliying: of its 79 words, .*red.* and .* more"):
+    with pytest.warns(KinemaWarning, match="does not know dragon, fliying; it knows 79 words: .*red.* and .* more"):
         pipe.prepare(GenerationRequest("a red dragon, fliying left, a dragon", **TRAINED))
-    with pytest.warns(KinemaWarning, match="of its 79 words, circle,"):
+    with pytest.warns(KinemaWarning, match="it knows 79 words: circle,"):
         pipe.prepare(GenerationRequest("a red cirkle", **TRAINED))
 
 
@@ -46,7 +46,7 @@ def test_the_command_line_says_it_in_a_line(tmp_path, capsys):
     command = ["generate", "a red dragon", "-o", str(tmp_path / "a.npy"), "--steps", "1", "--num-frames", "5"]
     assert main(command) == 0
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("kinema: warning: this model does not know dragon: of its 79 words, ")
+    assert line.startswith("kinema: warning: this model does not know dragon; it knows 79 words: ")
 
 
 def test_large_vocabularies_are_not_listed(pipe):

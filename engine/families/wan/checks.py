@@ -1,4 +1,4 @@
-"""Which pictures a Wan model reads: refused here, before any of its parts is loaded."""
+"""Which images a Wan model takes; the others are refused before any of its parts is loaded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from kinema.request.generation import GenerationRequest
 
 
 def check_images(request: GenerationRequest, transformer: WanConfig, *, expands: bool) -> None:
-    """expands: timesteps may differ from frame to frame, so that the first can be held."""
+    """expands: timesteps may differ from frame to frame, so that the first can be held clean."""
     takes_channels = transformer.in_channels != transformer.latent_channels
     if request.image is None:
         if takes_channels:

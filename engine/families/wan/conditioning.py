@@ -77,7 +77,7 @@ def frame_channels(
 
 
 def condition(parts: Parts, request: GenerationRequest, transformer: WanConfig) -> Conditioning:
-    """What the images of a checked request are to this model."""
+    """What the images of a checked request add to it."""
     if request.image is None:
         return Conditioning()
     num_frames, height, width = request.clip

@@ -42,7 +42,7 @@ class WanConfig:
         if self.attention_head_dim % 2 or self.freq_dim % 2:
             raise CheckpointError(
                 f"attention_head_dim is {self.attention_head_dim}, freq_dim {self.freq_dim}: wanted even numbers, "
-                "of pairs that turn together"
+                "since channels are rotated in pairs"
             )
         if self.in_channels < self.latent_channels:
             raise CheckpointError(
@@ -84,7 +84,7 @@ def tensor_shapes(config: WanConfig) -> Tensors:
     linear("condition_embedder.time_embedder.linear_1", dim, config.freq_dim, "exact")
     linear("condition_embedder.time_embedder.linear_2", dim, dim, "exact")
     linear("condition_embedder.time_proj", 6 * dim, dim, "exact")
-    # what enters the blocks and what leaves them are small products, and their errors no block makes up for
+    # the products before and after the blocks are small, and no block makes up for their errors
     linear("condition_embedder.text_embedder.linear_1", dim, config.text_dim, "wide")
     linear("condition_embedder.text_embedder.linear_2", dim, dim, "wide")
     if config.image_dim is not None:

@@ -1,4 +1,4 @@
-"""What a prompt (and image) is to the Wan transformer."""
+"""The prompt (and image) as the Wan transformer reads it, and its padding folded into one key."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kinema.ops.attention import KV
 
 @dataclass(frozen=True)
 class Context:
-    """What a prompt (and image) is to the transformer: cross-attention keys and values of every layer.
+    """A prompt (and image) for the transformer: cross-attention keys and values of every layer.
 
     Computed once per request, read at every step. text, image: one KV of [R, N, L, D] per layer.
     folded: how many equal keys the last text key stands for (0: only itself).
@@ -32,7 +32,7 @@ class Context:
         return self.text[0].k.shape[2], self.image[0].k.shape[2] if self.image is not None else 0, self.folded
 
     def text_bias(self) -> torch.Tensor | None:
-        """What the logits of the text keys gain, [1, 1, 1, L]."""
+        """What is added to the logits of the text keys, [1, 1, 1, L]."""
         if not self.folded:
             return None
         k = self.text[0].k

@@ -1,4 +1,4 @@
-"""A transformer with the diffusers class's forward, for other stacks to call in its place."""
+"""The transformer with the forward of diffusers' class, for other libraries to call in its place."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class TransformerOutput(NamedTuple):
 
 
 class DiffusersTransformer(DiffusersNames):
-    """Callable as `WanTransformer3DModel`; gives a Tensor unless `return_dict` is said.
+    """Callable as `WanTransformer3DModel`; returns a Tensor unless `return_dict` is given.
 
     The prompt's keys and values are computed on every call; `encode_context` of `.model` computes them once. On a CPU
-    the memory of the maps between its layers is kept for the next call; `.model.release()` frees it.
+    the activation buffers are kept for the next call; `.model.release()` frees them.
     """
 
     def __init__(self, model: WanTransformer) -> None:
@@ -47,7 +47,7 @@ class DiffusersTransformer(DiffusersNames):
 
     @contextmanager
     def cache_context(self, name: str, **where: Any) -> Iterator[None]:
-        """By this diffusers' pipelines say which call follows ("cond", "uncond"). Nothing is kept between calls."""
+        """Called by diffusers' pipelines to name the next call ("cond", "uncond"). Nothing is kept between calls."""
         yield
 
     @torch.no_grad()
@@ -63,7 +63,7 @@ class DiffusersTransformer(DiffusersNames):
         """hidden_states: [B, C, T, H, W]; timestep: [B], or [B, S] by token; encoder_hidden_states: [B, L, text_dim];
         encoder_hidden_states_image: [B, L, image_dim] (two rows per sample for a first and a last frame).
 
-        Returns [B, out_channels, T, H, W] where and in the dtype in which hidden_states came: alone, in a tuple
+        Returns [B, out_channels, T, H, W] on the device and in the dtype of hidden_states: alone, in a tuple
         (return_dict=False) or as `.sample` (True).
         """
         if attention_kwargs:

@@ -40,7 +40,7 @@ MAX_PROMPT_TOKENS = 512
 
 @dataclass(frozen=True)
 class WanOptions:
-    """What model_index.json says beside its components.
+    """What model_index.json says besides its components.
 
     boundary_ratio: transformer denoises timesteps of at least this share of the training steps,
     transformer_2 the rest (Wan 2.2 A14B). expand_timesteps: timesteps are per token (Wan 2.2 TI2V-5B).
@@ -91,7 +91,7 @@ PARTS: dict[str, Part] = {
             "transformers",
             ("T5TokenizerFast", "T5Tokenizer", "PreTrainedTokenizerFast", "TokenizersBackend"),
             "tokenizer_config.json",
-            optional_config=True,  # it may be no more than its vocabulary
+            optional_config=True,  # some folders hold only the vocabulary
         ),
         Tokenizer,
         _tokenizer,
@@ -200,7 +200,7 @@ def _check_fit(folder: ModelFolder, configs: Mapping[str, Any]) -> None:
     wrong = [misfit for name in TRANSFORMERS if name in configs for misfit in _misfits(name, configs)]
     if "image_processor" in folder:
         processor = ClipPreprocessor.from_dict(folder.component("image_processor").config)
-        wrong += _of_pictures(processor, configs.get("image_encoder"))
+        wrong += _image_misfits(processor, configs.get("image_encoder"))
     if wrong:
         raise CheckpointError(f"the parts of {folder.path} do not fit each other: {'; '.join(wrong)}")
     if "tokenizer" in folder:
@@ -208,7 +208,7 @@ def _check_fit(folder: ModelFolder, configs: Mapping[str, Any]) -> None:
 
 
 def _misfits(name: str, configs: Mapping[str, Any]) -> Iterator[str]:
-    """What a transformer wants of the other parts and they do not give."""
+    """Where a transformer and the other parts disagree."""
     transformer: WanConfig = configs[name]
     vae: WanVAEConfig = configs["vae"]
     text: UMT5Config | None = configs.get("text_encoder")
@@ -235,7 +235,7 @@ def _misfits(name: str, configs: Mapping[str, Any]) -> Iterator[str]:
             yield f"transformer has {key} {getattr(first, key)}, {name} {getattr(transformer, key)}"
 
 
-def _of_pictures(processor: ClipPreprocessor, image: CLIPVisionConfig | None) -> list[str]:
+def _image_misfits(processor: ClipPreprocessor, image: CLIPVisionConfig | None) -> list[str]:
     if image is None or not processor.do_center_crop or processor.crop == (image.image_size,) * 2:
         return []
     return [f"image_processor crops to {processor.crop}, image_encoder takes {image.image_size} pixels a side"]

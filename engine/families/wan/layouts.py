@@ -36,7 +36,7 @@ def repository(kind: str = "", width: Any = 0, *, two: bool = False) -> str:
 
 
 def original_folder(folder: Path, names: Sequence[str]) -> str | None:
-    """What a folder with these names in it is."""
+    """What a folder with these names in it is, if it is in Wan's original layout."""
     experts = [name for name in EXPERT_FOLDERS if name in names]
     config = config_of(folder / experts[0] if experts else folder)
     if experts or config.get("_class_name") == "WanModel" or any(ORIGINAL_FILES.fullmatch(name) for name in names):
@@ -46,7 +46,7 @@ def original_folder(folder: Path, names: Sequence[str]) -> str | None:
 
 
 def original_file(tensors: Shapes) -> str | None:
-    """What a file of these tensors is."""
+    """What a file of these tensors is, if it is Wan's original transformer."""
     query = next((shape for name, shape in tensors.items() if ORIGINAL_TENSOR.fullmatch(name)), None)
     if query is None:
         return None
@@ -58,6 +58,6 @@ def original_file(tensors: Shapes) -> str | None:
 
 
 def in_diffusers_format(name: str) -> str:
-    """The repository in the diffusers format, of one that may be in the original layout."""
+    """The repository in the diffusers format, given one that may be in the original layout."""
     original = name.startswith("Wan-AI/") and not name.lower().endswith("-diffusers")
     return f"{name}-Diffusers" if original else name

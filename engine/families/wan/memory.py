@@ -1,7 +1,7 @@
-"""What the stages of a run hold beside the weights: counts of the tensors alive at each peak, in bytes (and FLOPs).
+"""What the stages of a run hold besides weights, in bytes: the tensors alive at the peak of each, and its FLOPs.
 
-The counts are the reference ops' (taken from an allocation trace of each stage); ops that fuse more hold less, which
-is counted for the native CPU kernels.
+The counts are those of the reference ops, from an allocation trace of each stage. Ops that fuse more hold less; that is
+counted for the native CPU kernels only.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from kinema.vae.tiling import Tiling
 
 FP32 = torch.float32.itemsize
 
-# In the MLP of a block: x, its norm and the result.
-BLOCK_MAPS_IN_MLP = 3
+# In a block's MLP: x, its norm and the result.
+MLP_ACTIVATIONS = 3
 # In its attention: x, the whole qkv, q, and k with the copies that its norm and rotation make.
-BLOCK_MAPS_IN_ATTENTION = 8
-# Natively: x, q, k and what attention gives; q, k and v as they were projected share a map with the hidden layer.
-NATIVE_BLOCK_MAPS = 4
-# What the native kernels pack for a call of two threads, as it is multiplied: at most so many rows for each of them, as
-# wide as the widest product is deep, and the sums of so many columns (csrc/cpu/gemm.h).
+ATTENTION_ACTIVATIONS = 8
+# Natively: x, q, k and the attention's result; the qkv projection shares a buffer with the hidden layer.
+NATIVE_BLOCK_ACTIVATIONS = 4
+# The scratch of a native product on two threads: for each thread at most this many packed rows, as long as the deepest
+# product's inner dimension, and the sums of this many columns (csrc/cpu/gemm.h).
 NATIVE_ROWS, NATIVE_COLUMNS = 216, 768
 # Latents, noise, predictions, guided prediction, scheduler history.
-LATENT_MAPS = 12
-# x264's lookahead of 40 frames, its references and what its threads work on.
+LATENT_TENSORS = 12
+# x264's lookahead of 40 frames, its reference frames and those its threads work on.
 LOOKAHEAD_FRAMES = 60
 
 
@@ -50,7 +50,7 @@ def work(
     streamed: bool,
     graphs: bool,
 ) -> dict[str, Work]:
-    """What each stage of a completed request holds beside weights, and computes. Arguments as in `Model.work`."""
+    """What each stage of a completed request holds besides weights, and computes. Arguments as in `Model.work`."""
     precision, native = plan.target.precision, plan.backend("conv3d").startswith("cpu")
     num_frames, height, width = request.clip
     latent = (
@@ -76,7 +76,7 @@ def work(
         held["denoise"] = Work(denoise_bytes(transformer, precision, latent, rows, tokens, together=graphs))
     if request.output_type != "latent":
         together = max(1, min(latent[0] - 1, latents_at_once(vae, request.samples, *latent[1:])))
-        maps = decode_bytes(
+        decoding = decode_bytes(
             vae,
             latent[1],
             latent[2],
@@ -86,19 +86,19 @@ def work(
             image=latent[0] == 1,
             native=native,
         )
-        if streamed:  # a chunk as it was decoded, three steps of it on its way to bytes, and what an encoder holds
+        if streamed:  # a decoded chunk, three copies of it on its way to bytes, and what an encoder holds
             chunk = frames_bytes(min(num_frames, together * vae.scale_factor_temporal), height, width)
-            held["decode"] = Work(maps + request.samples * (4 * chunk + encoder_bytes(num_frames, height, width)))
+            held["decode"] = Work(decoding + request.samples * (4 * chunk + encoder_bytes(num_frames, height, width)))
         else:  # the finished clip, an intermediate and the result
             clips = request.samples * pixels
-            held["decode"] = Work(max(maps + clips, 3 * clips))
+            held["decode"] = Work(max(decoding + clips, 3 * clips))
     counts = {"samples": request.samples, "rows": rows, "prompts": prompts, "text_tokens": tokens}
     flops = stage_flops(transformer, vae, text, latent, **counts, encoded=(encoded, height, width))
     return {stage: replace(work, flops=flops[stage]) for stage, work in held.items()}
 
 
 def _text_tokens(request: GenerationRequest) -> int:
-    """Tokens that the transformer reads at most: a tokenizer makes no more of a text than it has letters, and one."""
+    """The most tokens that the transformer can read: a tokenizer makes at most one per character, and a few more."""
     given = [int(e.shape[1]) for e in (request.prompt_embeds, request.negative_prompt_embeds) if e is not None]
     texts = [request.prompt or "", request.negative_prompt or ""]
     longest = max(len(text) for texts_ in texts for text in ([texts_] if isinstance(texts_, str) else texts_))
@@ -114,39 +114,39 @@ def denoise_bytes(
     *,
     together: bool = False,
 ) -> int:
-    """One forward of `rows` rows, as many at a time as share it, and the prompt's keys and values.
+    """One forward of `rows` rows, in pieces as batching makes them, and the prompt's keys and values.
 
-    together: all of them share it.
+    together: all rows are in one piece.
     """
     tokens = _tokens(config, latent) * rows if together else _tokens_together(config, latent, rows)
     flowing = precision.activations.itemsize
-    # the hidden layer before and after its activation; quantised, an intermediate and the bytes too
+    # the hidden layer before and after its activation; when quantised, also an intermediate and the bytes
     hidden = (2 if precision.quantize_activations is None else 3.25) * tokens * config.ffn_dim * flowing
     widened = tokens * config.ffn_dim * flowing + widened_bytes(precision, config.dim * config.ffn_dim)
-    mlp = BLOCK_MAPS_IN_MLP * tokens * config.dim * flowing + max(hidden, widened)
-    attention = BLOCK_MAPS_IN_ATTENTION * tokens * config.dim * flowing
+    mlp = MLP_ACTIVATIONS * tokens * config.dim * flowing + max(hidden, widened)
+    attention = ATTENTION_ACTIVATIONS * tokens * config.dim * flowing
     return int(max(mlp, attention)) + _beside_blocks(config, latent, rows, text_tokens, flowing)
 
 
 def native_denoise_bytes(
     config: WanConfig, latent: tuple[int, int, int], rows: int, text_tokens: int
 ) -> tuple[int, int]:
-    """The same by the native CPU kernels: (all, of it the leased maps and the scratch, which no step gives back)."""
+    """The same for the native CPU kernels: (all, and of that the leased buffers and the scratch, which steps keep)."""
     tokens, together = _tokens(config, latent), _tokens_together(config, latent, rows)
-    maps = (NATIVE_BLOCK_MAPS * config.dim + max(3 * config.dim, config.ffn_dim)) * together * FP32
+    buffers = (NATIVE_BLOCK_ACTIVATIONS * config.dim + max(3 * config.dim, config.ffn_dim)) * together * FP32
     scratch = native_scratch_bytes(config, tokens)
-    return maps + scratch + _beside_blocks(config, latent, rows, text_tokens, FP32), maps + scratch
+    return buffers + scratch + _beside_blocks(config, latent, rows, text_tokens, FP32), buffers + scratch
 
 
 def native_scratch_bytes(config: WanConfig, tokens: int) -> int:
-    """A product's, and the keys and values of a head."""
+    """The scratch of a product, and the keys and values of one head."""
     packed = 2 * NATIVE_ROWS * (max(config.dim, config.ffn_dim) + NATIVE_COLUMNS) * FP32
     return packed + 2 * tokens * config.attention_head_dim * FP32
 
 
 def _beside_blocks(config: WanConfig, latent: tuple[int, int, int], rows: int, text_tokens: int, flowing: int) -> int:
     context = 2 * config.num_layers * rows * text_tokens * config.dim * flowing
-    return context + LATENT_MAPS * rows * config.latent_channels * math.prod(latent) * FP32
+    return context + LATENT_TENSORS * rows * config.latent_channels * math.prod(latent) * FP32
 
 
 def _tokens(config: WanConfig, latent: tuple[int, int, int]) -> int:
@@ -154,23 +154,23 @@ def _tokens(config: WanConfig, latent: tuple[int, int, int]) -> int:
 
 
 def _tokens_together(config: WanConfig, latent: tuple[int, int, int], rows: int) -> int:
-    """Tokens of as many rows as share a forward."""
+    """Tokens of the rows that share a forward."""
     tokens = _tokens(config, latent)
     return tokens * min(rows, max(1, MAX_TOKENS_PER_FORWARD // tokens))
 
 
 def text_bytes(config: UMT5Config, precision: Precision, prompts: int, tokens: int) -> int:
-    """One forward of the text encoder: a block's maps, its position bias and scores."""
+    """One forward of the text encoder: a block's activations, its position bias and scores."""
     inner = config.num_heads * config.d_kv
-    maps = prompts * tokens * (4 * config.d_model + 5 * inner + 3 * config.d_ff) * FP32
+    activations = prompts * tokens * (4 * config.d_model + 5 * inner + 3 * config.d_ff) * FP32
     bias = 3 * config.num_heads * tokens**2 * FP32
     largest = config.d_model * max(2 * config.d_ff, 3 * inner)
     # while the last matrix is packed, its parts, their concatenation and the result are there at once
-    return maps + bias + max(widened_bytes(precision, largest), 2 * largest * FP32)
+    return activations + bias + max(widened_bytes(precision, largest), 2 * largest * FP32)
 
 
 def widened_bytes(precision: Precision, elements: int) -> int:
-    """A matrix as it is multiplied, where its storage is narrower than what flows; scaled, there is a step between."""
+    """A matrix in the dtype of its product, where it is stored in fewer bits; from 8 bits there is an intermediate."""
     if precision.weights.itemsize >= precision.activations.itemsize:
         return 0
     return (2 if precision.weights.itemsize == 1 else 1) * elements * FP32
@@ -190,7 +190,7 @@ def decode_bytes(
     """`together` latent frames of (height, width) through the decoder, and the past that every convolution keeps.
 
     image: nothing follows the one frame, so there is no past.
-    native: by the native CPU kernels, which hold no map but what they read and write, one over another.
+    native: the native CPU kernels hold only what they read and write, in reused buffers.
     """
     tile_area, repeats = _tiles(config, height, width, tiling)
     specs = UpStageSpec.all(config)
@@ -199,24 +199,24 @@ def decode_bytes(
         if i == UpStageSpec.late(specs):
             final = scale * 4 ** sum(late.doubling is not None for late in specs[i:]) * tile_area
             piece = frames_at_once(int(FP32 * batch * final * specs[-1].hidden), native=native)
-            if piece < frames:  # what comes in, and what has gone out
-                entering = 0 if native else stage.into * scale * tile_area  # native, it is kept anyway
+            if piece < frames:  # the input, and the frames done so far
+                entering = 0 if native else stage.into * scale * tile_area  # natively it is counted in `kept`
                 waiting = frames * (entering + 2 * config.out_channels * final)
                 frames = piece
         past += (2 * len(stage.blocks) + 1) * 2 * stage.hidden * scale * height * width * repeats
         area = scale * tile_area
-        block = 2 * stage.hidden * frames if native else _block_maps(stage.into, stage.hidden, frames)
+        block = 2 * stage.hidden * frames if native else _block_activations(stage.into, stage.hidden, frames)
         largest = max(largest, waiting + kept + block * area)
         if stage.doubling is not None:
             grows = stage.temporal and not image
-            if native and grows:  # the frames that time's convolution makes, and the same in their order
+            if native and grows:  # the frames that the time convolution makes, and a copy in their order
                 largest = max(largest, waiting + kept + 4 * stage.hidden * frames * area)
             frames *= 2 if grows else 1
             scale *= 4
             doubled = frames * scale * tile_area
             if native:
                 kept += stage.out * doubled
-            else:  # before the upsampler's convolution the map has the new size and the old channels
+            else:  # before the upsampler's convolution the activation has the new size and the old channels
                 largest = max(largest, waiting + 2 * (stage.hidden + stage.out) * doubled)
     return int(FP32 * batch * (largest if image else past + largest))
 
@@ -228,7 +228,7 @@ def encode_bytes(config: WanVAEConfig, height: int, width: int, num_frames: int)
     entering = 2 * config.in_channels * frames * area  # as given, and channels last
     for stage in DownStageSpec.all(config):
         past += (2 * len(stage.blocks) + 1) * 2 * stage.out * area
-        largest = max(largest, _block_maps(stage.into, stage.out, frames) * area)
+        largest = max(largest, _block_activations(stage.into, stage.out, frames) * area)
         if stage.halving is not None:
             frames = max(1, frames // (2 if stage.temporal else 1))
             area /= 4
@@ -236,7 +236,7 @@ def encode_bytes(config: WanVAEConfig, height: int, width: int, num_frames: int)
 
 
 def encoder_bytes(num_frames: int, height: int, width: int) -> int:
-    """What libx264 keeps: the frames that it looks ahead at and refers to, at 1.5 bytes a pixel and as much again."""
+    """What libx264 keeps: its lookahead and reference frames, at 1.5 bytes a pixel, twice over."""
     return min(num_frames, LOOKAHEAD_FRAMES) * 3 * height * width
 
 
@@ -245,11 +245,11 @@ def frames_bytes(num_frames: int, height: int, width: int, batch: int = 1) -> in
     return FP32 * 3 * batch * num_frames * height * width
 
 
-def _block_maps(into: int, out: int, frames: int) -> int:
-    """Frames × channels alive in a residual block: in its second convolution, or in its first if that sees more.
+def _block_activations(into: int, out: int, frames: int) -> int:
+    """Frames × channels alive in a residual block: in its second convolution, or in its first if that holds more.
 
-    The second: the block's input, the first's output, steps of the norm and the result; the first: less of them.
-    Both hold what they convolve once more, behind two past frames.
+    The second holds the block's input, the first's output, intermediates of the norm and the result; the first fewer
+    of them. Both hold a copy of what they convolve, with two past frames before it.
     """
     second = out * (5 * frames + frames + 2)
     first = into * (2 * frames + frames + 2) + 2 * out * frames
@@ -257,7 +257,7 @@ def _block_maps(into: int, out: int, frames: int) -> int:
 
 
 def _tiles(config: WanVAEConfig, height: int, width: int, tiling: Tiling | None) -> tuple[float, float]:
-    """Latent positions of the largest tile, and how often a position lies in a tile (each keeps its own past)."""
+    """Latent positions of the largest tile, and the mean number of tiles over a position (each keeps its own past)."""
     if tiling is None:
         return height * width, 1.0
     covered, tile = 1.0, 1.0

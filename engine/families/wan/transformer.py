@@ -76,7 +76,7 @@ class WanBlock:
         return self._keys_values(self.ops.linear(text, self.cross_kv), self.cross_norm_k)
 
     def image_context_kv(self, image: torch.Tensor) -> KV:
-        """The same of embedded image tokens [R, L, C]."""
+        """The same for embedded image tokens [R, L, C]."""
         assert self.image_kv is not None
         return self._keys_values(self.ops.linear(image, self.image_kv), self.image_norm_k)
 
@@ -93,37 +93,37 @@ class WanBlock:
         text_bias: torch.Tensor | None,
         image: KV | None,
         causal: BlockCausal | None,
-        maps: ActivationBuffers,
+        buffers: ActivationBuffers,
     ) -> torch.Tensor:
         """x: [R, S, C], whose memory the result may take; modulation: [R, G, 6, C] fp32 → [R, S, C]."""
         shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.table).unbind(2)
-        h = self._self_attention(x, Norm(self.eps, scale=scale1, shift=shift1), rope, causal, maps)
-        x = self.ops.linear(h, self.out, gate=gate1, residual=x, out=maps.in_place(x))
-        h = self._cross_attention(x, text, text_bias, image, maps)
-        x = self.ops.linear(h, self.cross_out, residual=x, out=maps.in_place(x))
-        return self.ffn.onto(x, Norm(self.eps, scale=scale2, shift=shift2), gate2, maps)
+        h = self._self_attention(x, Norm(self.eps, scale=scale1, shift=shift1), rope, causal, buffers)
+        x = self.ops.linear(h, self.out, gate=gate1, residual=x, out=buffers.in_place(x))
+        h = self._cross_attention(x, text, text_bias, image, buffers)
+        x = self.ops.linear(h, self.cross_out, residual=x, out=buffers.in_place(x))
+        return self.ffn.onto(x, Norm(self.eps, scale=scale2, shift=shift2), gate2, buffers)
 
     def _self_attention(
-        self, x: torch.Tensor, norm: Norm, rope: Rope, causal: BlockCausal | None, maps: ActivationBuffers
+        self, x: torch.Tensor, norm: Norm, rope: Rope, causal: BlockCausal | None, buffers: ActivationBuffers
     ) -> torch.Tensor:
         rows, tokens, channels = x.shape
         heads = (rows, self.heads, tokens, channels // self.heads)
-        wide = maps.get("wide", (rows, tokens, 3 * channels), x)
+        wide = buffers.get("wide", (rows, tokens, 3 * channels), x)
         q, k, v = self.ops.linear(x, self.qkv, norm=norm, out=wide).chunk(3, dim=-1)
-        q = self.ops.qk_norm_rope(q, self.heads, norm=self.norm_q, rope=rope, out=maps.get("q", heads, x))
-        k = self.ops.qk_norm_rope(k, self.heads, norm=self.norm_k, rope=rope, out=maps.get("k", heads, x))
+        q = self.ops.qk_norm_rope(q, self.heads, norm=self.norm_q, rope=rope, out=buffers.get("q", heads, x))
+        k = self.ops.qk_norm_rope(k, self.heads, norm=self.norm_k, rope=rope, out=buffers.get("k", heads, x))
         v = v.view(*v.shape[:2], self.heads, -1).transpose(1, 2)
-        quantize, out = self.ops.plan.quantize_attention, maps.get("narrow", x.shape, x)
+        quantize, out = self.ops.plan.quantize_attention, buffers.get("narrow", x.shape, x)
         return self.ops.attention(q, KV(k, v), causal=causal, quantize=quantize, out=out)[0]
 
     def _cross_attention(
-        self, x: torch.Tensor, text: KV, text_bias: torch.Tensor | None, image: KV | None, maps: ActivationBuffers
+        self, x: torch.Tensor, text: KV, text_bias: torch.Tensor | None, image: KV | None, buffers: ActivationBuffers
     ) -> torch.Tensor:
         rows, tokens, channels = x.shape
-        q = self.ops.linear(x, self.cross_q, norm=self.norm2, out=maps.get("wide", x.shape, x))
+        q = self.ops.linear(x, self.cross_q, norm=self.norm2, out=buffers.get("wide", x.shape, x))
         heads = (rows, self.heads, tokens, channels // self.heads)
-        q = self.ops.qk_norm_rope(q, self.heads, norm=self.cross_norm_q, out=maps.get("q", heads, x))
-        h = self.ops.attention(q, text, bias=text_bias, out=maps.get("narrow", x.shape, x))[0]
+        q = self.ops.qk_norm_rope(q, self.heads, norm=self.cross_norm_q, out=buffers.get("q", heads, x))
+        h = self.ops.attention(q, text, bias=text_bias, out=buffers.get("narrow", x.shape, x))[0]
         # the image has a softmax of its own
         return h if image is None else self.ops.attention(q, image, residual=h)[0]
 
@@ -144,8 +144,8 @@ class WanTransformer:
         self.blocks = [WanBlock(config, weights.sub(f"blocks.{i}"), ops) for i in range(config.num_layers)]
         self.table = weights["scale_shift_table"].to(ops.device).float()
         self.proj_out = pack_linear(weights, "proj_out", ops)
-        # a GPU's allocator keeps what is freed, and the reference would make a map and copy it
-        self.maps = BufferPool(enabled=ops.plan.backend("linear") == "cpu")
+        # a GPU's allocator caches freed memory, and the reference op would allocate its result and copy it
+        self.buffer_pool = BufferPool(enabled=ops.plan.backend("linear") == "cpu")
 
     @property
     def patch_size(self) -> tuple[int, int, int]:
@@ -153,15 +153,15 @@ class WanTransformer:
 
     def release(self) -> None:
         """Free the activation buffers; the next forward makes new ones."""
-        self.maps.release()
+        self.buffer_pool.release()
 
     def encode_context(
         self, text: torch.Tensor, image: torch.Tensor | None = None, *, folded: int | None = None
     ) -> Context:
-        """Cross-attention keys and values of a prompt, for every layer; they hold for all steps.
+        """Cross-attention keys and values of a prompt, for every layer; they are the same at every step.
 
         text: [R, L, text_dim], zeros after the prompt's end. image: [R, L, image_dim] CLIP tokens (2.1 I2V).
-        folded: how many zeros the last of text's tokens stands for; None: see `fold_padding`, which looks at them.
+        folded: how many zero tokens the last one of text stands for; None: `fold_padding` finds out.
         """
         if (image is None) != (self.image_embed is None):
             raise ValueError(
@@ -189,13 +189,12 @@ class WanTransformer:
         """One forward.
 
         latents: [R, in_channels, T, H, W]. timesteps: [R], or [R, G] by group of tokens (per frame or per
-        token). causal: block-causal self-attention, in tokens. rope: what `rope(latents)` gave, of a caller who
+        token). causal: block-causal self-attention, in tokens. rope: the result of `rope(latents)`, if the caller
         keeps it. Returns [R, out_channels, T, H, W] in fp32.
         """
-        with self.maps.lease() as maps:
-            return self._forward(
-                latents, timesteps, context, causal, self.rope(latents) if rope is None else rope, maps
-            )
+        with self.buffer_pool.lease() as buffers:
+            rope = self.rope(latents) if rope is None else rope
+            return self._forward(latents, timesteps, context, causal, rope, buffers)
 
     def rope(self, latents: torch.Tensor) -> Rope:
         """The rotation of the tokens of latents [R, in_channels, T, H, W]; shared, and kept by a small cache."""
@@ -213,18 +212,18 @@ class WanTransformer:
         context: Context,
         causal: BlockCausal | None,
         rope: Rope,
-        maps: ActivationBuffers,
+        buffers: ActivationBuffers,
     ) -> torch.Tensor:
         ops, config, grid = self.ops, self.config, self._grid(latents)
         latents = latents.to(ops.device, ops.dtype)
-        tokens = maps.get("tokens", (latents.shape[0], math.prod(grid), config.dim), latents)
+        tokens = buffers.get("tokens", (latents.shape[0], math.prod(grid), config.dim), latents)
         x = ops.patch_embed(latents, self.patch, out=tokens)
 
         time, modulation = self._modulation(timesteps.to(ops.device))
         bias = context.text_bias()
         for i, block in enumerate(self.blocks):
             image = context.image[i] if context.image is not None else None
-            x = block(x, modulation, rope, context.text[i], bias, image, causal, maps)
+            x = block(x, modulation, rope, context.text[i], bias, image, causal, buffers)
 
         shift, scale = (time.unsqueeze(2) + self.table).unbind(2)
         patches = ops.linear(x, self.proj_out, norm=Norm(config.eps, scale=scale, shift=shift))

@@ -41,7 +41,7 @@ class WanVAE(DiffusersNames):
     """Encodes videos to latents and decodes latents to frames, in fp32 whatever the model's precision.
 
     Nothing of a clip stays here: its past lives in a FeatureCache. The weights of a half are packed when it is first
-    used, since text to video needs no encoder; a trainer builds a new VAE after each change of its parameters.
+    used, since text-to-video needs no encoder; a trainer builds a new VAE after each change of its parameters.
     """
 
     def __init__(self, config: WanVAEConfig, weights: Weights, ops: Ops) -> None:
@@ -69,7 +69,7 @@ class WanVAE(DiffusersNames):
         return decoder
 
     def pack(self, half: Literal["encoder", "decoder"]) -> None:
-        """Pack the weights of a half, if that is not done yet."""
+        """Pack the weights of one half, if not done yet."""
         getattr(self, half)
 
     def packed(self, half: Literal["encoder", "decoder"]) -> bool:
@@ -163,7 +163,7 @@ class WanVAE(DiffusersNames):
 
     def _decode_whole(self, latents: torch.Tensor, chunk: int | None, clamp: bool) -> torch.Tensor:
         """The late stages once over all frames, which the early ones make chunk by chunk."""
-        # handed over and not held here: it is a quarter of what the late stages take
+        # passed on without a name here, so that it can be freed: it is a quarter of what the late stages take
         return self._pixels(self.decoder.finish_whole(self._begin_whole(latents, chunk)), clamp)
 
     def _begin_whole(self, latents: torch.Tensor, chunk: int | None) -> torch.Tensor:
@@ -180,7 +180,7 @@ class WanVAE(DiffusersNames):
                 whole = x.new_empty(batch, self._frames(latents), height, width, channels).movedim(-1, 1)
             if last:
                 del cache, z
-                return_freed_bytes()  # small maps and pasts: the last frames, and later large maps, would not fit in
+                return_freed_bytes()  # the holes of small activations would not fit the last frames and stages
             whole[:, :, done : done + x.shape[2]] = x
             done += x.shape[2]
         assert whole is not None
@@ -236,7 +236,7 @@ class WanVAE(DiffusersNames):
         return moments
 
     def _entering(self, x: torch.Tensor, cache: FeatureCache) -> torch.Tensor:
-        """x where and in what the layers compute: fp32, or fp64 if x is."""
+        """x on the layers' device and in their dtype: fp32, or fp64 if x is."""
         if not x.is_floating_point():
             raise RequestError(f"got {x.dtype} values, wanted floating latents, or frames in [-1, 1]")
         if not cache.started and x.shape[2] != 1:

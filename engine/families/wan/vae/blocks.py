@@ -46,8 +46,8 @@ class CausalConv:
         )
         self.gain = norm_gain(weights, norm, ops) if norm is not None else None
         self.upsample = upsample
-        # the reference would make a map and copy it
-        self.writes_maps = ops.plan.backend("conv3d") != "reference"
+        # the reference op would allocate its result and copy it
+        self.uses_buffers = ops.plan.backend("conv3d") != "reference"
 
     def __call__(
         self,
@@ -69,17 +69,17 @@ class CausalConv:
             out=out,
         )
 
-    def map(self, x: torch.Tensor, cache: FeatureCache, name: str) -> torch.Tensor | None:
-        """Memory for the result of x, of a convolution that changes no size but by `upsample`."""
-        if not self.writes_maps:
+    def buffer(self, x: torch.Tensor, cache: FeatureCache, name: str) -> torch.Tensor | None:
+        """A buffer for the result of x, if the convolution changes no size except by `upsample`."""
+        if not self.uses_buffers:
             return None
         batch, _, frames, height, width = x.shape
         shape = (batch, frames, height * self.upsample, width * self.upsample, self.weight.out_channels)
-        flat = cache.maps.get(name, shape, x)
+        flat = cache.buffers.get(name, shape, x)
         return flat.movedim(-1, 1) if flat is not None else None
 
     def past(self, x: torch.Tensor, cache: FeatureCache) -> torch.Tensor | None:
-        """The frames before x, to be read and overwritten; None for zeros that nobody wants afterwards."""
+        """The frames before x, to be read and overwritten; None stands for zeros that are not needed afterwards."""
         return cache.past(self.name, x, self.weight.history)
 
 
@@ -102,11 +102,11 @@ class ResidualBlock:
         return shapes if into == out else shapes | conv_shapes(f"{name}.conv_shortcut", out, into, 1, 1, 1)
 
     def __call__(self, x: torch.Tensor, cache: FeatureCache, *, in_place: bool = False) -> torch.Tensor:
-        """x: [B, C, T, H, W] → [B, C', T, H, W]. in_place: x may become the result, where autograd does not want it."""
+        """x: [B, C, T, H, W] → [B, C', T, H, W]. in_place: the result may overwrite x (never under autograd)."""
         shortcut = x if self.shortcut is None else self.shortcut(x, cache)
-        h = self.conv1(x, cache, out=self.conv1.map(x, cache, "hidden"))
-        may = self.conv2.writes_maps and (in_place or shortcut is not x)
-        out = cache.maps.in_place(shortcut) if may else None
+        h = self.conv1(x, cache, out=self.conv1.buffer(x, cache, "hidden"))
+        may = self.conv2.uses_buffers and (in_place or shortcut is not x)
+        out = cache.buffers.in_place(shortcut) if may else None
         return self.conv2(h, cache, residual=shortcut, out=out)
 
 

@@ -15,29 +15,28 @@ from kinema.ops import Ops
 from kinema.vae.feature_cache import FeatureCache
 
 PIECE_BYTES = 32 << 20
-"""Of a map of the last stage: as many frames as fit go through the late stages at once, so that maps are not gigabytes,
-and on a CPU stay near its caches."""
-
+"""Limit on an activation of the last stage: as many frames as fit go through the late stages at once, so that it stays
+well below gigabytes and, on a CPU, near the caches."""
 
 PAST_OF_BLOCK = 4  # frames: two for each convolution
 
 
 def frames_at_once(frame_bytes: int, *, native: bool) -> int:
-    """Of a chunk through the late stages. frame_bytes: of one frame of a map of the last.
+    """Frames of a chunk that go through the late stages at once. frame_bytes: one frame of an activation of the last.
 
-    native: on the native CPU kernels, which lay a frame out and transform it once for all frames of a call that see it:
-    two frames take four transforms, by themselves six, and a seventh to a tenth longer.
+    native: the native CPU kernels lay out and transform an input frame once per call, for all output frames that read
+    it: two frames together take four transforms; one by one they take six, and 10 to 14 % longer.
     """
     return max(2 if native else 1, PIECE_BYTES // frame_bytes)
 
 
 CHUNK_BYTES = 8 << 20
-"""Of a map of the last stage: as many latent frames as fit make a chunk. What each chunk costs beside its arithmetic is
-paid less often, and the maps still lie in a CPU's last cache."""
+"""Limit on an activation of the last stage: as many latent frames as fit make a chunk, so that a chunk's overhead is
+paid less often and activations still fit in a CPU's last-level cache."""
 
 
 def latents_at_once(config: WanVAEConfig, batch: int, height: int, width: int) -> int:
-    """Latent frames of a chunk behind the first. height, width: of the latents."""
+    """Latent frames per chunk after the first. height, width: of the latents."""
     specs = UpStageSpec.all(config)
     area = height * width << 2 * sum(spec.doubling is not None for spec in specs)
     frame_bytes = torch.float32.itemsize * batch * specs[-1].hidden * area
@@ -47,7 +46,7 @@ def latents_at_once(config: WanVAEConfig, batch: int, height: int, width: int) -
 def smaller_whole(config: WanVAEConfig, frames: int, height: int, width: int) -> bool:
     """Whether a clip takes less memory if it goes through the late stages block by block, all its frames at once.
 
-    Then there are all frames of a map, and the past of one block; else a frame's maps, and the past of all blocks.
+    That holds all frames of an activation and the past of one block, instead of one frame and the past of all blocks.
     frames: of the clip, in pixels; height, width: of its latents.
     """
     specs = UpStageSpec.all(config)
@@ -95,7 +94,7 @@ class UpStageSpec:
 
     @staticmethod
     def late(specs: list[UpStageSpec]) -> int:
-        """How many of the stages come before those that leave time as it is."""
+        """The index of the first late stage: from there on, time is not upsampled."""
         return max((i + 1 for i, spec in enumerate(specs) if spec.temporal), default=0)
 
     def shapes(self) -> Tensors:
@@ -116,9 +115,9 @@ class UpStage:
         self.double = Upsample(weights, spec.doubling, ops) if spec.doubling is not None else None
 
     def __call__(self, x: torch.Tensor, cache: FeatureCache, *, together: int | None = None) -> torch.Tensor:
-        """x: [B, C, T, H, W], no longer wanted afterwards → [B, C', T or 2T, 2H, 2W], or of x's size in the last.
+        """x: [B, C, T, H, W], which may be overwritten → [B, C', T or 2T, 2H, 2W], or of x's size in the last.
 
-        together: x is the whole clip, and so many of its frames go through a block at a time.
+        together: x is the whole clip, and this many of its frames go through a block at a time.
         """
         h = x
         for block in self.blocks:
@@ -171,7 +170,7 @@ class Decoder:
         return frames[0] if len(frames) == 1 else torch.cat(frames, dim=2)
 
     def begin(self, z: torch.Tensor, cache: FeatureCache, *, last: bool) -> torch.Tensor:
-        """The early stages, behind which a frame looks back but becomes no more frames."""
+        """The early stages. Later ones still look back in time, but do not upsample it."""
         cache.last = last
         x = self.mid(self.conv_in(z, cache), cache)
         for stage in self.early:
@@ -185,7 +184,7 @@ class Decoder:
         return self.conv_out(x, cache)
 
     def finish_whole(self, x: torch.Tensor) -> torch.Tensor:
-        """The late stages, of a whole clip block by block."""
+        """The late stages over a whole clip, block by block."""
         cache, together = FeatureCache(), self._together(x)
         cache.started = True
         for stage in self.late:
@@ -202,11 +201,11 @@ class Decoder:
 def _over_time(
     block: ResidualBlock, x: torch.Tensor, cache: FeatureCache, together: int, *, in_place: bool
 ) -> torch.Tensor:
-    """A block over a whole clip, whose past lasts as long as that. in_place: the result may be x."""
+    """Run a block over a whole clip; its past is kept only that long. in_place: the result may be x."""
     done = []
     pieces = torch.split(x, together, dim=2)
     for i, piece in enumerate(pieces):
         cache.last = i == len(pieces) - 1
         done.append(block(piece, cache, in_place=in_place))
-    return_freed_bytes()  # pasts, and the holes that they leave
+    return_freed_bytes()  # the pasts, and the holes that they leave
     return x if all(a is b for a, b in zip(done, pieces, strict=True)) else torch.cat(done, dim=2)

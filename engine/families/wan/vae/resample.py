@@ -62,7 +62,7 @@ class Upsample:
         """
         if self.time_conv is not None and cache.started:
             x = interleave(self.time_conv(x, cache))
-        return self.conv(x, cache, out=self.conv.map(x, cache, self.conv.name))
+        return self.conv(x, cache, out=self.conv.buffer(x, cache, self.conv.name))
 
 
 def interleave(x: torch.Tensor) -> torch.Tensor:

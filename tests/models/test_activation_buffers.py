@@ -24,32 +24,32 @@ CONFIG = WanConfig(
 
 
 def test_a_name_has_one_memory():
-    maps, like = ActivationBuffers(), torch.zeros(1)
+    buffers, like = ActivationBuffers(), torch.zeros(1)
     with torch.no_grad():
-        first = maps.get("wide", (2, 3, 4), like)
-        second, other = maps.get("wide", (4, 3), like), maps.get("narrow", (4, 3), like)
+        first = buffers.get("wide", (2, 3, 4), like)
+        second, other = buffers.get("wide", (4, 3), like), buffers.get("narrow", (4, 3), like)
         assert first.shape == (2, 3, 4) and second.is_contiguous() and second.data_ptr() == first.data_ptr()
         assert other.data_ptr() != first.data_ptr()
-        assert maps.get("wide", (5, 5), like).numel() == 25, "larger: a new one"
-        assert maps.get("wide", (4, 3), like.double()).dtype == torch.float64
-        assert maps.in_place(like) is like
+        assert buffers.get("wide", (5, 5), like).numel() == 25, "larger: a new one"
+        assert buffers.get("wide", (4, 3), like.double()).dtype == torch.float64
+        assert buffers.in_place(like) is like
     with torch.inference_mode():
-        maps.get("wide", (4, 3), like).zero_()
+        buffers.get("wide", (4, 3), like).zero_()
     with torch.no_grad():
-        assert maps.get("wide", (4, 3), like).add_(1).shape == (4, 3), "not one of inference mode"
+        assert buffers.get("wide", (4, 3), like).add_(1).shape == (4, 3), "not one of inference mode"
 
 
 def test_a_shape_that_comes_again_is_the_same_view_of_the_memory_of_now():
-    maps, like = ActivationBuffers(), torch.zeros(1, dtype=torch.float32)
+    buffers, like = ActivationBuffers(), torch.zeros(1, dtype=torch.float32)
     with torch.no_grad():
-        small = maps.get("wide", (2, 3), like)
-        assert maps.get("wide", (2, 3), like) is small
-        large = maps.get("wide", (9, 9), like)
-        again = maps.get("wide", (2, 3), like)
+        small = buffers.get("wide", (2, 3), like)
+        assert buffers.get("wide", (2, 3), like) is small
+        large = buffers.get("wide", (9, 9), like)
+        again = buffers.get("wide", (2, 3), like)
         assert again.data_ptr() == large.data_ptr() and again is not small, "the old memory is nobody's any more"
         for size in range(1, 200):
-            assert maps.get("wide", (size,), like).shape == (size,)
-    assert len(maps._views) <= 64, "clips of ever new sizes do not pile up"
+            assert buffers.get("wide", (size,), like).shape == (size,)
+    assert len(buffers._views) <= 64, "clips of ever new sizes do not pile up"
 
 
 def test_autograd_and_those_who_do_not_want_them_get_none():
@@ -60,7 +60,7 @@ def test_autograd_and_those_who_do_not_want_them_get_none():
         assert off.get("wide", (2,), x) is None and off.in_place(x) is None
 
 
-def test_a_lot_of_maps_is_for_one_forward_at_a_time():
+def test_a_set_of_buffers_is_for_one_forward_at_a_time():
     pool, like = BufferPool(), torch.zeros(1)
     with torch.no_grad():
         with pool.lease() as first:
@@ -82,7 +82,7 @@ def test_a_lot_of_maps_is_for_one_forward_at_a_time():
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 @pytest.mark.parametrize("causal", [None, BlockCausal(12)])
-def test_a_forward_over_one_anothers_maps_is_the_same(precision, causal):
+def test_a_forward_over_one_anothers_buffers_is_the_same(precision, causal):
     generator = torch.Generator().manual_seed(0)
     weights = {name: torch.randn(s, generator=generator) * 0.2 for name, s in tensor_shapes(CONFIG).items()}
     model = WanTransformer(CONFIG, Weights(weights), build_ops(plan_ops(target_for("cpu", precision))))
@@ -95,7 +95,7 @@ def test_a_forward_over_one_anothers_maps_is_the_same(precision, causal):
         )
         results = []
         kept = BufferPool()
-        for model.maps in (BufferPool(enabled=False), kept, kept, kept):
+        for model.buffer_pool in (BufferPool(enabled=False), kept, kept, kept):
             results.append(model(latents, timesteps, context, causal=causal))
             model(larger, timesteps, context, causal=causal)  # leaves NaN in all it wrote
     assert all(torch.equal(result, results[0]) for result in results)
