@@ -20,6 +20,7 @@ from kinema.buffers.machine import obtainable_bytes
 from kinema.checkpoints import ModelFolder
 from kinema.denoise.callbacks import StepCallback, call_back, check_callback
 from kinema.denoise.checks import check_finite, warn_beyond_training
+from kinema.denoise.replay import Recordings
 from kinema.denoise.start import encode_video, first_latents
 from kinema.denoise.state import RequestState
 from kinema.denoise.step import step_together
@@ -56,7 +57,8 @@ class VideoPipeline(DiffusersPipeline):
         self.model = open_model(folder, options.variant)
         self.ops = ops_for(options)
         self.components = Components(self.model, self.ops, options)
-        self.cuda_graphs = options.cuda_graphs and self.ops.device.type == "cuda"
+        replays = options.replay and (options.cuda_graphs or self.ops.device.type != "cuda")
+        self.recordings = Recordings() if replays else None
         self.bar: dict[str, Any] = {}  # set by `set_progress_bar_config`
         self.geometry, self.defaults = self.model.geometry, self.model.defaults
         self.transformer_config = self.model.configs[self.model.experts[0]]
@@ -153,7 +155,7 @@ class VideoPipeline(DiffusersPipeline):
 
         A request whose `interrupt` is set meanwhile stays as it was before this step; the others take it.
         """
-        step_together(self.components, self.ops, states, threads=self.options.threads, graphs=self.cuda_graphs)
+        step_together(self.components, self.ops, states, threads=self.options.threads, recordings=self.recordings)
 
     def decode_chunks(self, state: RequestState) -> Iterator[torch.Tensor]:
         """The clip as it is decoded: [B, 3, t, H, W] in [−1, 1], chunk after chunk, in bounded memory.
@@ -166,6 +168,8 @@ class VideoPipeline(DiffusersPipeline):
 
     def _decode(self, state: RequestState) -> Generator[torch.Tensor]:
         state.forget_context()
+        if self.recordings is not None:
+            self.recordings.release_large()
         self.components.release(*self.model.experts)
         vae = self.components.vae("decoder")
         latents = check_finite(state.latents, "the latents")

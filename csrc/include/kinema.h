@@ -35,7 +35,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a struct or a function below changes. */
-#define KINEMA_ABI_VERSION 7
+#define KINEMA_ABI_VERSION 8
 
 enum kinema_status {
     KINEMA_OK = 0,
@@ -348,6 +348,31 @@ KINEMA_API int32_t kinema_winograd_pack(
 
 KINEMA_API int64_t kinema_conv3d_workspace(const kinema_cpu *cpu, const kinema_conv3d_args *args);
 KINEMA_API int32_t kinema_conv3d(const kinema_cpu *cpu, const kinema_conv3d_args *args, const kinema_control *control);
+
+/* ---- programs: the same calls once more, by one call ---- */
+
+enum kinema_op {
+    KINEMA_LINEAR = 0,
+    KINEMA_NORM_MODULATE = 1,
+    KINEMA_QK_NORM_ROPE = 2,
+    KINEMA_ATTENTION = 3,
+    KINEMA_PATCH_EMBED = 4,
+    KINEMA_UNPATCHIFY = 5,
+    KINEMA_CONV3D = 6,
+    KINEMA_SCHEDULER_STEP = 7
+};
+
+/* Calls of one handle, which must outlive it. One thread at a time may append to it or run it. */
+typedef struct kinema_program kinema_program;
+
+KINEMA_API int32_t kinema_program_create(const kinema_cpu *cpu, kinema_program **made);
+KINEMA_API void kinema_program_destroy(kinema_program *program); /* NULL: nothing happens */
+/* op: one of kinema_op; args: its struct, which is read at every run, and so is all that it points to: both stay where
+ * they are as long as the program does. */
+KINEMA_API int32_t kinema_program_append(kinema_program *program, int32_t op, const void *args);
+/* Every call in the order of appending, as if each was made alone, until one is refused or ended. `control` is asked
+ * between them too. */
+KINEMA_API int32_t kinema_program_run(const kinema_program *program, const kinema_control *control);
 
 /* ---- peak performance ---- */
 

@@ -55,6 +55,10 @@ class ActivationBuffers:
             flat = self._flat[name] = _flat(count, like)
         return flat[:count]
 
+    @property
+    def nbytes(self) -> int:
+        return sum(flat.nbytes for flat in self._flat.values())
+
     def in_place(self, x: torch.Tensor) -> torch.Tensor | None:
         """x itself, for an op whose result overwrites it. None: the op allocates its own."""
         return x if self._enabled and not torch.is_grad_enabled() else None

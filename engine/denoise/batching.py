@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,20 +25,34 @@ class Rows:
         return (self.latents.shape[1:], self.timesteps.shape[1:], self.context.shape)
 
 
-def forward_together(transformer: Denoiser, parts: Sequence[Rows]) -> list[torch.Tensor]:
-    """One prediction per part, [R, C, T, h, w] each; parts of equal shape go through the transformer together."""
+Replayed = Callable[[Denoiser, Sequence[Rows]], torch.Tensor | None]
+
+
+def forward_together(
+    transformer: Denoiser, parts: Sequence[Rows], replayed: Replayed | None = None
+) -> list[torch.Tensor]:
+    """One prediction per part, [R, C, T, h, w] each; parts of equal shape go through the transformer together.
+
+    replayed: gives the forward of parts of one shape if it is recorded, else None.
+    """
     predictions: dict[int, torch.Tensor] = {}
     for shape in dict.fromkeys(part.shape for part in parts):
         members = [i for i, part in enumerate(parts) if part.shape == shape]
-        joined = Rows(
-            torch.cat([parts[i].latents for i in members]),
-            torch.cat([parts[i].timesteps for i in members]),
-            parts[members[0]].context.concatenate([parts[i].context for i in members]),
-        )
-        output = _forward_in_pieces(transformer, joined)
+        alike = [parts[i] for i in members]
+        output = replayed(transformer, alike) if replayed is not None else None
+        if output is None:
+            output = _forward_in_pieces(transformer, _joined(alike))
         sizes = [parts[i].latents.shape[0] for i in members]
         predictions.update(zip(members, torch.split(output, sizes), strict=True))
     return [predictions[i] for i in range(len(parts))]
+
+
+def _joined(parts: Sequence[Rows]) -> Rows:
+    return Rows(
+        torch.cat([part.latents for part in parts]),
+        torch.cat([part.timesteps for part in parts]),
+        parts[0].context.concatenate([part.context for part in parts]),
+    )
 
 
 def _forward_in_pieces(transformer: Denoiser, rows: Rows) -> torch.Tensor:

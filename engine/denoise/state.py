@@ -10,7 +10,6 @@ import torch
 
 from kinema import schedulers
 from kinema.denoise.batching import Rows
-from kinema.denoise.cuda_graph import CapturedForward
 from kinema.errors import RequestError
 from kinema.families.base import Conditioning, Context, Denoiser, Model
 from kinema.fields.diffusers_names import DiffusersNames, lacks
@@ -45,7 +44,6 @@ class RequestState(DiffusersNames):
     conditioning: Conditioning
     stats: Stats
     stop: StopFlag = field(default_factory=StopFlag)
-    captured: CapturedForward = field(default_factory=CapturedForward)
     _contexts: tuple[tuple[str, int], list[Context]] | None = None
     _interrupted: bool = False
     _halfway: bool = False
@@ -209,9 +207,8 @@ class RequestState(DiffusersNames):
         return self.stats
 
     def forget_context(self) -> None:
-        """Free the prompt's keys and values, and the graph that reads them; another step would compute them again."""
+        """Free the prompt's keys and values; another step would compute them again."""
         self._contexts = None
-        self.captured.forget()
 
     def tensors(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
         """The tensors that a step callback asked for: latents, prompt_embeds, negative_prompt_embeds."""

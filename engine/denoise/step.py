@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from kinema.denoise.batching import forward_together
+from kinema.denoise.replay import Recordings
 from kinema.denoise.state import RequestState
 from kinema.errors import Interrupted
 from kinema.fields.values import each_of_kind
@@ -15,11 +16,16 @@ from kinema.ops.running import running
 
 
 def step_together(
-    components: Components, ops: Ops, states: Sequence[RequestState], *, threads: int | None, graphs: bool
+    components: Components,
+    ops: Ops,
+    states: Sequence[RequestState],
+    *,
+    threads: int | None,
+    recordings: Recordings | None,
 ) -> None:
     """Take a step of each that is not done. One whose `interrupt` is set meanwhile stays as it was; the others take it.
 
-    graphs: the forwards of a lone request are recorded, and replayed.
+    recordings: of forwards, to be replayed. None: each forward makes its calls.
     """
     groups: dict[str, list[RequestState]] = {}
     for state in each_of_kind("states", states, RequestState):
@@ -29,7 +35,7 @@ def step_together(
     for expert, group in groups.items():
         while left := [state for state in group if not state.done]:
             try:
-                _step(components, ops, expert, left, threads, graphs)
+                _step(components, ops, expert, left, threads, recordings)
                 break
             except Interrupted:
                 if not any(state.interrupt for state in left):  # it was a flag of the caller's
@@ -39,7 +45,12 @@ def step_together(
 
 
 def _step(
-    components: Components, ops: Ops, expert: str, group: list[RequestState], threads: int | None, graphs: bool
+    components: Components,
+    ops: Ops,
+    expert: str,
+    group: list[RequestState],
+    threads: int | None,
+    recordings: Recordings | None,
 ) -> None:
     with ExitStack() as stages:
         for state in group:
@@ -47,10 +58,7 @@ def _step(
         with running("a step", threads, *(state.stop for state in group)):
             transformer = components.transformer(expert)
             rows = [state.rows(transformer, expert) for state in group]
-            if graphs and len(group) == len(rows[0]) == 1:
-                predictions = [group[0].captured(transformer, rows[0][0])]
-            else:
-                predictions = forward_together(transformer, [part for parts in rows for part in parts])
+            predictions = forward_together(transformer, [part for parts in rows for part in parts], recordings)
         # outside the flags: one that is set from here on takes effect after this step
         with running("a step", threads):
             taken = iter(predictions)

@@ -9,10 +9,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 
+from kinema.buffers.activations import ActivationBuffers
 from kinema.checkpoints import Component, FolderFormat, ModelFolder, Slot, Tensors, Weights, load_weights
 from kinema.errors import RequestError, warn
 from kinema.families.geometry import Geometry
@@ -45,6 +46,14 @@ class Context(Protocol):
         ...
 
     def select(self: ContextT, rows: slice) -> ContextT: ...
+
+    def clone(self: ContextT) -> ContextT:
+        """A copy that shares no memory with it."""
+        ...
+
+    def tensors(self) -> list[torch.Tensor]:
+        """What it consists of, [R, ...] each; the same of every context of its shape."""
+        ...
 
     @staticmethod
     def concatenate(contexts: list[Any]) -> Any: ...
@@ -80,6 +89,27 @@ class Denoiser(Protocol):
 
     def release(self) -> None:
         """Free what is kept between forwards."""
+        ...
+
+
+@runtime_checkable
+class Recordable(Denoiser, Protocol):
+    """A denoiser whose forwards can be replayed: what torch computes of the timesteps comes before the ops' calls."""
+
+    def modulations(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What timesteps [R] or [R, G] are to the layers."""
+        ...
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        modulations: tuple[torch.Tensor, ...],
+        context: Any,
+        *,
+        rope: Rope | None,
+        buffers: ActivationBuffers,
+    ) -> torch.Tensor:
+        """`__call__` by ops alone: on a CPU nothing but native calls. latents, modulations: where the model is."""
         ...
 
 

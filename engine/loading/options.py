@@ -18,9 +18,10 @@ class LoadOptions:
     precision: auto, fp32, bf16, fp16, fp8 or int8. variant: the middle name of weight files (fp16). keep_loaded: keep
     components in memory after their stage; without it the peak is the largest stage. threads: CPU threads of this
     pipeline's calls, at most the machine's cores, None for torch's number; other pipelines keep theirs.
-    cuda_graphs: on a GPU, replay a request's forwards as one graph; it keeps the memory of a forward for itself.
+    cuda_graphs: on a GPU, replay forwards as CUDA graphs; each keeps the memory of a forward for itself.
     quantize_attention: None, or the type of the transformer's self-attention products: "int8" on a CPU, "fp8" on a GPU.
     Lossy; a backend that has no kernel for it is an error.
+    replay: record forwards and replay them, which spares the host's part: on a CPU those of small clips, on a GPU all.
     """
 
     device: str = "auto"
@@ -31,6 +32,7 @@ class LoadOptions:
     threads: int | None = None
     cuda_graphs: bool = True
     quantize_attention: Literal["fp8", "int8"] | None = None
+    replay: bool = True
 
     def __post_init__(self) -> None:
         check_fields(self, _CHECKS)
@@ -56,6 +58,6 @@ def _threads(name: str, value: Any) -> int:
 _CHECKS: dict[str, Check] = {
     "device": _device,
     **dict.fromkeys(("backend", "precision", "variant", "quantize_attention"), word),
-    **dict.fromkeys(("keep_loaded", "cuda_graphs"), flag),
+    **dict.fromkeys(("keep_loaded", "cuda_graphs", "replay"), flag),
     "threads": _threads,
 }

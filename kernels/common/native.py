@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Protocol, overload
 
 import torch
 
@@ -25,7 +26,7 @@ from kinema.ops.common.pages import aligned_bytes
 from kinema.ops.common.rope import Rope
 from kinema.ops.common.threads import survive_forks
 
-ABI_VERSION = 7  # of csrc/include/kinema.h
+ABI_VERSION = 8  # of csrc/include/kinema.h
 ISA_VARIABLE = "KINEMA_CPU_ISA"  # forces an instruction set: portable, avx2, avx512, avx512vnni, avx512bf16
 LIBRARY_VARIABLE = "KINEMA_CPU_LIBRARY"  # another build of the library: make sanitize
 LIBRARY = Path(os.environ.get(LIBRARY_VARIABLE) or Path(__file__).with_name("libkinema_cpu.so"))
@@ -44,6 +45,11 @@ INTERRUPTED = 8
 
 WITH_WORKSPACE = ("linear", "attention", "patch_embed", "conv3d", "norm_modulate", "scheduler_step")
 OPS = (*WITH_WORKSPACE, "qk_norm_rope", "unpatchify")
+# in the order of kinema_op
+PROGRAM_OPS = (
+    *("linear", "norm_modulate", "qk_norm_rope", "attention"),
+    *("patch_embed", "unpatchify", "conv3d", "scheduler_step"),
+)
 
 _POINTER, _INT32, _INT64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
@@ -60,6 +66,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "kinema_linear_pack": (_INT32, [_POINTER, _INT64, _INT64, _INT32, _INT32, *[_POINTER] * 3]),
     "kinema_winograd_packed_bytes": (_INT64, [_POINTER, _INT64, _INT64, _INT64, _INT32]),
     "kinema_winograd_pack": (_INT32, [_POINTER, _INT64, _INT64, _INT64, _INT32, *[_POINTER] * 3]),
+    "kinema_program_create": (_INT32, [_POINTER, _POINTER]),
+    "kinema_program_destroy": (None, [_POINTER]),
+    "kinema_program_append": (_INT32, [_POINTER, _INT32, _POINTER]),
+    "kinema_program_run": (_INT32, [_POINTER, _POINTER]),
     **{f"kinema_{op}": (_INT32, [_POINTER, _POINTER, _POINTER]) for op in OPS},
     **{f"kinema_{op}_workspace": (_INT64, [_POINTER, _POINTER]) for op in WITH_WORKSPACE},
 }
@@ -79,12 +89,15 @@ class Cpu:
         After Interrupted, or what a signal handler raised, the results and whatever else the op writes to (`out`, a
         residual that it adds to in place, a `cache`) are partly written.
         """
-        # this thread's scratch is in use: a signal handler may call an op too
-        scratch, _local.workspace = getattr(_local, "workspace", None), None
+        # this thread's scratch and its recording are in use: a signal handler may call an op too
+        scratch, _local.workspace = _local.workspace, None
+        recorder, _local.recorder = _local.recorder, None
         try:
             self.check(interruptible(getattr(self.library, name), self.handle, ctypes.byref(arguments)))
         finally:
-            _local.workspace = scratch
+            _local.workspace, _local.recorder = scratch, recorder
+        if recorder is not None:
+            recorder.note(self, name, arguments, dict(sys._getframe(1).f_locals))
 
     def pack(self, name: str, *arguments: int) -> None:
         """Pack a weight: its sizes, source address and destination address."""
@@ -228,12 +241,43 @@ def cpu_implementation(op: str, unsupported: Callable[[Target], list[str]] = cpu
 
 # ---- memory
 
-_local = threading.local()
+class Recorder(Protocol):
+    """Notes the native calls of a thread: program.py."""
+
+    def note(self, cpu: Cpu, name: str, arguments: ctypes.Structure, held: dict[str, Any]) -> None:
+        """A call that was just made. held: the local variables of the function that made it."""
+        ...
+
+    def workspace(self, count: int) -> int:
+        """Address of scratch that stays."""
+        ...
+
+
+class _Local(threading.local):
+    """Of a thread: its scratch, and what notes its calls."""
+
+    workspace: torch.Tensor | None = None
+    recorder: Recorder | None = None
+
+
+_local = _Local()
+
+
+@contextmanager
+def recorded_by(recorder: Recorder) -> Iterator[None]:
+    """This thread's native calls in this block are noted."""
+    before, _local.recorder = _local.recorder, recorder
+    try:
+        yield
+    finally:
+        _local.recorder = before
 
 
 def workspace(count: int) -> int:
     """Address of this thread's scratch buffer. It only grows, so repeated steps do not allocate."""
-    held: torch.Tensor | None = getattr(_local, "workspace", None)
+    if _local.recorder is not None:
+        return _local.recorder.workspace(count)
+    held = _local.workspace
     if held is None or held.numel() < count:
         held = _local.workspace = None  # free the old one first
         held = _local.workspace = aligned_bytes(count)

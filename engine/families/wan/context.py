@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 from kinema.ops.attention import KV
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Context:
     """A prompt (and image) for the transformer: cross-attention keys and values of every layer.
 
@@ -31,6 +32,7 @@ class Context:
         """What contexts must agree on to be concatenated."""
         return self.text[0].k.shape[2], self.image[0].k.shape[2] if self.image is not None else 0, self.folded
 
+    @cached_property
     def text_bias(self) -> torch.Tensor | None:
         """What is added to the logits of the text keys, [1, 1, 1, L]."""
         if not self.folded:
@@ -47,6 +49,20 @@ class Context:
             return tuple(KV(kv.k[rows], kv.v[rows]) for kv in kvs)
 
         return Context(cut(self.text), cut(self.image) if self.image is not None else None, self.folded)
+
+    def clone(self) -> Context:
+        """A copy that shares no memory with it."""
+
+        def copied(kvs: tuple[KV, ...]) -> tuple[KV, ...]:
+            return tuple(KV(kv.k.clone(), kv.v.clone()) for kv in kvs)
+
+        copy = Context(copied(self.text), copied(self.image) if self.image is not None else None, self.folded)
+        _ = copy.text_bias  # now: in a forward that is recorded nothing but ops may compute
+        return copy
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Keys and values [R, N, L, D], layer by layer."""
+        return [t for kv in (*self.text, *(self.image or ())) for t in (kv.k, kv.v)]
 
     @staticmethod
     def concatenate(contexts: list[Context]) -> Context:

@@ -7,6 +7,7 @@ MLP; the timestep scales, shifts and gates the first and last. Wan Team 2025, ar
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from functools import lru_cache
 
 import torch
@@ -96,7 +97,7 @@ class WanBlock:
         buffers: ActivationBuffers,
     ) -> torch.Tensor:
         """x: [R, S, C], whose memory the result may take; modulation: [R, G, 6, C] fp32 → [R, S, C]."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.table).unbind(2)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unbind(2)
         h = self._self_attention(x, Norm(self.eps, scale=scale1, shift=shift1), rope, causal, buffers)
         x = self.ops.linear(h, self.out, gate=gate1, residual=x, out=buffers.in_place(x))
         h = self._cross_attention(x, text, text_bias, image, buffers)
@@ -142,6 +143,9 @@ class WanTransformer:
         self.text_embed = Mlp(embed, ("text_embedder.linear_1", "text_embedder.linear_2"), "gelu_tanh", ops)
         self.image_embed = ImageEmbedding(embed.sub("image_embedder"), ops) if config.image_dim is not None else None
         self.blocks = [WanBlock(config, weights.sub(f"blocks.{i}"), ops) for i in range(config.num_layers)]
+        self.tables = torch.cat([block.table for block in self.blocks])
+        for block, table in zip(self.blocks, self.tables, strict=True):
+            block.table = table  # in the same memory
         self.table = weights["scale_shift_table"].to(ops.device).float()
         self.proj_out = pack_linear(weights, "proj_out", ops)
         # a GPU's allocator caches freed memory, and the reference op would allocate its result and copy it
@@ -192,9 +196,30 @@ class WanTransformer:
         token). causal: block-causal self-attention, in tokens. rope: the result of `rope(latents)`, if the caller
         keeps it. Returns [R, out_channels, T, H, W] in fp32.
         """
+        time, modulation = self._embed(timesteps.to(self.ops.device))
+        layers = (modulation + block.table for block in self.blocks)  # one at a time: G may be all tokens
+        rope = self.rope(latents) if rope is None else rope
         with self.buffer_pool.lease() as buffers:
-            rope = self.rope(latents) if rope is None else rope
-            return self._forward(latents, timesteps, context, causal, rope, buffers)
+            return self._forward(latents, layers, time.unsqueeze(2) + self.table, context, causal, rope, buffers)
+
+    def modulations(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """timesteps: [R] or [R, G] → of the layers [R, G, layers, 6, C], of the output's norm [R, G, 2, C], fp32."""
+        time, modulation = self._embed(timesteps.to(self.ops.device))
+        return modulation.unsqueeze(2) + self.tables, time.unsqueeze(2) + self.table
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        modulations: tuple[torch.Tensor, ...],
+        context: Context,
+        *,
+        rope: Rope | None,
+        buffers: ActivationBuffers,
+    ) -> torch.Tensor:
+        """`__call__` by ops alone, to be recorded. modulations: the result of `modulations`."""
+        layers, last = modulations
+        rope = self.rope(latents) if rope is None else rope
+        return self._forward(latents, layers.unbind(2), last, context, None, rope, buffers)
 
     def rope(self, latents: torch.Tensor) -> Rope:
         """The rotation of the tokens of latents [R, in_channels, T, H, W]; shared, and kept by a small cache."""
@@ -208,7 +233,8 @@ class WanTransformer:
     def _forward(
         self,
         latents: torch.Tensor,
-        timesteps: torch.Tensor,
+        modulations: Iterable[torch.Tensor],
+        last: torch.Tensor,
         context: Context,
         causal: BlockCausal | None,
         rope: Rope,
@@ -219,17 +245,15 @@ class WanTransformer:
         tokens = buffers.get("tokens", (latents.shape[0], math.prod(grid), config.dim), latents)
         x = ops.patch_embed(latents, self.patch, out=tokens)
 
-        time, modulation = self._modulation(timesteps.to(ops.device))
-        bias = context.text_bias()
-        for i, block in enumerate(self.blocks):
+        for i, (block, modulation) in enumerate(zip(self.blocks, modulations, strict=True)):
             image = context.image[i] if context.image is not None else None
-            x = block(x, modulation, rope, context.text[i], bias, image, causal, buffers)
+            x = block(x, modulation, rope, context.text[i], context.text_bias, image, causal, buffers)
 
-        shift, scale = (time.unsqueeze(2) + self.table).unbind(2)
+        shift, scale = last.unbind(2)
         patches = ops.linear(x, self.proj_out, norm=Norm(config.eps, scale=scale, shift=shift))
         return ops.unpatchify(patches, grid, config.patch_size).float()
 
-    def _modulation(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _embed(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[R] or [R, G] → the time embedding [R, G, C] and the blocks' modulation [R, G, 6, C], fp32."""
         timesteps = timesteps if timesteps.ndim == 2 else timesteps.unsqueeze(1)
         time = self.time_embed(sinusoid(timesteps, self.config.freq_dim))

@@ -1,0 +1,182 @@
+"""Forwards recorded once and replayed: on a GPU as a CUDA graph, on a CPU as one call of the native library.
+
+A step makes the same calls at the same addresses every time, and for a small clip the host takes as long to make them
+as the device to run them. A recording has its own inputs, prompt and rotation, which a replay copies into, so requests,
+prompts and seeds share it; the calls that it replays are those of a forward, so its result is the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from enum import Enum
+from typing import Protocol
+from weakref import WeakKeyDictionary, ref
+
+import torch
+
+from kinema.buffers.activations import ActivationBuffers
+from kinema.denoise.batching import Rows
+from kinema.families.base import MAX_TOKENS_PER_FORWARD, Context, Denoiser, Recordable
+from kinema.ops.common import native, program
+from kinema.ops.common.program import NotRecordable
+from kinema.ops.common.threads import thread_count
+
+Body = Callable[[], torch.Tensor]
+MOST_RECORDINGS = 64  # of one model
+MOST_SHAPES = 1024  # that are remembered
+MOST_TOKENS = 2048  # on a CPU: of more, the host's part of a forward is lost in it
+MOST_BYTES = 64 << 20  # on a CPU, of one recording
+MOST_BYTES_OF_ALL = 256 << 20  # on a CPU, of a model's
+
+
+class Recorder(Protocol):
+    """Runs or captures a body; returns what replays it, and the tensor that it writes."""
+
+    def __call__(self, body: Body) -> tuple[Callable[[], None], torch.Tensor]: ...
+
+
+def record_on_gpu(body: Body) -> tuple[Callable[[], None], torch.Tensor]:
+    """A CUDA graph of `body`, which must only launch kernels: nothing may wait for the GPU or come from the host."""
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    # only this thread's calls can spoil it: another's may allocate meanwhile
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        output = body()
+    return graph.replay, output
+
+
+class Recording:
+    """One forward of rows of one shape, and all that it reads and writes beside weights."""
+
+    def __init__(self, denoiser: Recordable, parts: Sequence[Rows], record: Recorder) -> None:
+        device, on_gpu = denoiser.ops.device, denoiser.ops.device.type == "cuda"
+        self._lock = threading.Lock()
+        self._buffers = ActivationBuffers(not on_gpu)
+        with torch.inference_mode(False), torch.no_grad():
+            self._latents = torch.cat([part.latents for part in parts]).to(device, denoiser.ops.dtype, copy=True)
+            self._context = parts[0].context.concatenate([part.context for part in parts]).clone()
+            rope = denoiser.rope(self._latents)  # a cache would let it go
+            timesteps = _timesteps(parts)
+            # a GPU embeds the timesteps in the graph; on a CPU torch does, which a recording has nothing of
+            self._times = (timesteps.to(device, copy=True),) if on_gpu else denoiser.modulations(timesteps)
+
+            def body() -> torch.Tensor:
+                if on_gpu:
+                    return denoiser(self._latents, self._times[0], self._context, rope=rope)
+                return denoiser.forward(self._latents, self._times, self._context, rope=rope, buffers=self._buffers)
+
+            reserved = torch.cuda.memory_reserved(device) if on_gpu else 0
+            self._replay, self._output = record(body)
+            self._pool_bytes = torch.cuda.memory_reserved(device) - reserved if on_gpu else 0
+        self._on_gpu = on_gpu
+        self._prompts: list[ref[Context]] = []
+
+    @property
+    def nbytes(self) -> int:
+        """What it holds for itself alone; the scratch of its calls is small beside it."""
+        own = [self._latents, self._output, *self._times, *self._context.tensors()]
+        return sum(t.nbytes for t in own) + self._buffers.nbytes + self._pool_bytes
+
+    def __call__(self, denoiser: Recordable, parts: Sequence[Rows]) -> torch.Tensor:
+        """The forward of these rows, [R, C, T, h, w] fp32."""
+        times = (_timesteps(parts),) if self._on_gpu else denoiser.modulations(_timesteps(parts))
+        with self._lock:
+            self._load_prompts([part.context for part in parts])
+            for own, new in zip(self._times, times, strict=True):
+                own.copy_(new)
+            taken = 0
+            for part in parts:
+                self._latents[taken : taken + len(part.latents)].copy_(part.latents)
+                taken += len(part.latents)
+            self._replay()
+            return self._output.clone()
+
+    def _load_prompts(self, contexts: Sequence[Context]) -> None:
+        """They are copied where they are others than those of the replay before."""
+        if [held() for held in self._prompts] == list(contexts):
+            return
+        self._prompts, taken = [], 0  # none, until all of them are there
+        for context in contexts:
+            for own, new in zip(self._context.tensors(), context.tensors(), strict=True):
+                own[taken : taken + context.rows].copy_(new)
+            taken += context.rows
+        self._prompts = [ref(context) for context in contexts]
+
+
+class State(Enum):
+    """Of a shape that has no recording."""
+
+    SEEN = 1  # the next forward of it is recorded
+    REFUSED = 2  # it cannot be, or takes too much
+
+
+class Recordings:
+    """The recordings of a pipeline's models, of which the least recently used give way. Threads may share them.
+
+    The first forward of a shape is not recorded: on a GPU it compiles kernels, and many a shape comes once. Of threads
+    that want the same recording one waits for the other.
+    """
+
+    def __init__(self, record: Recorder | None = None) -> None:
+        self._record = record
+        self._known: WeakKeyDictionary[Recordable, OrderedDict[Hashable, Recording | State]] = WeakKeyDictionary()
+        self._lock = threading.Lock()
+
+    def __call__(self, denoiser: Denoiser, parts: Sequence[Rows]) -> torch.Tensor | None:
+        """The forward of parts of one shape, [R, C, T, h, w]; None where the caller is to run it."""
+        if not isinstance(denoiser, Recordable) or not _may_be_recorded(denoiser, parts):
+            return None
+        rows = sum(len(part.latents) for part in parts)
+        isa = native.cpu().isa if denoiser.ops.device.type == "cpu" else ""
+        key = (rows, parts[0].shape, thread_count(), isa)
+        with self._lock:
+            known = self._known.setdefault(denoiser, OrderedDict())
+            found = known.get(key)
+            known[key] = State.SEEN if found is None else found
+            known.move_to_end(key)
+        if found is State.SEEN:
+            found = self._new(denoiser, parts)
+            with self._lock:
+                known[key] = found
+                self._make_room(known)
+        return found(denoiser, parts) if isinstance(found, Recording) else None
+
+    def release_large(self) -> None:
+        """Free those whose memory the next stage may want: a GPU's, where each has that of a forward."""
+        with self._lock:
+            for known in self._known.values():
+                large = [key for key, made in known.items() if isinstance(made, Recording) and made.nbytes > MOST_BYTES]
+                known.update(dict.fromkeys(large, State.SEEN))
+
+    def _new(self, denoiser: Recordable, parts: Sequence[Rows]) -> Recording | State:
+        on_gpu = denoiser.ops.device.type == "cuda"
+        try:
+            made = Recording(denoiser, parts, self._record or (record_on_gpu if on_gpu else program.record))
+        except NotRecordable:
+            return State.REFUSED
+        return made if on_gpu or made.nbytes <= MOST_BYTES else State.REFUSED
+
+    def _make_room(self, known: OrderedDict[Hashable, Recording | State]) -> None:
+        sizes = {key: made.nbytes for key, made in known.items() if isinstance(made, Recording)}
+        oldest = iter(list(sizes))
+        while len(sizes) > MOST_RECORDINGS or sum(sizes.values()) > MOST_BYTES_OF_ALL and len(sizes) > 1:
+            key = next(oldest)
+            del sizes[key]
+            known[key] = State.SEEN
+        while len(known) > MOST_SHAPES:
+            known.popitem(last=False)
+
+
+def _may_be_recorded(denoiser: Denoiser, parts: Sequence[Rows]) -> bool:
+    latents = parts[0].latents
+    tokens = sum(len(part.latents) for part in parts) * latents[0, 0].numel() // math.prod(denoiser.patch_size)
+    if denoiser.ops.device.type == "cuda":
+        return len(parts) == 1 or tokens <= MAX_TOKENS_PER_FORWARD
+    return tokens <= MOST_TOKENS
+
+
+def _timesteps(parts: Sequence[Rows]) -> torch.Tensor:
+    return torch.cat([part.timesteps for part in parts]) if len(parts) > 1 else parts[0].timesteps
