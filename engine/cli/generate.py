@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "PNG files (%(default)s)",
     )
     parser.add_argument("-m", "--model", default="sample", help=f"{MODEL_HELP} (%(default)s)")
-    parser.add_argument("--fps", type=float, help="frames per second of the file (left out: the model's)")
+    parser.add_argument("--fps", type=float, help="frames per second of the file (default: the model's)")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.add_argument(
         "--estimate", action="store_true", help="say how long it will take and how much memory, and make nothing"

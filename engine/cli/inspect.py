@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", default="sample", help=f"{MODEL_HELP} (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
-    clip = parser.add_argument_group("the clip (left out: what the model was made for)")
+    clip = parser.add_argument_group("the clip (default: what the model was made for)")
     clip.add_argument("--height", type=int, metavar="PIXELS", help="height of a frame")
     clip.add_argument("--width", type=int, metavar="PIXELS", help="width of a frame")
     clip.add_argument("--num-frames", type=int, metavar="N", help="length in frames; 1 makes an image")

@@ -35,7 +35,7 @@ def add_attention_argument(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--quantize-attention",
         metavar="KIND",
-        help="self-attention in int8 (on a CPU) or fp8 (on a GPU): faster and less exact (left out: neither)",
+        help="self-attention in int8 (on a CPU) or fp8 (on a GPU): faster and less exact (default: neither)",
     )
 
 
@@ -43,7 +43,7 @@ def add_load_arguments(parser: argparse.ArgumentParser) -> None:
     group = add_target_arguments(parser)
     add_attention_argument(group)
     group.add_argument("--variant", metavar="NAME", help="middle name of the weight files, such as fp16")
-    group.add_argument("--threads", type=int, metavar="N", help="CPU threads (left out: torch's choice)")
+    group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
     group.add_argument(
         "--no-cuda-graphs", action="store_true", help="launch every kernel by itself instead of replaying forwards"
     )
@@ -54,7 +54,7 @@ def add_load_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_scheduler_arguments(parser: argparse.ArgumentParser) -> None:
     """A scheduler other than the model's own."""
-    group = parser.add_argument_group("scheduler (left out: the model's own)")
+    group = parser.add_argument_group("scheduler (default: the model's own)")
     group.add_argument(
         "--scheduler", metavar="NAME|FILE", help="unipc, euler, dpm++, or a scheduler_config.json to read it from"
     )

@@ -29,7 +29,7 @@ _FIELDS = (
 
 def add_request_arguments(parser: argparse.ArgumentParser) -> None:
     """What is left out is the model's default, so no option has a default here."""
-    clip = parser.add_argument_group("the clip (left out: what the model was made for)")
+    clip = parser.add_argument_group("the clip (default: what the model was made for)")
     clip.add_argument("--height", type=int, metavar="PIXELS", help="height of a frame")
     clip.add_argument("--width", type=int, metavar="PIXELS", help="width of a frame")
     clip.add_argument("--num-frames", type=int, metavar="N", help="length in frames; 1 makes an image")
@@ -62,7 +62,7 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
     sampling.add_argument(
         "--guidance-scale-2", type=float, metavar="G", help="the same for the second expert of a two-expert model"
     )
-    sampling.add_argument("--seed", type=int, metavar="N", help="same seed, same video; left out or -1: a new seed")
+    sampling.add_argument("--seed", type=int, metavar="N", help="same seed, same video; omitted or -1: a new seed")
     sampling.add_argument("--max-sequence-length", type=int, metavar="N", help="tokens of the prompt that count")
     sampling.add_argument("--tiled", action="store_true", help="decode in tiles: less memory, blended seams")
 

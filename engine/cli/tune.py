@@ -27,11 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-m",
         "--model",
-        help=f"tune what a generation with this model calls: {MODEL_HELP} (left out: calls of usual sizes)",
+        help=f"tune what a generation with this model calls: {MODEL_HELP} (default: calls of usual sizes)",
     )
     parser.add_argument("--again", action="store_true", help="measure again what is already tuned")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
-    clip = parser.add_argument_group("the clip of --model (left out: what it was made for)")
+    clip = parser.add_argument_group("the clip of --model (default: what it was made for)")
     clip.add_argument("--height", type=int, metavar="PIXELS", help="height of a frame")
     clip.add_argument("--width", type=int, metavar="PIXELS", help="width of a frame")
     clip.add_argument("--num-frames", type=int, metavar="N", help="length in frames; 1 makes an image")

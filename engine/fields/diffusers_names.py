@@ -14,7 +14,7 @@ _KERNELS = "kernels are chosen when a model is loaded: backend= of from_pretrain
 _PRECISION = "choose it while loading: precision= of from_pretrained (fp32, bf16, fp16, fp8 or int8)"
 _DEVICE = "choose it while loading: device= of from_pretrained (cpu, cuda or cuda:1)"
 _HUB = "kinema downloads nothing: fetch the folder first (hf download) and give its path"
-_TRAINING = "kinema only runs models: train with diffusers, and load the folder that it saves"
+_TRAINING = "kinema is for inference: train with diffusers, and load the folder that it saves"
 _TEXTS = "kinema.encoders.prompts.encode_texts(pipe.components, texts, 512) gives what prompt_embeds= takes"
 _ABSENT = "no model that kinema loads has it: leave it out"
 

@@ -152,11 +152,6 @@ def words(text: str) -> list[str]:
     return "".join(c if c.isalnum() else " " for c in text.lower()).split()
 
 
-def unknown_words(text: str) -> list[str]:
-    """The words of a prompt that the sample model has never seen, once each, in order."""
-    return list(dict.fromkeys(word for word in words(text) if word not in VOCABULARY))
-
-
 def _subject_phrase(said: Description, draws: _Draws) -> str:
     assert said.subject is not None and said.colour is not None
     article = "an" if said.colour[0] in "aeiou" else "a"

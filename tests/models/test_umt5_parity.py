@@ -140,7 +140,7 @@ def test_each_block_equals_transformers(block):
     reference_output(model, ids, mask)
     handle.remove()
     with torch.no_grad():
-        got = ours.blocks[block](seen["x"], ours._attention_map(ids, mask))
+        got = ours.blocks[block](seen["x"], ours._attention_inputs(ids, mask))
     assert relative_error(got, seen["out"]) <= TOLERANCE
 
 

@@ -180,7 +180,7 @@ def test_waiting_for_another_thread_to_load_is_loading(models, monkeypatch):
     holding, release = threading.Event(), threading.Event()
 
     def hold():
-        with pipe.components._alone():
+        with pipe.components._exclusively():
             holding.set()
             release.wait(30)
 

@@ -240,9 +240,9 @@ def encoder_bytes(num_frames: int, height: int, width: int) -> int:
     return min(num_frames, LOOKAHEAD_FRAMES) * 3 * height * width
 
 
-def frames_bytes(num_frames: int, height: int, width: int, batch: int = 1) -> int:
+def frames_bytes(num_frames: int, height: int, width: int) -> int:
     """The clip as pixels, once, in fp32."""
-    return FP32 * 3 * batch * num_frames * height * width
+    return FP32 * 3 * num_frames * height * width
 
 
 def _block_activations(into: int, out: int, frames: int) -> int:
