@@ -45,6 +45,9 @@ def add_load_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--variant", metavar="NAME", help="middle name of the weight files, such as fp16")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
     group.add_argument(
+        "--no-replay", action="store_true", help="make every call of every forward instead of replaying recorded ones"
+    )
+    group.add_argument(
         "--no-cuda-graphs", action="store_true", help="launch every kernel by itself instead of replaying forwards"
     )
     group.add_argument(
@@ -90,6 +93,7 @@ def load_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "threads": arguments.threads,
         "keep_loaded": not arguments.low_memory,
         "cuda_graphs": not arguments.no_cuda_graphs,
+        "replay": not arguments.no_replay,
         "quantize_attention": arguments.quantize_attention,
     }
 
@@ -111,5 +115,9 @@ def load_words(arguments: argparse.Namespace) -> list[str]:
     names = ("device", "backend", "precision", "variant", "threads", "quantize_attention")
     given = {f"--{name.replace('_', '-')}": getattr(arguments, name) for name in names}
     words = [word for option, value in given.items() if value is not None for word in (option, str(value))]
-    switches = {"--no-cuda-graphs": arguments.no_cuda_graphs, "--low-memory": arguments.low_memory}
+    switches = {
+        "--no-replay": arguments.no_replay,
+        "--no-cuda-graphs": arguments.no_cuda_graphs,
+        "--low-memory": arguments.low_memory,
+    }
     return words + [switch for switch, on in switches.items() if on]

@@ -12,15 +12,16 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary, ref
 
 import torch
 
 from kinema.buffers.activations import ActivationBuffers
+from kinema.buffers.machine import held_bytes
 from kinema.denoise.batching import Rows
-from kinema.families.base import MAX_TOKENS_PER_FORWARD, Context, Denoiser, Recordable
-from kinema.ops.common import native, program
+from kinema.families.base import MAX_TOKENS_PER_FORWARD, Context, Denoiser
+from kinema.ops.common import Rope, native, program
 from kinema.ops.common.program import NotRecordable
 from kinema.ops.common.threads import thread_count
 
@@ -30,6 +31,27 @@ MOST_SHAPES = 1024  # that are remembered
 MOST_TOKENS = 2048  # on a CPU: of more, the host's part of a forward is lost in it
 MOST_BYTES = 64 << 20  # on a CPU, of one recording
 MOST_BYTES_OF_ALL = 256 << 20  # on a CPU, of a model's
+
+
+@runtime_checkable
+class Recordable(Denoiser, Protocol):
+    """A denoiser whose forwards can be replayed: what torch computes of the timesteps comes before the ops' calls."""
+
+    def modulations(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What timesteps [R] or [R, G] are to the layers."""
+        ...
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        modulations: tuple[torch.Tensor, ...],
+        context: Any,
+        *,
+        rope: Rope | None,
+        buffers: ActivationBuffers,
+    ) -> torch.Tensor:
+        """`__call__` by ops alone: on a CPU nothing but native calls. latents, modulations: where the model is."""
+        ...
 
 
 class Recorder(Protocol):
@@ -68,9 +90,9 @@ class Recording:
                     return denoiser(self._latents, self._times[0], self._context, rope=rope)
                 return denoiser.forward(self._latents, self._times, self._context, rope=rope, buffers=self._buffers)
 
-            reserved = torch.cuda.memory_reserved(device) if on_gpu else 0
+            before = held_bytes(device) if on_gpu else 0
             self._replay, self._output = record(body)
-            self._pool_bytes = torch.cuda.memory_reserved(device) - reserved if on_gpu else 0
+            self._pool_bytes = held_bytes(device) - before if on_gpu else 0
         self._on_gpu = on_gpu
         self._prompts: list[ref[Context]] = []
 
@@ -78,7 +100,7 @@ class Recording:
     def nbytes(self) -> int:
         """What it holds for itself alone; the scratch of its calls is small beside it."""
         own = [self._latents, self._output, *self._times, *self._context.tensors()]
-        return sum(t.nbytes for t in own) + self._buffers.nbytes + self._pool_bytes
+        return sum(int(t.nbytes) for t in own) + self._buffers.nbytes + self._pool_bytes
 
     def __call__(self, denoiser: Recordable, parts: Sequence[Rows]) -> torch.Tensor:
         """The forward of these rows, [R, C, T, h, w] fp32."""
@@ -162,7 +184,7 @@ class Recordings:
     def _make_room(self, known: OrderedDict[Hashable, Recording | State]) -> None:
         sizes = {key: made.nbytes for key, made in known.items() if isinstance(made, Recording)}
         oldest = iter(list(sizes))
-        while len(sizes) > MOST_RECORDINGS or sum(sizes.values()) > MOST_BYTES_OF_ALL and len(sizes) > 1:
+        while len(sizes) > MOST_RECORDINGS or (sum(sizes.values()) > MOST_BYTES_OF_ALL and len(sizes) > 1):
             key = next(oldest)
             del sizes[key]
             known[key] = State.SEEN

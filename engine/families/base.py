@@ -9,11 +9,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 
-from kinema.buffers.activations import ActivationBuffers
 from kinema.checkpoints import Component, FolderFormat, ModelFolder, Slot, Tensors, Weights, load_weights
 from kinema.errors import RequestError, warn
 from kinema.families.geometry import Geometry
@@ -89,27 +88,6 @@ class Denoiser(Protocol):
 
     def release(self) -> None:
         """Free what is kept between forwards."""
-        ...
-
-
-@runtime_checkable
-class Recordable(Denoiser, Protocol):
-    """A denoiser whose forwards can be replayed: what torch computes of the timesteps comes before the ops' calls."""
-
-    def modulations(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """What timesteps [R] or [R, G] are to the layers."""
-        ...
-
-    def forward(
-        self,
-        latents: torch.Tensor,
-        modulations: tuple[torch.Tensor, ...],
-        context: Any,
-        *,
-        rope: Rope | None,
-        buffers: ActivationBuffers,
-    ) -> torch.Tensor:
-        """`__call__` by ops alone: on a CPU nothing but native calls. latents, modulations: where the model is."""
         ...
 
 

@@ -241,6 +241,7 @@ def cpu_implementation(op: str, unsupported: Callable[[Target], list[str]] = cpu
 
 # ---- memory
 
+
 class Recorder(Protocol):
     """Notes the native calls of a thread: program.py."""
 

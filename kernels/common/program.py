@@ -60,7 +60,7 @@ class Program:
         return self._scratch.data_ptr()
 
 
-class _OnlyNativeCalls(TorchDispatchMode):
+class _OnlyNativeCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Refuses whatever torch computes: allocations and views are all that may happen."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -75,7 +75,7 @@ def record(body: Callable[[], torch.Tensor]) -> tuple[Program, torch.Tensor]:
     NotRecordable if it does anything else.
     """
     program = Program(native.cpu())
-    with _OnlyNativeCalls(), native.recorded_by(program):
+    with _OnlyNativeCalls(), native.recorded_by(program):  # type: ignore[no-untyped-call]
         result = body()
     if program.length == 0:
         raise NotRecordable("it makes no native call")

@@ -63,6 +63,7 @@ def test_a_function_of_nothing_answers(function, outcomes):
         "kinema_cpu_isa_name": outcomes["kinema_cpu_isa_name"],
         "kinema_cpu_has": 0,
         "kinema_cpu_destroy": None,
+        "kinema_program_destroy": None,
         "kinema_cpu_isa": None,
     }
     missing = misuse.STATUSES["NO_POINTER"]

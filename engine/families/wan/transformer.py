@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 
@@ -143,13 +143,16 @@ class WanTransformer:
         self.text_embed = Mlp(embed, ("text_embedder.linear_1", "text_embedder.linear_2"), "gelu_tanh", ops)
         self.image_embed = ImageEmbedding(embed.sub("image_embedder"), ops) if config.image_dim is not None else None
         self.blocks = [WanBlock(config, weights.sub(f"blocks.{i}"), ops) for i in range(config.num_layers)]
-        self.tables = torch.cat([block.table for block in self.blocks])
-        for block, table in zip(self.blocks, self.tables, strict=True):
-            block.table = table  # in the same memory
         self.table = weights["scale_shift_table"].to(ops.device).float()
         self.proj_out = pack_linear(weights, "proj_out", ops)
         # a GPU's allocator caches freed memory, and the reference op would allocate its result and copy it
         self.buffer_pool = BufferPool(enabled=ops.plan.backend("linear") == "cpu")
+
+    @cached_property
+    def _tables(self) -> torch.Tensor:
+        """Of all blocks, [layers, 6, C]: for recordings, which have them at once."""
+        with torch.inference_mode(False):
+            return torch.cat([block.table for block in self.blocks])
 
     @property
     def patch_size(self) -> tuple[int, int, int]:
@@ -205,7 +208,7 @@ class WanTransformer:
     def modulations(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """timesteps: [R] or [R, G] → of the layers [R, G, layers, 6, C], of the output's norm [R, G, 2, C], fp32."""
         time, modulation = self._embed(timesteps.to(self.ops.device))
-        return modulation.unsqueeze(2) + self.tables, time.unsqueeze(2) + self.table
+        return modulation.unsqueeze(2) + self._tables, time.unsqueeze(2) + self.table
 
     def forward(
         self,
