@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from kinema.ops.attention import Attention
 from kinema.ops.common import PRECISIONS, QuantKind, Storage, Target
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from kinema.ops.attention import Attention
-    from kinema.ops.conv3d import Conv3d, Conv3dWeight
-    from kinema.ops.linear import Linear, LinearWeight
-    from kinema.ops.norm_modulate import NormModulate
-    from kinema.ops.patch_embed import PatchEmbed, PatchEmbedWeight
-    from kinema.ops.qk_norm_rope import QkNormRope
-    from kinema.ops.quantize import Quantize
-    from kinema.ops.scheduler_step import SchedulerStep
-    from kinema.ops.unpatchify import Unpatchify
+from kinema.ops.conv3d import Conv3d, Conv3dWeight
+from kinema.ops.linear import Linear, LinearWeight
+from kinema.ops.norm_modulate import NormModulate
+from kinema.ops.patch_embed import PatchEmbed, PatchEmbedWeight
+from kinema.ops.qk_norm_rope import QkNormRope
+from kinema.ops.quantize import Quantize
+from kinema.ops.scheduler_step import SchedulerStep
+from kinema.ops.unpatchify import Unpatchify
 
 
 @dataclass(frozen=True)

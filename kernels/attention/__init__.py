@@ -124,6 +124,11 @@ def _in_pytorch(target: Target, kind: QuantKind) -> list[str]:
     return []
 
 
+def _result(q: torch.Tensor | tuple[torch.Tensor, ...], **_: object) -> tuple[torch.Tensor, ...]:
+    queries = q if isinstance(q, tuple) else (q,)
+    return tuple(part.new_empty(part.shape[0], part.shape[2], part.shape[1] * part.shape[3]) for part in queries)
+
+
 OP = Op(
     "attention",
     ("attention",),
@@ -134,4 +139,5 @@ OP = Op(
         replace(cpu_implementation("attention"), quantizes=_on_a_cpu),
         Implementation("reference", "kinema.ops.attention.reference", quantizes=_in_pytorch),
     ),
+    _result,
 )

@@ -3,6 +3,7 @@
 from kinema.ops.common.capability import Implementation, Op, Target, fallback_for
 from kinema.ops.common.groups import by_group, group_strides
 from kinema.ops.common.numerics import FP8_MAX, INT8_MAX, dense, output_buffer, upcast, write_result
+from kinema.ops.common.packed import Packed
 from kinema.ops.common.precision import PRECISIONS, Precision, Storage
 from kinema.ops.common.quantized import Quantized, QuantKind
 from kinema.ops.common.rope import Rope
@@ -13,6 +14,7 @@ __all__ = [
     "PRECISIONS",
     "Implementation",
     "Op",
+    "Packed",
     "Precision",
     "QuantKind",
     "Quantized",

@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -54,11 +55,16 @@ class Implementation:
 
 @dataclass(frozen=True)
 class Op:
-    """An op: its name, the functions of its contract, and its implementations, best first."""
+    """An op: its name, the functions of its contract, and its implementations, best first.
+
+    result: what a call returns, as empty memory; of the op's arguments, whose shapes may be symbols. torch.compile
+    traces it in the op's place; None: it cannot trace the op.
+    """
 
     name: str
     functions: tuple[str, ...]
     implementations: tuple[Implementation, ...]
+    result: Callable[..., Any] | None = None
 
 
 def fallback_for(op: Op, target: Target) -> Implementation:

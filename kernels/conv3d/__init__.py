@@ -7,13 +7,13 @@ from typing import Literal, Protocol
 
 import torch
 
-from kinema.ops.common import Implementation, Op, Target
+from kinema.ops.common import Implementation, Op, Packed, Target
 from kinema.ops.common.native import cpu_implementation, cpu_unsupported
 from kinema.ops.common.triton_target import triton_implementation
 
 
 @dataclass(frozen=True)
-class Conv3dWeight:
+class Conv3dWeight(Packed):
     """A kernel in the layout of the implementation that packed it, on `device`; opaque to models."""
 
     in_channels: int

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 import torch
 
-from kinema.ops.common import Implementation, Op, Quantized, Target
+from kinema.ops.common import Implementation, Op, Packed, Quantized, Target
 from kinema.ops.common.native import cpu_implementation
 from kinema.ops.common.triton_target import fp8_unsupported, triton_implementation, triton_unsupported
 from kinema.ops.linear.libraries import TORCH
@@ -18,7 +18,7 @@ Activation = Literal["none", "gelu", "gelu_tanh", "quick_gelu", "silu"]
 
 
 @dataclass(frozen=True)
-class LinearWeight:
+class LinearWeight(Packed):
     """A weight in the layout of the implementation that packed it, on `device`; opaque to models.
 
     `gated` weights hold two projections of the same shape: y = act(x·W_gateᵀ) · (x·Wᵀ). activations: the dtype of
@@ -102,6 +102,14 @@ def _triton_unsupported(target: Target) -> list[str]:
     return fp8_unsupported(target) if multiplied else triton_unsupported(target)
 
 
+def _result(
+    x: torch.Tensor | Quantized | tuple[torch.Tensor, torch.Tensor], weight: LinearWeight, **_: object
+) -> torch.Tensor:
+    first = x.data if isinstance(x, Quantized) else x[0] if isinstance(x, tuple) else x
+    dtype = weight.activations if isinstance(x, Quantized) else first.dtype
+    return first.new_empty((*first.shape[:-1], weight.out_features), dtype=dtype)
+
+
 OP = Op(
     "linear",
     ("linear", "pack_linear"),
@@ -111,4 +119,5 @@ OP = Op(
         cpu_implementation("linear"),
         Implementation("reference", "kinema.ops.linear.reference"),
     ),
+    _result,
 )

@@ -83,6 +83,10 @@ class NormModulate(Protocol):
         ...
 
 
+def _result(x: torch.Tensor, *, quantize: QuantKind | None = None, **_: object) -> torch.Tensor | Quantized:
+    return x.new_empty(x.shape) if quantize is None else Quantized.empty(x.shape, quantize, x.device)
+
+
 OP = Op(
     "norm_modulate",
     ("norm_modulate",),
@@ -91,4 +95,5 @@ OP = Op(
         cpu_implementation("norm_modulate"),
         Implementation("reference", "kinema.ops.norm_modulate.reference"),
     ),
+    _result,
 )

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
-from kinema.ops.common import Implementation, Op, Target
+from kinema.ops.common import Implementation, Op, Packed, Target
 from kinema.ops.common.native import cpu_implementation
 from kinema.ops.common.triton_target import triton_implementation
 
 
 @dataclass(frozen=True)
-class PatchEmbedWeight:
+class PatchEmbedWeight(Packed):
     """The projection in the layout of the implementation that packed it, on `device`; opaque to models."""
 
     patch: tuple[int, int, int]
@@ -49,6 +50,11 @@ class PatchEmbed(Protocol):
         ...
 
 
+def _result(x: torch.Tensor, weight: PatchEmbedWeight, **_: object) -> torch.Tensor:
+    tokens = math.prod(size // patch for size, patch in zip(x.shape[2:], weight.patch, strict=True))
+    return x.new_empty(x.shape[0], tokens, weight.out_features)
+
+
 OP = Op(
     "patch_embed",
     ("patch_embed", "pack_patch_embed"),
@@ -57,4 +63,5 @@ OP = Op(
         cpu_implementation("patch_embed"),
         Implementation("reference", "kinema.ops.patch_embed.reference"),
     ),
+    _result,
 )

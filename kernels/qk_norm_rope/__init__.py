@@ -49,6 +49,10 @@ class QkNormRope(Protocol):
         ...
 
 
+def _result(x: torch.Tensor, heads: int, **_: object) -> torch.Tensor:
+    return x.new_empty(x.shape[0], heads, x.shape[1], x.shape[2] // heads)
+
+
 OP = Op(
     "qk_norm_rope",
     ("qk_norm_rope",),
@@ -57,4 +61,5 @@ OP = Op(
         cpu_implementation("qk_norm_rope"),
         Implementation("reference", "kinema.ops.qk_norm_rope.reference"),
     ),
+    _result,
 )

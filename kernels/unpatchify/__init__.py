@@ -32,6 +32,11 @@ class Unpatchify(Protocol):
         ...
 
 
+def _result(x: torch.Tensor, grid: tuple[int, int, int], patch: tuple[int, int, int], **_: object) -> torch.Tensor:
+    (t, h, w), (pt, ph, pw) = grid, patch
+    return x.new_empty(x.shape[0], x.shape[2] // (pt * ph * pw), t * pt, h * ph, w * pw)
+
+
 OP = Op(
     "unpatchify",
     ("unpatchify",),
@@ -40,4 +45,5 @@ OP = Op(
         cpu_implementation("unpatchify"),
         Implementation("reference", "kinema.ops.unpatchify.reference"),
     ),
+    _result,
 )
