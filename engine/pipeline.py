@@ -163,6 +163,7 @@ class VideoPipeline(DiffusersPipeline):
         An interrupted request can be decoded too; a second interruption raises Interrupted.
         """
         of_kind("state", state, RequestState).check_whole()
+        state.check_model(self.model)
         state.heed_interrupt()
         return each_within(lambda: self._running("decoding", state), self._decode(state))
 
@@ -210,6 +211,8 @@ class VideoPipeline(DiffusersPipeline):
         files = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
         if len(files) != state.request.samples:
             raise RequestError(f"{len(files)} paths for {state.request.samples} videos: give one for each")
+        if len({os.path.abspath(file) for file in files}) < len(files):
+            raise RequestError("a path is given twice: give each video a file of its own")
         with state.stats.stage("decode and write", self.components.loading):
             write_clips(self.decode_chunks(state), files, self.defaults.fps if fps is None else fps, on_frames)
         return state.measured()

@@ -196,6 +196,13 @@ class RequestState(DiffusersNames):
                 "state.done, or set state.interrupt to take it as it is"
             )
 
+    def check_model(self, model: Model) -> None:
+        """RequestError if another pipeline prepared it: its prompts were encoded by that one's weights."""
+        if self.model is not model:
+            raise RequestError(
+                f"this request was prepared by another pipeline, of {self.model.folder.path}: hand it to that one"
+            )
+
     def check_whole(self) -> None:
         """RequestError if a step was ended in the middle."""
         if self._halfway:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from kinema.denoise.batching import forward_together
 from kinema.denoise.replay import Recordings
 from kinema.denoise.state import RequestState
-from kinema.errors import Interrupted
+from kinema.errors import Interrupted, RequestError
 from kinema.fields.values import each_of_kind
 from kinema.loading.components import Components
 from kinema.ops import Ops
@@ -28,7 +28,11 @@ def step_together(
     recordings: of forwards, to be replayed. None: each forward makes its calls.
     """
     groups: dict[str, list[RequestState]] = {}
-    for state in each_of_kind("states", states, RequestState):
+    given = each_of_kind("states", states, RequestState)
+    if len({id(state) for state in given}) < len(given):
+        raise RequestError("a request is given twice: each state takes one step, so give it once")
+    for state in given:
+        state.check_model(components.model)
         state.check_whole()
         if not state.done:
             groups.setdefault(state.expert, []).append(state)
