@@ -136,9 +136,10 @@ def test_each_block_equals_diffusers(block):
     hidden, embedded, modulation, _ = seen["args"]
     rope = transformer.wan_rope((3, 3, 5), 16, OPS.device)
     with torch.no_grad():
+        given = modulation.unsqueeze(1) + ours.blocks[block].table
         kv = ours.blocks[block].text_kv(embedded)
         for buffers in (ActivationBuffers(enabled=False), ActivationBuffers()):
-            got = ours.blocks[block](hidden.clone(), modulation.unsqueeze(1), rope, kv, None, None, None, buffers)
+            got = ours.blocks[block](hidden.clone(), given, rope, kv, None, None, None, buffers)
             assert relative_error(got, seen["out"]) <= TOLERANCE
 
 
