@@ -37,6 +37,7 @@ from kinema.media.host_copy import to_host
 from kinema.media.postprocess import check_library, postprocess
 from kinema.media.writer import write_clips
 from kinema.memory.remedies import check_fits
+from kinema.ops import Ops
 from kinema.ops.common.interrupts import StopFlag
 from kinema.ops.running import each_within, running
 from kinema.request.generation import GenerationRequest, noise_generators
@@ -55,13 +56,21 @@ class VideoPipeline(DiffusersPipeline):
         self.folder = folder
         self.options = options
         self.model = open_model(folder, options.variant)
-        self.ops = ops_for(options)
-        self.components = Components(self.model, self.ops, options)
+        self.components = Components(self.model, ops_for(options), options)
         replays = options.replay and (options.cuda_graphs or self.ops.device.type != "cuda")
         self.recordings = Recordings() if replays else None
         self.bar: dict[str, Any] = {}  # set by `set_progress_bar_config`
         self.geometry, self.defaults = self.model.geometry, self.model.defaults
         self.transformer_config = self.model.configs[self.model.experts[0]]
+
+    @property
+    def ops(self) -> Ops:
+        """What everything here is computed by; `pipe.ops = dataclasses.replace(pipe.ops, …)` exchanges functions."""
+        return self.components.ops
+
+    @ops.setter
+    def ops(self, ops: Ops) -> None:
+        self.components.use(of_kind("ops", ops, Ops))
 
     @classmethod
     def from_pretrained(cls, model: Path, **options: Any) -> VideoPipeline:

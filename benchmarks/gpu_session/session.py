@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,7 @@ DONE = {"cuda": ("kernel", "gpu_memcpy", "gpu_memset"), "cpu": ("cpu_op",)}
 
 
 @dataclass
-class _Session:
+class _Session(ABC):
     """What both share: reporting a question's results. send: takes the lines."""
 
     question: str
@@ -64,8 +65,9 @@ class _Session:
         self._line(case, {}, refused=refusal, **({"error": error} if error else {}))
         return False
 
+    @abstractmethod
     def clocks(self) -> dict[str, float]:
-        raise NotImplementedError
+        """The device's clocks now, in MHz by name."""
 
     def _line(self, case: str, fields: dict[str, Any], **more: Any) -> None:
         if case in self._said:

@@ -47,7 +47,7 @@ def flush_output() -> None:
         sys.stdout.flush()
     except OSError:
         raise
-    except Exception:
+    except Exception:  # closed by a host, or an object of its own that raises anything
         return
 
 

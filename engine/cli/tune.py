@@ -153,7 +153,7 @@ def generation(tuner: Tuner, arguments: argparse.Namespace) -> list[str]:
     from kinema.request.generation import GenerationRequest
 
     pipe = VideoPipeline.from_pretrained(arguments.model, **{**load_options(arguments), "cuda_graphs": False})
-    pipe.ops = pipe.components.ops = tuner.watch(pipe.ops)
+    pipe.ops = tuner.watch(pipe.ops)
     given = {name: value for name in CLIP if (value := getattr(arguments, name)) is not None}
     if "image" in given:
         given["image"] = load_image(given["image"])

@@ -12,30 +12,46 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from enum import Enum
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 from weakref import WeakKeyDictionary, ref
 
 import torch
 
 from kinema.buffers.activations import ActivationBuffers
-from kinema.buffers.machine import held_bytes
 from kinema.denoise.batching import Rows
-from kinema.families.base import MAX_TOKENS_PER_FORWARD, Context, Denoiser
+from kinema.families.base import (
+    MAX_BYTES_RECORDED,
+    MAX_TOKENS_PER_FORWARD,
+    MAX_TOKENS_RECORDED,
+    Context,
+    Denoiser,
+)
 from kinema.ops.common import Rope, native, program
 from kinema.ops.common.program import NotRecordable
 from kinema.ops.common.threads import thread_count
 
 Body = Callable[[], torch.Tensor]
-MOST_RECORDINGS = 64  # of one model
-MOST_SHAPES = 1024  # that are remembered
-MOST_TOKENS = 2048  # on a CPU: of more, the host's part of a forward is lost in it
-MOST_BYTES = 64 << 20  # on a CPU, of one recording
-MOST_BYTES_OF_ALL = 256 << 20  # on a CPU, of a model's
+MAX_RECORDINGS = 64  # of one model
+MAX_BYTES_OF_ALL = 256 << 20  # of one model
+MAX_SHAPES = 1024  # that are remembered
+
+
+class RecordableContext(Context, Protocol):
+    def clone(self) -> RecordableContext:
+        """A copy that shares no memory with it."""
+        ...
+
+    def tensors(self) -> list[torch.Tensor]:
+        """What it consists of, [R, ...] each; the same of every context of its shape."""
+        ...
 
 
 @runtime_checkable
 class Recordable(Denoiser, Protocol):
-    """A denoiser whose forwards can be replayed: what torch computes of the timesteps comes before the ops' calls."""
+    """A denoiser whose forwards can be replayed; its contexts are RecordableContexts.
+
+    What torch computes of the timesteps is `modulations`, which comes before the calls that are recorded.
+    """
 
     def modulations(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """What timesteps [R] or [R, G] are to the layers."""
@@ -55,19 +71,28 @@ class Recordable(Denoiser, Protocol):
 
 
 class Recorder(Protocol):
-    """Runs or captures a body; returns what replays it, and the tensor that it writes."""
+    """Runs or captures a body.
 
-    def __call__(self, body: Body) -> tuple[Callable[[], None], torch.Tensor]: ...
+    Returns what replays it, the tensor that it writes, and how many bytes that keeps beside the body's own tensors.
+    """
+
+    def __call__(self, body: Body) -> tuple[Callable[[], None], torch.Tensor, int]: ...
 
 
-def record_on_gpu(body: Body) -> tuple[Callable[[], None], torch.Tensor]:
+def record_on_gpu(body: Body) -> tuple[Callable[[], None], torch.Tensor, int]:
     """A CUDA graph of `body`, which must only launch kernels: nothing may wait for the GPU or come from the host."""
-    graph = torch.cuda.CUDAGraph()
+    graph, before = torch.cuda.CUDAGraph(), torch.cuda.memory_reserved()
     torch.cuda.synchronize()
     # only this thread's calls can spoil it: another's may allocate meanwhile
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         output = body()
-    return graph.replay, output
+    return graph.replay, output, torch.cuda.memory_reserved() - before
+
+
+def record_on_cpu(body: Body) -> tuple[Callable[[], None], torch.Tensor, int]:
+    """A program of the native calls of `body`. NotRecordable if it does anything else."""
+    recorded, output = program.record(body)
+    return recorded, output, recorded.scratch_bytes
 
 
 class Recording:
@@ -79,7 +104,8 @@ class Recording:
         self._buffers = ActivationBuffers(not on_gpu)
         with torch.inference_mode(False), torch.no_grad():
             self._latents = torch.cat([part.latents for part in parts]).to(device, denoiser.ops.dtype, copy=True)
-            self._context = parts[0].context.concatenate([part.context for part in parts]).clone()
+            joined: RecordableContext = parts[0].context.concatenate([part.context for part in parts])
+            self._context = joined.clone()
             rope = denoiser.rope(self._latents)  # a cache would let it go
             timesteps = _timesteps(parts)
             # a GPU embeds the timesteps in the graph; on a CPU torch does, which a recording has nothing of
@@ -90,17 +116,15 @@ class Recording:
                     return denoiser(self._latents, self._times[0], self._context, rope=rope)
                 return denoiser.forward(self._latents, self._times, self._context, rope=rope, buffers=self._buffers)
 
-            before = held_bytes(device) if on_gpu else 0
-            self._replay, self._output = record(body)
-            self._pool_bytes = held_bytes(device) - before if on_gpu else 0
+            self._replay, self._output, self._kept_bytes = record(body)
         self._on_gpu = on_gpu
         self._prompts: list[ref[Context]] = []
 
     @property
     def nbytes(self) -> int:
-        """What it holds for itself alone; the scratch of its calls is small beside it."""
+        """What it holds for itself alone."""
         own = [self._latents, self._output, *self._times, *self._context.tensors()]
-        return sum(int(t.nbytes) for t in own) + self._buffers.nbytes + self._pool_bytes
+        return sum(int(t.nbytes) for t in own) + self._buffers.nbytes + self._kept_bytes
 
     def __call__(self, denoiser: Recordable, parts: Sequence[Rows]) -> torch.Tensor:
         """The forward of these rows, [R, C, T, h, w] fp32."""
@@ -118,11 +142,12 @@ class Recording:
 
     def _load_prompts(self, contexts: Sequence[Context]) -> None:
         """They are copied where they are others than those of the replay before."""
-        if [held() for held in self._prompts] == list(contexts):
+        held = [known() for known in self._prompts]
+        if len(held) == len(contexts) and all(known is given for known, given in zip(held, contexts, strict=True)):
             return
         self._prompts, taken = [], 0  # none, until all of them are there
         for context in contexts:
-            for own, new in zip(self._context.tensors(), context.tensors(), strict=True):
+            for own, new in zip(self._context.tensors(), cast("RecordableContext", context).tensors(), strict=True):
                 own[taken : taken + context.rows].copy_(new)
             taken += context.rows
         self._prompts = [ref(context) for context in contexts]
@@ -170,25 +195,29 @@ class Recordings:
         """Free those whose memory the next stage may want: a GPU's, where each has that of a forward."""
         with self._lock:
             for known in self._known.values():
-                large = [key for key, made in known.items() if isinstance(made, Recording) and made.nbytes > MOST_BYTES]
+                large = [
+                    key
+                    for key, made in known.items()
+                    if isinstance(made, Recording) and made.nbytes > MAX_BYTES_RECORDED
+                ]
                 known.update(dict.fromkeys(large, State.SEEN))
 
     def _new(self, denoiser: Recordable, parts: Sequence[Rows]) -> Recording | State:
         on_gpu = denoiser.ops.device.type == "cuda"
         try:
-            made = Recording(denoiser, parts, self._record or (record_on_gpu if on_gpu else program.record))
+            made = Recording(denoiser, parts, self._record or (record_on_gpu if on_gpu else record_on_cpu))
         except NotRecordable:
             return State.REFUSED
-        return made if on_gpu or made.nbytes <= MOST_BYTES else State.REFUSED
+        return made if on_gpu or made.nbytes <= MAX_BYTES_RECORDED else State.REFUSED
 
     def _make_room(self, known: OrderedDict[Hashable, Recording | State]) -> None:
         sizes = {key: made.nbytes for key, made in known.items() if isinstance(made, Recording)}
         oldest = iter(list(sizes))
-        while len(sizes) > MOST_RECORDINGS or (sum(sizes.values()) > MOST_BYTES_OF_ALL and len(sizes) > 1):
+        while len(sizes) > MAX_RECORDINGS or (sum(sizes.values()) > MAX_BYTES_OF_ALL and len(sizes) > 1):
             key = next(oldest)
             del sizes[key]
             known[key] = State.SEEN
-        while len(known) > MOST_SHAPES:
+        while len(known) > MAX_SHAPES:
             known.popitem(last=False)
 
 
@@ -197,7 +226,8 @@ def _may_be_recorded(denoiser: Denoiser, parts: Sequence[Rows]) -> bool:
     tokens = sum(len(part.latents) for part in parts) * latents[0, 0].numel() // math.prod(denoiser.patch_size)
     if denoiser.ops.device.type == "cuda":
         return len(parts) == 1 or tokens <= MAX_TOKENS_PER_FORWARD
-    return tokens <= MOST_TOKENS
+    # a function of the caller's own may compute where no recorder sees it
+    return tokens <= MAX_TOKENS_RECORDED and denoiser.ops.is_planned and denoiser.ops.plan.backend("linear") == "cpu"
 
 
 def _timesteps(parts: Sequence[Rows]) -> torch.Tensor:

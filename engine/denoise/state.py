@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import torch
 
@@ -44,7 +45,7 @@ class RequestState(DiffusersNames):
     conditioning: Conditioning
     stats: Stats
     stop: StopFlag = field(default_factory=StopFlag)
-    _contexts: tuple[tuple[str, int], list[Context]] | None = None
+    _contexts: tuple[tuple[object, ...], list[Context]] | None = None
     _interrupted: bool = False
     _halfway: bool = False
 
@@ -62,6 +63,8 @@ class RequestState(DiffusersNames):
         if name == "latents" and hasattr(self, "conditioning"):
             value = self.conditioning.hold(value)  # whoever changes them
         object.__setattr__(self, name, value)
+        if name in ("text", "negative"):
+            self.forget_context()
 
     def __post_init__(self) -> None:
         self.latents = self.latents  # now that conditioning is set
@@ -169,7 +172,7 @@ class RequestState(DiffusersNames):
         texts = [self.text]
         if self.guided and self.guidance[expert] != 1.0 and self.negative is not None:
             texts.append(self.negative)
-        key = (expert, len(texts))
+        key = (ref(transformer), expert, len(texts))  # weak: an expert that is released is not kept by its prompts
         if self._contexts is None or self._contexts[0] != key:
             self.forget_context()
             if len({text.shape[1] for text in texts}) == 1:

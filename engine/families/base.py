@@ -32,6 +32,11 @@ Mode = Literal["t2v", "i2v", "flf2v", "ti2v", "v2v"]
 # beyond this many tokens the first gains nothing and the second hurts.
 MAX_TOKENS_PER_FORWARD = 16384
 
+# Forwards that a CPU records (denoise/replay.py): with more tokens the host's part does not matter, and with more bytes
+# a recording would hold what later stages want.
+MAX_TOKENS_RECORDED = 2048
+MAX_BYTES_RECORDED = 64 << 20
+
 
 class Context(Protocol):
     """What a prompt (and image) is to a denoiser, computed once and read at every step."""
@@ -45,14 +50,6 @@ class Context(Protocol):
         ...
 
     def select(self: ContextT, rows: slice) -> ContextT: ...
-
-    def clone(self: ContextT) -> ContextT:
-        """A copy that shares no memory with it."""
-        ...
-
-    def tensors(self) -> list[torch.Tensor]:
-        """What it consists of, [R, ...] each; the same of every context of its shape."""
-        ...
 
     @staticmethod
     def concatenate(contexts: list[Any]) -> Any: ...

@@ -110,6 +110,16 @@ class Components(Mapping[str, Any]):
         facade = self.model.parts[name].facade
         return part if facade is None else facade(part)
 
+    def use(self, ops: Ops) -> None:
+        """Compute by these functions from now on. Parts that hold others are loaded again when they are next wanted;
+        one that was loaded elsewhere keeps its own.
+        """
+        with self._lock:
+            before, self.ops = self.ops, ops
+            kept_by_parts = (name for name in ops._planned or before._planned if name != "scheduler_step")
+            if any(getattr(ops, name) is not getattr(before, name) for name in kept_by_parts):
+                self._loaded = {name: part for name, part in self._loaded.items() if name in self._given}
+
     def replace(self, name: str, part: Any) -> None:
         """Use a part that was loaded elsewhere instead of the folder's. RequestError if it does not fit."""
         if name == "scheduler":

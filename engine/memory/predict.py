@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kinema.families.base import Model, Work
+from kinema.families.base import MAX_BYTES_RECORDED, MAX_TOKENS_RECORDED, Model, Work
 from kinema.loading.options import LoadOptions
 from kinema.ops import Plan
 from kinema.ops.plan import stored_bytes
@@ -52,12 +53,13 @@ def predict(
     stage_work = model.work(request, plan, streamed=streamed, graphs=graphs)
     if "image" not in stage_work:
         parts.pop("vae.encoder", None)  # it is packed when it is first used
-    stages = {}
+    stages, recorded = {}, _recorded_bytes(model, request, plan, options, stage_work)
     for stage, work in stage_work.items():
         held = [parts[name] for name in (parts if options.keep_loaded else resident[stage]) if name in parts]
         # without keep_loaded the parts of a stage come one after the other
         weights = sum(held) if options.keep_loaded else max(held, default=0)
         stages[stage] = PROCESS_BYTES + int((1 + WEIGHT_HOLES) * weights) + work.peak + _kept_free(work)
+        stages[stage] += recorded if stage in ("denoise", "decode") else 0
     return Prediction(parts, stages)
 
 
@@ -69,6 +71,16 @@ def weight_bytes(model: Model, plan: Plan) -> dict[str, int]:
             kept = name if part.half is None else f"{name}.{part.half(tensor)}"
             found[kept] = found.get(kept, 0) + stored_bytes(plan, shape, shape.storage)
     return found
+
+
+def _recorded_bytes(
+    model: Model, request: GenerationRequest, plan: Plan, options: LoadOptions, stages: Mapping[str, Work]
+) -> int:
+    """Of the recording of a small forward on a CPU, which stays: about what the forward takes (denoise/replay.py)."""
+    tokens = model.geometry.tokens(model.geometry.latent_size(*request.clip)) * request.samples * (1 + request.guided)
+    if not options.replay or plan.backend("linear") != "cpu" or tokens > MAX_TOKENS_RECORDED:
+        return 0
+    return min(stages["denoise"].peak, MAX_BYTES_RECORDED)
 
 
 def _kept_free(work: Work) -> int:

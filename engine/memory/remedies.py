@@ -11,7 +11,8 @@ from kinema.errors import RequestError, UnsupportedError
 from kinema.families.base import Model
 from kinema.loading.options import LoadOptions
 from kinema.memory.predict import Prediction, gib, predict
-from kinema.ops import Plan, plan_ops, target_for
+from kinema.ops import Plan
+from kinema.ops.plan import at_precision
 from kinema.request.generation import GenerationRequest
 from kinema.vae.tiling import Tiling
 
@@ -68,9 +69,8 @@ def _changes(request: GenerationRequest, plan: Plan, options: LoadOptions) -> It
     yield (LOW_MEMORY,), request, plan, low
     yield (LOW_MEMORY, TILED), tiled, plan, low
     for precision in NARROWER if options.precision in ("auto", "fp32") else ():
-        target = target_for(plan.target.device, precision)
         try:
-            narrow = plan_ops(target, options.backend, options.quantize_attention)
+            narrow = at_precision(plan, precision, options.backend)
         except UnsupportedError:
             continue
         yield (f"--precision {precision}",), request, narrow, replace(options, precision=precision)

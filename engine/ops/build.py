@@ -15,7 +15,7 @@ def build_ops(plan: Plan) -> Ops:
         module = implementation_of(plan, op.name).load()
         functions.update({name: getattr(module, name) for name in op.functions})
     packs = {name: functions.pop(name) for name in list(functions) if name.startswith("pack_")}
-    ops = Ops(plan=plan, _pack=packs, **functions)
+    ops = Ops(plan=plan, _pack=packs, _planned=dict(functions), **functions)
     if plan.target.device.type != "cuda":
         return ops
     from kinema.ops.torch_compile import compilable

@@ -80,6 +80,11 @@ def plan_ops(target: Target, backend: str = "auto", quantize_attention: QuantKin
     return Plan(target, tuple(choices), quantize_attention)
 
 
+def at_precision(plan: Plan, precision: str, backend: str) -> Plan:
+    """The plan of the same device and attention in another precision; UnsupportedError as of `plan_ops`."""
+    return plan_ops(target_for(plan.target.device, precision), backend, plan.quantize_attention)
+
+
 def _choose_quantizing(op: Op, target: Target, backend: str, kind: QuantKind) -> Choice:
     """The choice among what has kernels for `kind`; the reference, which has every kind, where it is asked for."""
 

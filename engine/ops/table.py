@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -62,6 +62,12 @@ class Ops:
     scheduler_step: SchedulerStep
     conv3d: Conv3d
     _pack: dict[str, Any]
+    _planned: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether every function is still the one that the plan chose, none a caller's own."""
+        return bool(self._planned) and all(getattr(self, name) is chosen for name, chosen in self._planned.items())
 
     @property
     def device(self) -> torch.device:

@@ -52,6 +52,10 @@ class Program:
         self._held.append((arguments, held))
         self.length += 1
 
+    @property
+    def scratch_bytes(self) -> int:
+        return self._scratch.numel()
+
     def workspace(self, count: int) -> int:
         """Address of scratch for a call: the recording's, for all calls that it is large enough for."""
         if self._scratch.numel() < count:

@@ -174,8 +174,10 @@ def test_what_is_foreseen_of_a_vae(config, seed):
 
 def test_what_is_foreseen_of_the_encoder_and_the_transformer():
     pipe = VideoPipeline.from_pretrained("sample", device="cpu", backend="reference")
-    model, text = pipe.components.transformer(), torch.randn(2, 20, pipe.model.text_width)
-    latents, times = torch.randn(2, pipe.model.latent_channels, 5, 8, 8), torch.tensor([1.0, 2.0])
+    model = pipe.components.transformer()
+    text = torch.randn(2, 20, pipe.model.text_width, dtype=torch.float32)
+    latents = torch.randn(2, pipe.model.latent_channels, 5, 8, 8, dtype=torch.float32)
+    times = torch.tensor([1.0, 2.0], dtype=torch.float32)
     with torch.no_grad():
         context = model.encode_context(text)
     with torch.no_grad(), counted(model.ops) as tally:

@@ -24,7 +24,7 @@ CONFIG = WanConfig(
 
 
 def test_a_name_has_one_memory():
-    buffers, like = ActivationBuffers(), torch.zeros(1)
+    buffers, like = ActivationBuffers(), torch.zeros(1, dtype=torch.float32)
     with torch.no_grad():
         first = buffers.get("wide", (2, 3, 4), like)
         second, other = buffers.get("wide", (4, 3), like), buffers.get("narrow", (4, 3), like)
@@ -61,7 +61,7 @@ def test_autograd_and_those_who_do_not_want_them_get_none():
 
 
 def test_a_set_of_buffers_is_for_one_forward_at_a_time():
-    pool, like = BufferPool(), torch.zeros(1)
+    pool, like = BufferPool(), torch.zeros(1, dtype=torch.float32)
     with torch.no_grad():
         with pool.lease() as first:
             with pool.lease() as second:

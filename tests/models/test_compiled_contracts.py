@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
 from itertools import count
 from types import NoneType, UnionType
 from typing import Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
@@ -22,7 +23,8 @@ from kinema.ops.torch_compile import compilable
 PLAIN = build_ops(plan_ops(target_for("cpu"), "reference"))
 COMPILABLE = compilable(PLAIN)
 TRACED = {op.name: op for op in OPS if op.result is not None}
-WEIGHTS = [PLAIN.pack_linear(torch.randn(12, 16)), PLAIN.pack_patch_embed(torch.randn(16, 4, 1, 2, 2))]
+randn = partial(torch.randn, dtype=torch.float32)
+WEIGHTS = [PLAIN.pack_linear(randn(12, 16)), PLAIN.pack_patch_embed(randn(16, 4, 1, 2, 2))]
 
 
 class Values:
@@ -45,7 +47,7 @@ class Values:
         if hint in (int, float):
             return hint(next(self.numbers))
         if hint is torch.Tensor:
-            return torch.full((2, 2, 6, 8, 4), float(next(self.numbers)))
+            return torch.full((2, 2, 6, 8, 4), float(next(self.numbers)), dtype=torch.float32)
         if issubclass(hint, Packed):
             return next(weight for weight in WEIGHTS if isinstance(weight, hint))
         return hint(**{name: self.of(each) for name, each in hints(hint).items()})
@@ -155,29 +157,29 @@ def compiles(function: Callable[..., torch.Tensor], *calls: tuple[Any, ...]) -> 
 
 def test_numbers_that_change_are_symbols():
     """Once for the first number, and once for all others."""
-    x, heads, rope = torch.randn(2, 6, 16), torch.randn(1, 2, 6, 8), Rope(torch.randn(3, 4), torch.randn(3, 4))
-    packed = COMPILABLE.pack_linear(torch.randn(12, 16))
+    x, heads, rope = randn(2, 6, 16), randn(1, 2, 6, 8), Rope(randn(3, 4), randn(3, 4))
+    packed = COMPILABLE.pack_linear(randn(12, 16))
     turned = [(replace(rope, start=start),) for start in range(4)]
     assert compiles(lambda rope: COMPILABLE.qk_norm_rope(x, 2, rope=rope), *turned) == 2
-    cached = [(torch.randn(1, 2, n, 8),) for n in range(2, 6)]
+    cached = [(randn(1, 2, n, 8),) for n in range(2, 6)]
     assert compiles(lambda k: COMPILABLE.attention(heads, (KV(k, k), KV(heads, heads)))[0], *cached) == 2
     causal = [(offset,) for offset in range(4)]
     ask = COMPILABLE.attention
     assert compiles(lambda o: ask(heads, KV(heads, heads), causal=BlockCausal(2, o))[0], *causal) == 2
-    grids = [(torch.randn(2, 6 * t, 16), t) for t in range(1, 5)]
+    grids = [(randn(2, 6 * t, 16), t) for t in range(1, 5)]
     assert compiles(lambda x, t: COMPILABLE.unpatchify(x, (t, 2, 3), (1, 2, 2)), *grids) == 2
-    tokens = [(torch.randn(2, n, 16),) for n in range(4, 8)]
+    tokens = [(randn(2, n, 16),) for n in range(4, 8)]
     assert compiles(lambda x: COMPILABLE.linear(x, packed, norm=Norm(1e-6)), *tokens) == 2
 
 
 def test_code_of_one_weight_is_not_run_with_another():
-    x, weights = torch.randn(2, 6, 16), [COMPILABLE.pack_linear(torch.randn(n, 16)) for n in (12, 12, 20)]
+    x, weights = randn(2, 6, 16), [COMPILABLE.pack_linear(randn(n, 16)) for n in (12, 12, 20)]
     assert compiles(lambda x, w: COMPILABLE.linear(x, w), *[(x, w) for w in (*weights, *weights)]) == 3
 
 
 def test_results_that_are_views_are_copied():
     """The reference splits one head, and one sample's queries, without a copy; operators must not return views."""
-    x, heads = torch.randn(1, 6, 16), torch.randn(1, 2, 6, 8)
+    x, heads = randn(1, 6, 16), randn(1, 2, 6, 8)
     assert compiles(lambda x: COMPILABLE.qk_norm_rope(x, 1), (x,)) == 1
     joint = [(lambda q, n=n: COMPILABLE.attention((q, q[:, :, :3]), KV(q, q))[n]) for n in range(2)]
     assert [compiles(part, (heads,)) for part in joint] == [1, 1]

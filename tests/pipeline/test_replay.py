@@ -7,6 +7,7 @@ shows. Where there is a GPU its graphs are compared too.
 import gc
 import threading
 from contextlib import suppress
+from functools import partial
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from kinema.ops.common.program import NotRecordable, record
 from kinema.ops.common.threads import using_threads
 from kinema.request import GenerationRequest
 
+randn = partial(torch.randn, dtype=torch.float32)
 CALL = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 4, "seed": 1}
 
 pytestmark = pytest.mark.skipif(not native.instruction_sets(), reason="the native kernels are not built")
@@ -36,11 +38,11 @@ def parts(models):
     generator = torch.Generator().manual_seed(3)
 
     def rows(context, step, size=6):
-        latents = torch.randn(context.rows, 4, 3, 4, size, generator=generator)
-        return Rows(latents, torch.full((context.rows,), 900.0 - 100 * step), context)
+        latents = randn(context.rows, 4, 3, 4, size, generator=generator)
+        return Rows(latents, torch.full((context.rows,), 900.0 - 100 * step, dtype=torch.float32), context)
 
     def context(count=1):
-        return transformer.encode_context(torch.randn(count, 16, 24, generator=generator))
+        return transformer.encode_context(randn(count, 16, 24, generator=generator))
 
     return transformer, rows, context
 
@@ -57,7 +59,8 @@ def plain(transformer, parts):
 def spoil_freed_memory():
     """Overwrite what was freed, in blocks of the sizes that ops allocate."""
     gc.collect()
-    blocks = [torch.full((size,), float("nan")) for size in (16, 64, 256, 1024, 4096, 16384, 65536) for _ in range(40)]
+    sizes = (16, 64, 256, 1024, 4096, 16384, 65536)
+    blocks = [torch.full((size,), float("nan"), dtype=torch.float32) for size in sizes for _ in range(40)]
     del blocks
 
 
@@ -106,8 +109,8 @@ def test_requests_join_and_leave_a_batch(parts):
 @torch.no_grad()
 def test_shapes_come_and_go_beyond_the_bound(parts, monkeypatch):
     transformer, rows, context = parts
-    monkeypatch.setattr(replay, "MOST_RECORDINGS", 3)
-    monkeypatch.setattr(replay, "MOST_SHAPES", 5)
+    monkeypatch.setattr(replay, "MAX_RECORDINGS", 3)
+    monkeypatch.setattr(replay, "MAX_SHAPES", 5)
     recordings, prompt = Recordings(), context()
     for turn in range(3):
         for size in range(4, 18, 2):
@@ -199,22 +202,22 @@ def test_what_torch_computes_is_not_recorded(parts, monkeypatch):
         assert recordings(transformer, [rows(prompt, step)]) is None
     (known,) = recordings._known.values()
     assert list(known.values()) == [State.REFUSED]
-    x = torch.zeros(2)
+    x = torch.zeros(2, dtype=torch.float32)
     with pytest.raises(NotRecordable, match="torch computes aten::add"):
         record(lambda: x + 1)
     with pytest.raises(NotRecordable, match="no native call"):
-        record(lambda: torch.empty(3))
+        record(lambda: torch.empty(3, dtype=torch.float32))
 
 
 @torch.no_grad()
 def test_large_forwards_make_their_calls(parts, monkeypatch):
     transformer, rows, context = parts
     recordings, prompt = Recordings(), context()
-    monkeypatch.setattr(replay, "MOST_TOKENS", 10)
+    monkeypatch.setattr(replay, "MAX_TOKENS_RECORDED", 10)
     assert [recordings(transformer, [rows(prompt, step)]) for step in range(3)] == [None] * 3
     assert made(recordings) == []
     monkeypatch.undo()
-    monkeypatch.setattr(replay, "MOST_BYTES", 100)
+    monkeypatch.setattr(replay, "MAX_BYTES_RECORDED", 100)
     assert [recordings(transformer, [rows(prompt, step)]) for step in range(3)] == [None] * 3
     assert made(recordings) == []
 
@@ -256,13 +259,13 @@ def test_a_real_graph_gives_the_same(parts):
 
     config = parts[0].config
     generator = torch.Generator().manual_seed(0)
-    tensors = {name: torch.randn(shape, generator=generator) * 0.1 for name, shape in wan.tensor_shapes(config).items()}
+    tensors = {name: randn(shape, generator=generator) * 0.1 for name, shape in wan.tensor_shapes(config).items()}
     transformer = WanTransformer(config, Weights(tensors), build_ops(plan_ops(target_for("cuda", "fp32"))))
-    prompt = transformer.encode_context(torch.randn(1, 16, 24, generator=generator))
+    prompt = transformer.encode_context(randn(1, 16, 24, generator=generator))
     recordings = Recordings()
     for step in range(4):
-        latents = torch.randn(1, 4, 3, 4, 6, generator=generator).cuda()
-        given = Rows(latents, torch.tensor([900.0 - 100 * step]), prompt)
+        latents = randn(1, 4, 3, 4, 6, generator=generator).cuda()
+        given = Rows(latents, torch.tensor([900.0 - 100 * step], dtype=torch.float32), prompt)
         got = recordings(transformer, [given])
         assert (got is None) == (step == 0)
         if got is not None:
