@@ -77,7 +77,10 @@ def _recorded_bytes(
     model: Model, request: GenerationRequest, plan: Plan, options: LoadOptions, stages: Mapping[str, Work]
 ) -> int:
     """Of the recording of a small forward on a CPU, which stays: about what the forward takes (denoise/replay.py)."""
-    tokens = model.geometry.tokens(model.geometry.latent_size(*request.clip)) * request.samples * (1 + request.guided)
+    num_frames, height, width = request.clip  # of any length: a video is read as far as it fits
+    spatial = model.geometry.spatial
+    latent = ((num_frames - 1) // model.geometry.temporal + 1, height // spatial, width // spatial)
+    tokens = model.geometry.tokens(latent) * request.samples * (1 + request.guided)
     if not options.replay or plan.backend("linear") != "cpu" or tokens > MAX_TOKENS_RECORDED:
         return 0
     return min(stages["denoise"].peak, MAX_BYTES_RECORDED)
