@@ -62,8 +62,9 @@ class RequestState(DiffusersNames):
             raise lacks(RequestState, name)
         if name == "latents" and hasattr(self, "conditioning"):
             value = self.conditioning.hold(value)  # whoever changes them
+        other = name in ("text", "negative") and getattr(self, name, None) is not value
         object.__setattr__(self, name, value)
-        if name in ("text", "negative"):
+        if other:
             self.forget_context()
 
     def __post_init__(self) -> None:
@@ -243,7 +244,6 @@ class RequestState(DiffusersNames):
                 floats(name, tensor, "[B, L, C]" if tensor.ndim == 3 else "[B, C, T, h, w]")
         new = {name: tensor.to(current[name]) for name, tensor in changed.items()}
         self.latents = new.get("latents", self.latents)
-        self.text = new.get("prompt_embeds", self.text)
-        self.negative = new.get("negative_prompt_embeds", self.negative)
-        if any(not torch.equal(new[name], current[name]) for name in new if name != "latents"):
-            self.forget_context()
+        for name, attribute in (("prompt_embeds", "text"), ("negative_prompt_embeds", "negative")):
+            if name in new and not torch.equal(new[name], current[name]):
+                setattr(self, attribute, new[name])
