@@ -91,7 +91,7 @@ class Tuner:
 
     def watch(self, ops: Ops) -> Ops:
         """The same ops, whose calls are seen here."""
-        names = [field.name for field in fields(ops) if field.name not in ("plan", "_pack")]
+        names = [field.name for field in fields(ops) if field.name != "plan" and not field.name.startswith("_")]
         passing: dict[str, Any] = {name: partial(self.call, getattr(ops, name)) for name in names}
         return replace(ops, **passing)
 
