@@ -67,6 +67,10 @@ class Program:
 class _OnlyNativeCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Refuses whatever torch computes: allocations and views are all that may happen."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else the first dispatch imports torch._dynamo, for a second
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not (func.is_view or func._schema.name in ALLOCATE):
             raise NotRecordable(f"torch computes {func._schema.name} in it")

@@ -2,6 +2,8 @@
 
 import ctypes
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -97,3 +99,17 @@ def test_a_call_that_is_refused_ends_it(body):
     with pytest.raises(ValueError, match="native kernel"):
         program()
     assert (result == 7.0).all(), "the call behind it was not made"
+
+
+def test_recording_imports_no_compiler():
+    """A second of a short program's start."""
+    code = """
+import sys, torch
+from kinema.ops.common.program import record
+from kinema.ops.norm_modulate.cpu import norm_modulate
+x = torch.ones(1, 4, 8, dtype=torch.float32)
+record(lambda: norm_modulate(x, eps=1e-6).view(4, 8))
+print([name for name in ("torch._dynamo", "sympy", "triton") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
