@@ -21,6 +21,7 @@ from kinema.ops.common.cache_files import cache_folder, write_whole
 FORMAT = 1
 KEPT_OF_A_KIND = 8  # the newest runs of one stage of one model
 KEPT = 1000
+SMALLER_EXPONENT = 0.8  # of seconds over work, below the smallest run
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def remember(new: Iterable[Run]) -> None:
 def seconds_for(work: float, runs: Sequence[Run], rate: Callable[[], float]) -> float:
     """Seconds of so much work: on a line through the logarithms of the runs of the next less and the next more of it.
 
-    Of less than was ever run: in proportion to the least. Of more: what the most took, and the rest at the machine's
+    Of less than was ever run: less than in proportion to the least, since what every run costs weighs more. Of more: what the most took, and the rest at the machine's
     own rate, unless in proportion it would be less. Of runs of one amount the median of the newest three counts.
     runs: at least one, the oldest first. rate: work a second.
     """
@@ -78,7 +79,7 @@ def seconds_for(work: float, runs: Sequence[Run], rate: Callable[[], float]) -> 
     below = [point for point in points if point[0] <= work]
     above = [point for point in points if point[0] > work]
     if not below:
-        return above[0][1] * work / above[0][0]
+        return above[0][1] * (work / above[0][0]) ** SMALLER_EXPONENT
     less, fast = below[-1]
     if not above:
         return fast if work == less else min(fast * work / less, fast + (work - less) / rate())

@@ -34,7 +34,7 @@ def test_the_same_work_takes_the_median_of_its_newest_runs():
 def test_between_two_amounts_it_lies_between_them():
     known = [run(10, 1), run(1000, 16)]
     assert seconds_for(100, known, never) == pytest.approx(4)
-    assert seconds_for(5, known, never) == 0.5
+    assert 0.5 < seconds_for(5, known, never) < 0.7
 
 
 def test_beyond_the_most_the_machine_decides_unless_proportion_is_less():
