@@ -68,8 +68,9 @@ def remember(new: Iterable[Run]) -> None:
 def seconds_for(work: float, runs: Sequence[Run], rate: Callable[[], float]) -> float:
     """Seconds of so much work: on a line through the logarithms of the runs of the next less and the next more of it.
 
-    Of less than was ever run: less than in proportion to the least, since what every run costs weighs more. Of more: what the most took, and the rest at the machine's
-    own rate, unless in proportion it would be less. Of runs of one amount the median of the newest three counts.
+    Of less than was ever run: by a power of the least, since what every run costs weighs more. Of more: what the most
+    took, and the rest at the machine's own rate, unless in proportion it would be less. Of runs of one amount the
+    median of the newest three counts.
     runs: at least one, the oldest first. rate: work a second.
     """
     by_work: dict[float, list[float]] = {}
@@ -79,7 +80,8 @@ def seconds_for(work: float, runs: Sequence[Run], rate: Callable[[], float]) -> 
     below = [point for point in points if point[0] <= work]
     above = [point for point in points if point[0] > work]
     if not below:
-        return above[0][1] * (work / above[0][0]) ** SMALLER_EXPONENT
+        least, taken = above[0]
+        return taken * math.exp(SMALLER_EXPONENT * math.log(work / least))
     less, fast = below[-1]
     if not above:
         return fast if work == less else min(fast * work / less, fast + (work - less) / rate())
