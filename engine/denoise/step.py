@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import ExitStack
 
+import torch
+
+from kinema import schedulers
 from kinema.denoise.batching import forward_together
 from kinema.denoise.replay import Recordings
 from kinema.denoise.state import RequestState
@@ -66,5 +69,33 @@ def _step(
         # outside the flags: one that is set from here on takes effect after this step
         with running("a step", threads):
             taken = iter(predictions)
-            for state, parts in zip(group, rows, strict=True):
-                state.advance(ops, [next(taken) for _ in parts], expert)
+            _advance(ops, group, [[next(taken) for _ in parts] for parts in rows], expert)
+
+
+def _advance(
+    ops: Ops, group: Sequence[RequestState], predictions: Sequence[Sequence[torch.Tensor]], expert: str
+) -> None:
+    """Guide and take one scheduler step, those of like samplers and shapes in one call.
+
+    predictions: [R, C, T, h, w] for each of a state's `contexts`.
+    """
+    alike: dict[Hashable, list[tuple[RequestState, list[torch.Tensor]]]] = {}
+    for state, given in zip(group, predictions, strict=True):
+        outputs = list(given) if len(given) > 1 else list(torch.split(given[0], len(state.latents)))
+        core = state.schedule.core
+        key = (core.delays, core.has_noise, state.latents.shape[1:], state.latents.dtype)
+        alike.setdefault(key, []).append((state, outputs))
+    for members in alike.values():
+        states = [state for state, _ in members]
+        for state in states:
+            state.begin_update()
+        following = schedulers.step_batch(
+            ops,
+            [state.schedule for state in states],
+            [state.latents for state in states],
+            [cond for _, (cond, *_) in members],
+            [uncond[0] if uncond else None for _, (_, *uncond) in members],
+            guidance=[state.guidance[expert] if uncond else 1.0 for state, (_, *uncond) in members],
+        )
+        for (state, outputs), latents in zip(members, following, strict=True):
+            state.end_update(latents, len(outputs))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from kinema.errors import RequestError
+from kinema.ops.common.transfer import to_device
 from kinema.schedulers.core import Grid, SchedulerCore
 from kinema.schedulers.noise import Generators
 
@@ -28,6 +29,7 @@ class SchedulerState:
     eta: float = 0.0
     generator: Generators | None = None
     history: list[list[torch.Tensor | None]] = field(default_factory=list)
+    _guided: tuple[tuple[float, torch.device], torch.Tensor] | None = None
 
     @property
     def done(self) -> bool:
@@ -43,12 +45,20 @@ class SchedulerState:
         """The timesteps of the whole run [n - begin]."""
         return self.grid.timesteps[self.begin :]
 
-    @property
-    def table(self) -> torch.Tensor:
-        """The next step's coefficients [M, K]."""
+    def coefficients(self, guidance: float, device: torch.device) -> torch.Tensor:
+        """The next step's [1, M, K + 1] fp32 on `device`, with columns sample, cond, uncond, …
+
+        uncond + g·(cond - uncond) gives cond the share g of the output's coefficients and uncond 1 - g. All steps are
+        sent at once, and again when guidance changes.
+        """
         if self.done:
             raise RequestError(f"all {len(self.grid)} steps of this run are done; start a new one")
-        return self.tables[self.index - self.begin]
+        if self._guided is None or self._guided[0] != (guidance, device):
+            sample, output, rest = self.tables[..., :1], self.tables[..., 1:2], self.tables[..., 2:]
+            guided = torch.cat([sample, guidance * output, (1.0 - guidance) * output, rest], dim=-1)
+            self._guided = ((guidance, device), to_device(guided.to(torch.float32), device))
+        step = self.index - self.begin
+        return self._guided[1][step : step + 1]
 
 
 def start(
