@@ -75,8 +75,8 @@ def forward_together(
         output = replayed(transformer, alike) if replayed is not None else None
         if output is None:
             output = _forward_in_pieces(transformer, *joined(alike))
-        sizes = [parts[i].count for i in members]
-        predictions.update(zip(members, torch.split(output, sizes), strict=True))
+        sizes = [part.count for part in alike]
+        predictions.update(zip(members, [output] if len(alike) == 1 else torch.split(output, sizes), strict=True))
     return [predictions[i] for i in range(len(parts))]
 
 

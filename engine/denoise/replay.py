@@ -165,26 +165,35 @@ class Recordings:
 
     def __init__(self, record: Recorder | None = None) -> None:
         self._record = record
-        self._known: WeakKeyDictionary[Recordable, OrderedDict[Hashable, Recording | State]] = WeakKeyDictionary()
-        self._lock = threading.Lock()
+        self._known: WeakKeyDictionary[Denoiser, OrderedDict[Hashable, Recording | State]] = WeakKeyDictionary()
+        self._lock, self._recording = threading.Lock(), threading.Lock()
 
     def __call__(self, denoiser: Denoiser, parts: Sequence[Rows]) -> torch.Tensor | None:
         """The forward of parts of one shape, [R, C, T, h, w]; None where the caller is to run it."""
-        if not isinstance(denoiser, Recordable) or not _may_be_recorded(denoiser, parts):
+        known = self._known.get(denoiser)
+        if known is None:  # asked once: it takes as long as a replay's copies
+            if not isinstance(denoiser, Recordable):
+                return None
+            with self._lock:
+                known = self._known.setdefault(denoiser, OrderedDict())
+        if not _may_be_recorded(denoiser, parts):
             return None
+        denoiser = cast("Recordable", denoiser)
         rows = sum(part.count for part in parts)
         isa = native.cpu().isa if denoiser.ops.device.type == "cpu" else ""
         key = (rows, parts[0].shape, thread_count(), isa)
         with self._lock:
-            known = self._known.setdefault(denoiser, OrderedDict())
             found = known.get(key)
             known[key] = State.SEEN if found is None else found
             known.move_to_end(key)
         if found is State.SEEN:
-            found = self._new(denoiser, parts)
-            with self._lock:
-                known[key] = found
-                self._make_room(known)
+            with self._recording:
+                found = known.get(key)  # another thread may have made it meanwhile
+                if not isinstance(found, Recording):
+                    found = self._new(denoiser, parts)
+                    with self._lock:
+                        known[key] = found
+                        self._make_room(known)
         return found(denoiser, parts) if isinstance(found, Recording) else None
 
     def release_large(self) -> None:

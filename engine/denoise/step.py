@@ -81,8 +81,10 @@ def _advance(
     """
     alike: dict[Hashable, list[tuple[RequestState, list[torch.Tensor]]]] = {}
     for state, given in zip(group, predictions, strict=True):
-        outputs = list(given) if len(given) > 1 else list(torch.split(given[0], len(state.latents)))
-        core = state.schedule.core
+        samples, core = len(state.latents), state.schedule.core
+        outputs = list(given)
+        if len(given) == 1:  # of all rows together
+            outputs = [given[0][i : i + samples] for i in range(0, len(given[0]), samples)]
         key = (core.delays, core.has_noise, state.latents.shape[1:], state.latents.dtype)
         alike.setdefault(key, []).append((state, outputs))
     for members in alike.values():

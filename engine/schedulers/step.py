@@ -78,15 +78,16 @@ def step_batch(
     if len(states) == 1:
         terms = columns[0]
         results = ops.scheduler_step(terms, coefficients, out=_buffers(states[0], terms, out))
-        parts = [results]
+        results_of = [results]
     else:
         terms = [torch.cat(column) for column in zip(*columns, strict=True)]
         results = ops.scheduler_step(terms, coefficients)
         counts = [len(sample) for sample in samples]
-        split = [torch.split(result, counts) for result in results]
-        parts = list(zip(*split, strict=True))
+        # copies: runs share no memory. Its stub knows another form of it
+        parts = [torch.split_with_sizes_copy(result, counts) for result in results]  # type: ignore[func-returns-value]
+        results_of = list(zip(*parts, strict=True))
     following = []
-    for i, (state, (sample, *entries)) in enumerate(zip(states, parts, strict=True)):
+    for i, (state, (sample, *entries)) in enumerate(zip(states, results_of, strict=True)):
         for line, entry in zip(state.history, entries, strict=True):
             line.insert(0, entry)
             line.pop()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -51,38 +50,16 @@ def thread_count() -> int:
 def _set_for_this_thread(count: int) -> None:
     """torch.set_num_threads for the calling thread only.
 
-    torch's function also sets the default of threads that have not used torch yet. Where torch does not let its
-    libraries be asked directly, only such a thread, made for the purpose, can read that default and restore it.
+    torch's function also sets the default of threads that have not used torch yet. Only such a thread, made for the
+    purpose, can read that default and restore it.
     """
     if _inherited is not None or torch.get_num_threads() == count:
-        return
-    if setters := _setters_of_one_thread():
-        for set_number in setters:
-            set_number(count)
         return
     with _setting:
         default = _in_a_new_thread(torch.get_num_threads)
         torch.set_num_threads(count)
         if default != count:
             _in_a_new_thread(lambda: torch.set_num_threads(default))
-
-
-@lru_cache(maxsize=1)
-def _setters_of_one_thread() -> tuple[Callable[[int], object], ...]:
-    """What sets the number of the thread that calls it and of no other, in the OpenMP and the MKL that torch uses.
-
-    A microsecond instead of two new threads, twice a step. Empty where one of them cannot be reached.
-    """
-    if not torch.backends.openmp.is_available():  # type: ignore[no-untyped-call]
-        return ()
-    names = ["omp_set_num_threads"]
-    if torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
-        names.append("MKL_Set_Num_Threads_Local")
-    try:
-        library = ctypes.CDLL(torch._C.__file__)
-        return tuple(getattr(library, name) for name in names)
-    except (OSError, AttributeError):
-        return ()
 
 
 def _in_a_new_thread(function: Callable[[], T]) -> T:
