@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kinema.cli.imports import without_collections
 from kinema.cli.load import (
     MODEL_HELP,
     add_load_arguments,
@@ -57,12 +58,13 @@ def run(arguments: argparse.Namespace) -> int:
     for path in paths[:1]:
         check_writable(path, fps=arguments.fps)  # before torch is even imported
 
-    from kinema.memory.predict import predict
-    from kinema.pipeline import VideoPipeline
-    from kinema.request.progress import say, steps_bar, waiting
+    with without_collections():
+        from kinema.memory.predict import predict
+        from kinema.pipeline import VideoPipeline
+        from kinema.request.progress import say, steps_bar, waiting
 
-    request = request_from(arguments)
-    pipe = VideoPipeline.from_pretrained(arguments.model, **load_options(arguments))
+        request = request_from(arguments)
+        pipe = VideoPipeline.from_pretrained(arguments.model, **load_options(arguments))
     choose_scheduler(pipe, arguments)
     request = pipe.complete(request, streamed=True)
     num_frames, height, width = request.clip

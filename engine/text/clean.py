@@ -12,11 +12,16 @@ def clean_prompt(text: str) -> str:
     Equal to diffusers' `prompt_clean`. As there, mending needs the ftfy package and is skipped without it:
     a prompt with mojibake or curly quotes then reaches the tokenizer as it is.
     """
+    if not (text.isascii() and text.isprintable() and "&" not in text):  # else it would only be imported, for 60 ms
+        text = _mended(text)
+    text = html.unescape(html.unescape(text))
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def _mended(text: str) -> str:
     try:
         import ftfy
     except ImportError:
-        pass
-    else:
-        text = ftfy.fix_text(text)
-    text = html.unescape(html.unescape(text))
-    return re.sub(r"\s+", " ", text).strip()
+        return text
+    mended: str = ftfy.fix_text(text)
+    return mended

@@ -10,6 +10,7 @@ from kinema.text.clean import clean_prompt
 
 TEXTS = [
     "a red circle",
+    "It's 50% \"plain\" <b>text</b> (of #1-9), with {all} [kinds] ~ of \\ signs; ^_^ ``quoted'' $ @ + = | ?!",
     "  many   spaces\t\n\r and\x0b lines \u2003 wide \u00a0 fixed ",
     "",
     " ",
@@ -55,3 +56,13 @@ def test_ftfy_makes_a_difference(monkeypatch):
     mended = [clean_prompt(t) for t in TEXTS]
     monkeypatch.setitem(sys.modules, "ftfy", None)
     assert mended != [clean_prompt(t) for t in TEXTS]
+
+
+def test_a_plain_prompt_imports_nothing_to_mend_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ftfy", None)
+    plain = "".join(chr(code) for code in range(32, 127) if chr(code) != "&")
+    without = clean_prompt(plain)
+    monkeypatch.undo()
+    monkeypatch.delitem(sys.modules, "ftfy", raising=False)
+    assert clean_prompt(plain) == without == pipeline_wan.prompt_clean(plain)
+    assert clean_prompt("caf\u00c3\u00a9") == "caf\u00e9" and "ftfy" in sys.modules
