@@ -1,4 +1,4 @@
-"""`qk_norm_rope` in Triton: a program holds all heads of a few tokens, reads them once and writes them once."""
+"""`qk_norm_rope` in Triton: a program reads all heads of an operand of a few tokens once, and writes them once."""
 
 from __future__ import annotations
 
@@ -30,15 +30,16 @@ def qk_norm_rope(
     x: torch.Tensor, heads: int, norm: HeadNorm | None, rope: Rope | None, out: torch.Tensor | None
 ) -> torch.Tensor:
     batch, tokens, channels = x.shape
-    head_dim = channels // heads
+    head_dim, operands = channels // heads, norm.operands if norm is not None else 1
+    heads //= operands  # of one
     cos, sin = (dense(rope.cos), dense(rope.sin)) if rope is not None else (None, None)
-    y = output_buffer(out, (batch, heads, tokens, head_dim), x.dtype, x.device, contiguous=2)
+    y = output_buffer(out, (batch, operands * heads, tokens, head_dim), x.dtype, x.device, contiguous=2)
     half = triton.next_power_of_2((head_dim + 1) // 2)
     table = select_config("qk_norm_rope", HEADS, x.device)
     config = _tiles(heads, 2 * half, table.blocks["ELEMENTS"], table.warps)
     launch(
         _qk_norm_rope,
-        (triton.cdiv(tokens, config.blocks["TOKENS"]), batch),
+        (triton.cdiv(tokens, config.blocks["TOKENS"]), batch, operands),
         config,
         x=x,
         y=y,
@@ -109,11 +110,16 @@ def _qk_norm_rope(
     TOKENS: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    b = tl.program_id(1).to(tl.int64)
+    b, operand = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     s = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)[:, None, None]
     n = tl.arange(0, GROUP)[None, :, None]
-    x += b * x_b + s.to(tl.int64) * x_s
-    y += b * y_b + s.to(tl.int64) * HEAD_DIM
+    x += b * x_b + s.to(tl.int64) * x_s + operand * (HEADS * HEAD_DIM)
+    y += b * y_b + s.to(tl.int64) * HEAD_DIM + operand * HEADS * y_n
+    NORMED: tl.constexpr = HEADS * HEAD_DIM if ACROSS else HEAD_DIM
+    if weight is not None:
+        weight += operand * NORMED
+    if bias is not None:
+        bias += operand * NORMED
     # weights and tables are addressed as whole tiles: each thread loads what it needs, with no exchange of layouts
     tile = tl.zeros((TOKENS, GROUP, 1), tl.int32)
 
