@@ -8,6 +8,7 @@ from kinema.cli.parser import Verbs
 VERBS: Verbs = {
     "generate": ("kinema.bench.generate", "a whole generation, stage by stage"),
     "ops": ("kinema.bench.ops", "each op at production sizes, beside the machine's peak"),
+    "calls": ("kinema.bench.calls", "what an eager call of each native op costs beyond its kernel"),
     "model": ("kinema.bench.model", "each part's forward, a generation by stage, memory and cold start"),
     "peers": ("kinema.bench.peers.command", "kinema beside diffusers, torch.compile, OpenVINO and others"),
     "fidelity": ("kinema.bench.fidelity", "what each lossy option gains and costs, beside fewer steps"),

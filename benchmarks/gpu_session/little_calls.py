@@ -42,7 +42,7 @@ def little_calls(sizes: Sizes) -> dict[str, Prepare]:
     return {
         "linear": partial(calls.linear, tokens, dim, dim, gate=1, residual=True),
         "norm_modulate": partial(calls.modulated, tokens, dim, 1),
-        "qk_norm_rope": partial(calls.qk, tokens, heads, head_dim, parts=3, rope=tokens),
+        "qk_norm_rope": partial(calls.qk, tokens, heads, head_dim, operands=2, parts=3, rope=tokens),
         "attention": partial(calls.attention, heads, head_dim, tokens, tokens, fused=True),
         "quantize": partial(calls.quantize, tokens, dim),
         "patch_embed": partial(calls.patch_embed, channels, dim, grid),

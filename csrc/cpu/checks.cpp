@@ -149,6 +149,8 @@ int32_t check_sizes(const kinema_qk_norm_rope_args &a) {
         return KINEMA_BAD_SIZE;
     if (!is_norm(a.norm) || !are_flags({a.across_heads, a.interleaved}))
         return KINEMA_BAD_OPTION;
+    if (a.operands < 1 || a.heads % a.operands != 0)
+        return KINEMA_BAD_SIZE;
     if (any_zero({a.batch, a.tokens, a.heads, a.head_dim}))
         return NOTHING_TO_DO;
     if (!is_array({{a.batch, a.x_stride_b}, {a.tokens, a.x_stride_s}, {a.heads * a.head_dim, 1}}) ||

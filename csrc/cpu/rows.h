@@ -267,13 +267,11 @@ inline void rotate(float *x, const float *cosines, const float *sines, int64_t p
 }
 
 inline void qk_norm_rope(const kinema_qk_norm_rope_args &a, Call &call) {
-    const int64_t channels = a.heads * a.head_dim;
-    parallel_for_rows(call, a.threads, a.batch * a.tokens, channels, [&](int64_t row, int) {
+    const int64_t of_operand = a.heads / a.operands;
+    parallel_for_rows(call, a.threads, a.batch * a.tokens, a.heads * a.head_dim, [&](int64_t row, int) {
         const int64_t b = row / a.tokens, s = row % a.tokens;
         const float *x = a.x + b * a.x_stride_b + s * a.x_stride_s;
         Moments stats{0.0f, 1.0f};
-        if (a.across_heads)
-            stats = moments(x, channels, a.norm, a.eps);
         const int64_t position = a.cosines != nullptr ? s - a.rope_start : -1;
         const bool rotates = position >= 0 && position < a.rope_tokens;
         const int64_t table = rotates ? b * a.rope_stride_b + position * (a.head_dim / 2) : 0;
@@ -282,7 +280,9 @@ inline void qk_norm_rope(const kinema_qk_norm_rope_args &a, Call &call) {
             float *to = a.out + b * a.out_stride_b + head * a.out_stride_n + s * a.head_dim;
             if (!a.across_heads)
                 stats = moments(from, a.head_dim, a.norm, a.eps);
-            const int64_t at = a.across_heads ? head * a.head_dim : 0;
+            else if (head % of_operand == 0)
+                stats = moments(from, of_operand * a.head_dim, a.norm, a.eps);
+            const int64_t at = (a.across_heads ? head : head / of_operand) * a.head_dim;
             apply_norm(
                 stats, from, a.weight != nullptr ? a.weight + at : nullptr, a.bias != nullptr ? a.bias + at : nullptr,
                 a.head_dim, to);

@@ -196,13 +196,14 @@ KINEMA_API int64_t kinema_norm_modulate_workspace(const kinema_cpu *cpu, const k
 KINEMA_API int32_t
 kinema_norm_modulate(const kinema_cpu *cpu, const kinema_norm_modulate_args *args, const kinema_control *control);
 
-/* x [batch, tokens, heads * head_dim] -> out [batch, heads, tokens, head_dim], each head dense over tokens and channels
- */
+/* x [batch, tokens, heads * head_dim] -> out [batch, heads, tokens, head_dim], each head dense over tokens and
+ * channels. The heads are those of `operands` operands (queries and keys) beside each other, each with statistics and
+ * weights of its own. */
 typedef struct kinema_qk_norm_rope_args {
     int64_t batch, tokens, heads, head_dim;
     const float *x;
     int64_t x_stride_b, x_stride_s;
-    const float *weight; /* [heads * head_dim] if across_heads, else [head_dim]; may be null, as bias may */
+    const float *weight; /* [heads * head_dim] if across_heads, else [operands * head_dim]; may be null, as bias may */
     const float *bias;
     const float *cosines; /* [rope_tokens, head_dim / 2], for tokens from rope_start on; null: no rotation */
     const float *sines;
@@ -211,8 +212,9 @@ typedef struct kinema_qk_norm_rope_args {
     int64_t out_stride_b, out_stride_n;
     float eps;
     int32_t norm;
-    int32_t across_heads;
-    int32_t interleaved; /* pairs (2j, 2j + 1), else (j, j + head_dim / 2) */
+    int32_t across_heads; /* statistics over all heads of an operand, else of each head */
+    int32_t operands;     /* divides heads */
+    int32_t interleaved;  /* pairs (2j, 2j + 1), else (j, j + head_dim / 2) */
     int32_t threads;
 } kinema_qk_norm_rope_args;
 

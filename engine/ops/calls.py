@@ -117,18 +117,20 @@ def qk(
     target: Target,
     new: Inputs,
     *,
+    operands: int = 1,
     parts: int = 1,
     rope: int = 0,
     norm: str = "rms",
     across: bool = True,
     interleaved: bool = True,
 ) -> Call:
-    """parts: how many operands the projection is fused of. rope: tokens that rotate."""
-    x = new(1, rows, parts * heads * head_dim, dtype=target.precision.activations).chunk(parts, dim=-1)[0]
-    weight = new(heads * head_dim if across else head_dim)
-    head_norm = HeadNorm("rms", 1e-6, weight, across_heads=across) if norm == "rms" else None
+    """operands: how many are normalised, of the parts that the projection is fused of. rope: tokens that rotate."""
+    channels = operands * heads * head_dim
+    x = new(1, rows, max(operands, parts) * heads * head_dim, dtype=target.precision.activations)[..., :channels]
+    weight = new(channels if across else operands * head_dim)
+    head_norm = HeadNorm("rms", 1e-6, weight, across_heads=across, operands=operands) if norm == "rms" else None
     rotation = _rope(new, rope, head_dim, interleaved=interleaved) if rope else None
-    return partial(functions.qk_norm_rope, x, heads, norm=head_norm, rope=rotation)
+    return partial(functions.qk_norm_rope, x, operands * heads, norm=head_norm, rope=rotation)
 
 
 def attention(

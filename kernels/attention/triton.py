@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -15,8 +18,9 @@ from kinema.ops.attention.triton_kernel import Bias, Keys, Lists, Parts, Queries
 from kinema.ops.attention.triton_prepare import Prepared, prepare
 from kinema.ops.attention.triton_tables import TABLES
 from kinema.ops.common import PRECISIONS, QuantKind, Target, output_buffer
-from kinema.ops.common.launch import Config, architecture, is_hip, launch, select_config
-from kinema.ops.common.triton_device import IMPRECISE_FP8, describable, processors
+from kinema.ops.common.launch import Config, Layout, architecture, is_hip, launch, layout, remembered, select_config
+from kinema.ops.common.triton_descriptor import described, descriptor
+from kinema.ops.common.triton_device import IMPRECISE_FP8, aligned, describable_layout, processors
 from kinema.ops.common.triton_target import fp8_unsupported
 
 # Split-KV for short queries: PROGRAMS per multiprocessor, at least LEAST tiles of keys each, at most MOST parts.
@@ -59,56 +63,41 @@ def attention(
         queries, scale = tuple(torch.zeros_like(part) for part in queries), 1.0
     shapes = [(batch, part.shape[2], heads * head_dim) for part in queries]
     results = tuple(output_buffer(o, shape, dtype, device) for o, shape in zip(outputs, shapes, strict=True))
-    total_q, total_k = sum(part.shape[2] for part in queries), sum(s.k.shape[2] for s in segments)
+    asked, seen = tuple(part.shape[2] for part in queries), tuple(s.k.shape[2] for s in segments)
+    total_q = sum(asked)
 
     fp8 = quantize == "fp8"
-    block_d = max(32 if fp8 else 16, triton.next_power_of_2(head_dim))  # at least what one instruction multiplies
-    kind = _KINDS[torch.float8_e4m3fn if fp8 else dtype]
-    bias_is_row = bias is not None and (bias.shape[2] == 1 or bias.stride(2) == 0)
-    full_bias = bias is not None and not bias_is_row
-    name = f"attention/{max(64, block_d)}{kind}"
-    name += "_lean" if (causal is not None or full_bias) and f"{name}_lean" in TABLES else ""
-    shape = (min(batch * heads * total_q, MANY_ROWS), min(max(total_k, FEW_KEYS), MANY_KEYS))
-    words = ("bias" if full_bias else "", "causal" if causal is not None else "", "lists" if blocks is not None else "")
-    table = select_config(name, TABLES[name], device, *shape, *words)
-    longest = max(part.shape[2] for part in queries) if blocks is None else blocks.q_block
-    rows, keys, warps = _tile_sizes(table, longest, full_bias, blocks, least=32 if fp8 else 16)
-    steps, whole = 0, True
-    if blocks is not None:
-        steps = blocks.k_block // keys if len(segments) == 1 and blocks.k_block % keys == 0 else 0
-        whole = steps > 0 and total_k % blocks.k_block == 0 and causal is None and segments[0].lengths is None
-        tiles = triton.cdiv(total_q, blocks.q_block) * triton.cdiv(blocks.q_block, rows)
-        most_tiles = blocks.indices.shape[-1] * max(1, steps)
-    else:
-        tiles = sum(triton.cdiv(part.shape[2], rows) for part in queries)
-        most_tiles = sum(triton.cdiv(s.k.shape[2], keys) for s in segments)
-    splits = _splits(tiles * batch * heads, most_tiles, device)
-    work = tiles * batch * heads * splits
-    # a persistent grid distributes its tiles in advance, which balances only if they take equally long
-    alike = causal is None and blocks is None and bias is None and all(s.lengths is None for s in segments)
-    per_sm = table.blocks["PER_SM"] if alike else 0
-
-    parts = None
-    if splits > 1:
-        parts = Parts(
-            torch.empty(splits, batch, heads, total_q, head_dim, dtype=torch.float32, device=device),
-            *(torch.empty(splits, batch, heads, total_q, dtype=torch.float32, device=device) for _ in range(2)),
-        )
-    chunk = min(block_d, FP32_CHUNK) if kind == "_fp32" else block_d
-    described = bool(table.blocks["TMA"]) and whole and chunk == block_d <= 256
     given = tuple(_keys(s, fp8) for s in segments)
-    # of the first segment only: Triton 3.6 takes no descriptor from within a tuple, and the others are short
-    k_tiles, v_tiles = _descriptors(given[0], keys, block_d) if described else (None, None)
-    bias = bias.expand(batch, heads, total_q, total_k) if bias is not None else None
+    first = given[0]
+    plan = _plan(
+        device,
+        (batch, heads, head_dim),
+        asked,
+        seen,
+        "" if bias is None else "row" if bias.shape[2] == 1 or bias.stride(2) == 0 else "full",
+        causal is not None,
+        any(s.lengths is not None for s in segments),
+        (blocks.q_block, blocks.k_block, blocks.indices.shape[-1]) if blocks is not None else None,
+        scale < 0,
+        (first.k.dtype, layout(first.k), layout(first.v), aligned(first.k, first.v)),
+    )
+    parts = None
+    if plan.splits > 1:
+        parts = Parts(
+            torch.empty(plan.splits, batch, heads, total_q, head_dim, dtype=torch.float32, device=device),
+            *(torch.empty(plan.splits, batch, heads, total_q, dtype=torch.float32, device=device) for _ in range(2)),
+        )
+    bias = bias.expand(batch, heads, total_q, sum(seen)) if bias is not None else None
     residual_strides = residual.stride()[:2] if residual is not None else None
+    v_rows = first.v.transpose(2, 3) if fp8 and plan.v_tiles is not None else first.v
     launch(
         attention_kernel,
-        (min(work, per_sm * processors(device)) if per_sm else work,),
-        Config({"ROWS": rows, "KEYS": keys}, warps, table.stages),
+        plan.grid,
+        plan.config,
         queries=tuple(_queries(x, y, fp8) for x, y in zip(queries, results, strict=True)),
         keys=given,
-        k_tiles=k_tiles,
-        v_tiles=v_tiles,
+        k_tiles=described(first.k, plan.k_tiles) if plan.k_tiles is not None else None,
+        v_tiles=described(v_rows, plan.v_tiles) if plan.v_tiles is not None else None,
         bias=Bias(bias, bias.stride()) if bias is not None else None,
         lists=_lists(blocks, device) if blocks is not None else None,
         causal=(causal.block, causal.offset) if causal is not None else None,
@@ -116,23 +105,7 @@ def attention(
         residual_strides=residual_strides,
         parts=parts,
         scale=abs(scale) / math.log(2.0),
-        batch=batch,
-        heads=heads,
-        tiles=tiles,
-        splits=splits,
-        PERSISTENT=per_sm > 0,
-        JOINT=len(queries) == 2,
-        SEGMENTS=len(segments),
-        STEPS=steps,
-        WHOLE=whole,
-        NEGATIVE=scale < 0,
-        BIAS_IS_ROW=bias_is_row,
-        PROMOTE=architecture(device) in IMPRECISE_FP8,
-        WIDEN=architecture(device) == HOPPER,
-        CUDA=not is_hip(),
-        HEAD_DIM=head_dim,
-        BLOCK_D=block_d,
-        CHUNK=chunk,
+        **plan.arguments,
     )
     if parts is not None:
         before = 0
@@ -150,23 +123,107 @@ def attention(
                 queries=total_q,
                 before=before,
                 count=count,
-                splits=splits,
+                splits=plan.splits,
                 y_strides=y.stride()[:2],
                 residual_strides=residual_strides,
                 HEAD_DIM=head_dim,
-                BLOCK_D=block_d,
+                BLOCK_D=plan.arguments["BLOCK_D"],
             )
             before += count
     return results
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What calls of one kind share. splits: parts of the keys. k_tiles, v_tiles: descriptors of the first segment."""
+
+    grid: tuple[int, ...]
+    config: Config
+    splits: int
+    k_tiles: TensorDescriptor | None
+    v_tiles: TensorDescriptor | None
+    arguments: Mapping[str, Any]
+
+
+@remembered
+def _plan(
+    device: torch.device,
+    sizes: tuple[int, int, int],
+    asked: tuple[int, ...],
+    seen: tuple[int, ...],
+    bias: str,
+    causal: bool,
+    lengths: bool,
+    blocks: tuple[int, int, int] | None,
+    negative: bool,
+    first: tuple[torch.dtype, Layout, Layout, bool],
+) -> _Plan:
+    """sizes: B, N, D. asked, seen: tokens of each segment. bias: "", "row" or "full". blocks: tiles of a list and how
+    many it has. first: dtype and layouts of the first segment's keys and values, and whether they are aligned."""
+    (batch, heads, head_dim), (key_dtype, k, v, is_aligned) = sizes, first
+    total_q, total_k, fp8 = sum(asked), sum(seen), key_dtype == torch.float8_e4m3fn
+    block_d = max(32 if fp8 else 16, triton.next_power_of_2(head_dim))  # at least what one instruction multiplies
+    kind = _KINDS[key_dtype]
+    full_bias = bias == "full"
+    name = f"attention/{max(64, block_d)}{kind}"
+    name += "_lean" if (causal or full_bias) and f"{name}_lean" in TABLES else ""
+    shape = (min(batch * heads * total_q, MANY_ROWS), min(max(total_k, FEW_KEYS), MANY_KEYS))
+    words = ("bias" if full_bias else "", "causal" if causal else "", "lists" if blocks is not None else "")
+    table = select_config(name, TABLES[name], device, *shape, *words)
+    longest = max(asked) if blocks is None else blocks[0]
+    key_block = blocks[1] if blocks is not None else None
+    rows, keys, warps = _tile_sizes(table, longest, full_bias, key_block, least=32 if fp8 else 16)
+    steps, whole = 0, True
+    if blocks is not None:
+        q_block, k_block, listed = blocks
+        steps = k_block // keys if len(seen) == 1 and k_block % keys == 0 else 0
+        whole = steps > 0 and total_k % k_block == 0 and not causal and not lengths
+        tiles = triton.cdiv(total_q, q_block) * triton.cdiv(q_block, rows)
+        most_tiles = listed * max(1, steps)
+    else:
+        tiles = sum(triton.cdiv(count, rows) for count in asked)
+        most_tiles = sum(triton.cdiv(count, keys) for count in seen)
+    splits = _splits(tiles * batch * heads, most_tiles, device)
+    work = tiles * batch * heads * splits
+    # a persistent grid distributes its tiles in advance, which balances only if they take equally long
+    per_sm = 0 if causal or blocks is not None or bias or lengths else table.blocks["PER_SM"]
+
+    chunk = min(block_d, FP32_CHUNK) if kind == "_fp32" else block_d
+    k_tiles = v_tiles = None
+    # of the first segment only: Triton 3.6 takes no descriptor from within a tuple, and the others are short
+    if table.blocks["TMA"] and whole and chunk == block_d <= 256 and is_aligned:
+        k_tiles, v_tiles = _descriptors(key_dtype, k, v, keys, block_d)
+    arguments = {
+        "batch": batch,
+        "heads": heads,
+        "tiles": tiles,
+        "splits": splits,
+        "PERSISTENT": per_sm > 0,
+        "JOINT": len(asked) == 2,
+        "SEGMENTS": len(seen),
+        "STEPS": steps,
+        "WHOLE": whole,
+        "NEGATIVE": negative,
+        "BIAS_IS_ROW": bias == "row",
+        "PROMOTE": architecture(device) in IMPRECISE_FP8,
+        "WIDEN": architecture(device) == HOPPER,
+        "CUDA": not is_hip(),
+        "HEAD_DIM": head_dim,
+        "BLOCK_D": block_d,
+        "CHUNK": chunk,
+    }
+    grid = (min(work, per_sm * processors(device)) if per_sm else work,)
+    config = Config({"ROWS": rows, "KEYS": keys}, warps, table.stages)
+    return _Plan(grid, config, splits, k_tiles, v_tiles, arguments)
+
+
 def _tile_sizes(
-    table: Config, longest: int, full_bias: bool, blocks: BlockList | None, least: int
+    table: Config, longest: int, full_bias: bool, key_block: int | None, least: int
 ) -> tuple[int, int, int]:
     """Rows, keys and warps of a tile: the table's, or smaller where those do not fit.
 
     longest: the most queries that may share a tile. full_bias: a bias for each query, whose tile is held as well.
-    least: the fewest keys that an instruction multiplies.
+    key_block: keys of a listed tile. least: the fewest keys that an instruction multiplies.
     """
     rows, keys, warps = table.blocks["ROWS"], table.blocks["KEYS"], table.warps
     if full_bias:
@@ -174,10 +231,10 @@ def _tile_sizes(
     fitting = max(16, triton.next_power_of_2(longest))
     if fitting < rows:
         rows, keys = fitting, min(keys, 64)
-        warps = warps if blocks is None and rows >= 64 else 4
-    if blocks is not None:
+        warps = warps if key_block is None and rows >= 64 else 4
+    if key_block is not None:
         # all of a listed tile's keys are masked alike
-        shared = math.gcd(min(keys, 64), blocks.k_block)
+        shared = math.gcd(min(keys, 64), key_block)
         keys = shared if shared >= 32 else min(keys, 64)
     return rows, keys, warps
 
@@ -208,19 +265,23 @@ def _keys(segment: KV, fp8: bool) -> Keys:
     )  # fmt: skip
 
 
-def _descriptors(segment: Keys, keys: int, block_d: int) -> tuple[TensorDescriptor | None, TensorDescriptor | None]:
+def _descriptors(
+    dtype: torch.dtype, k: Layout, v: Layout, keys: int, block_d: int
+) -> tuple[TensorDescriptor | None, TensorDescriptor | None]:
     """Descriptors of a segment's keys and values, if the copy engine can read them."""
-    fp8 = segment.k_scale is not None
-    v_rows = segment.v.transpose(2, 3) if fp8 else segment.v
-    if not (describable(segment.k) and describable(v_rows)):
+    fp8 = dtype == torch.float8_e4m3fn
+    (shape, strides), block = v, [keys, block_d]
+    if fp8:  # channels first
+        v, block = ((*shape[:2], shape[3], shape[2]), (*strides[:2], strides[3], strides[2])), [block_d, keys]
+    if not (describable_layout(*k, dtype.itemsize) and describable_layout(*v, dtype.itemsize)):
         return None, None
-    return _describe(segment.k, [keys, block_d]), _describe(v_rows, [block_d, keys] if fp8 else [keys, block_d])
+    return _describe(*k, [keys, block_d], dtype), _describe(*v, block, dtype)
 
 
-def _describe(t: torch.Tensor, block: list[int]) -> TensorDescriptor:
+def _describe(shape: Sequence[int], strides: Sequence[int], block: list[int], dtype: torch.dtype) -> TensorDescriptor:
     # an axis of size 1 may have any stride, and gets one that the hardware accepts
-    strides = [stride if size > 1 else 16 for size, stride in zip(t.shape[:-1], t.stride()[:-1], strict=True)]
-    return TensorDescriptor(t, list(t.shape), [*strides, 1], [1, 1, *block])
+    outer = [stride if size > 1 else 16 for size, stride in zip(shape[:-1], strides[:-1], strict=True)]
+    return descriptor(shape, [*outer, 1], [1, 1, *block], dtype)
 
 
 def _lists(blocks: BlockList, device: torch.device) -> Lists:

@@ -1,7 +1,7 @@
 """What all ops share: where a model runs, which implementations run there, and the records that pass between ops."""
 
 from kinema.ops.common.capability import Implementation, Op, Target, fallback_for
-from kinema.ops.common.groups import by_group, group_strides
+from kinema.ops.common.groups import by_group, group_strides, group_strides_of
 from kinema.ops.common.numerics import FP8_MAX, INT8_MAX, dense, output_buffer, upcast, write_result
 from kinema.ops.common.packed import Packed
 from kinema.ops.common.precision import PRECISIONS, Precision, Storage
@@ -25,6 +25,7 @@ __all__ = [
     "dense",
     "fallback_for",
     "group_strides",
+    "group_strides_of",
     "output_buffer",
     "upcast",
     "write_result",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 
@@ -23,8 +25,12 @@ def group_strides(tokens: int, modulation: torch.Tensor | None) -> tuple[int, in
 
     modulation: [B or 1, G, C] of `tokens` tokens, channels dense.
     """
+    return group_strides_of(tokens, None if modulation is None else (modulation.shape, modulation.stride()))
+
+
+def group_strides_of(tokens: int, modulation: tuple[Sequence[int], Sequence[int]] | None) -> tuple[int, int, int]:
+    """The same from a modulation's shape and strides."""
     if modulation is None:
         return 0, 0, 1
-    samples, groups, _ = modulation.shape
-    stride_b, stride_g, _ = modulation.stride()
+    (samples, groups, _), (stride_b, stride_g, _) = modulation
     return stride_b if samples > 1 else 0, stride_g, tokens // groups

@@ -5,17 +5,18 @@ nothing runs, so an op doubles as its own shape-only (fake) kernel. And inside `
 that is how the kernels are compiled ahead of time, exactly as production launches them, on a machine without a GPU.
 
 Configurations come from tables. Where a table has candidates, `kinema tune` finds the fastest for a kind of call, and
-`select_config` looks that up; it never measures.
+`select_config` looks that up; it never measures. What an op derives from the sizes of a call (tiles, grid, strides,
+descriptors) is `remembered`, so that the next call of its kind only launches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any
+from functools import cached_property, lru_cache, wraps
+from typing import Any, TypeVar, overload
 
 import torch
 
@@ -23,6 +24,7 @@ from kinema.ops.common import tuned
 
 INTERPRETER = 0  # the "architecture" of the interpreter: small tiles, so that small shapes cross their edges
 HIP_ARCHITECTURE = 80  # what an AMD GPU counts as
+MOST_PLANS = 4096  # a model's forward has some tens of kinds of calls, and requests come in many sizes
 HIP = -1  # the key of a table's entry for AMD, where that of an A100 does not fit
 
 
@@ -33,6 +35,11 @@ class Config:
     blocks: Mapping[str, int]
     warps: int = 4
     stages: int = 2
+
+    @cached_property
+    def launched(self) -> dict[str, Any]:
+        """What the compiled kernel is given: the blocks and Triton's options."""
+        return {**self.blocks, **options(self)}
 
     def __str__(self) -> str:
         blocks = ", ".join(f"{name} {size}" for name, size in self.blocks.items())
@@ -51,6 +58,15 @@ class Launch:
     grid: tuple[int, ...]
     arguments: Mapping[str, Any]
     config: Config
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the launches of one kind of call share."""
+
+    grid: tuple[int, ...]
+    config: Config
+    arguments: Mapping[str, Any]
 
 
 @dataclass
@@ -148,8 +164,46 @@ def select_config(name: str, table: Table, device: torch.device, *shape: int | s
         visits.append(Visit(name, key, entry))
     if _recording.get() is not None or device.type == "meta":  # the same whatever this machine's GPU is
         return entry[0]
-    number = tuned.choices(device).get(key, 0)
+    number = tuned.choices(device).candidates.get(key, 0)
     return entry[number] if number < len(entry) else entry[0]
+
+
+P = TypeVar("P")
+Layout = tuple[Sequence[int], Sequence[int]]  # shape and strides
+
+
+def remembered(make: Callable[..., P]) -> Callable[..., P]:
+    """A plan of launches, made once per kind of call: `make`'s arguments, the device first, are all it may depend on.
+
+    It is made anew where launches are recorded, forced or watched, and after `kinema tune`.
+    """
+
+    @wraps(make)
+    def plan(device: torch.device, *kind: object) -> P:
+        if _recording.get() is not None or _forced.get() is not None or _visits.get() is not None:
+            return make(device, *kind)
+        plans, key = tuned.choices(device).plans, (make, device, *kind)
+        found: P | None = plans.get(key)
+        if found is None:
+            if len(plans) >= MOST_PLANS:
+                plans.clear()
+            found = plans[key] = make(device, *kind)
+        return found
+
+    return plan
+
+
+@overload
+def layout(t: torch.Tensor) -> Layout: ...
+
+
+@overload
+def layout(t: torch.Tensor | None) -> Layout | None: ...
+
+
+def layout(t: torch.Tensor | None) -> Layout | None:
+    """What a plan may depend on."""
+    return None if t is None else (t.shape, t.stride())
 
 
 def candidates(table: Table, arch: int, *, hip: bool = False) -> tuple[Config, ...]:
@@ -168,7 +222,7 @@ def options(config: Config) -> dict[str, Any]:
     return {"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": True}
 
 
-def _tensors(arguments: tuple[Any, ...]) -> Iterator[torch.Tensor]:
+def _tensors(arguments: Iterable[Any]) -> Iterator[torch.Tensor]:
     """Arguments may be tuples themselves."""
     for argument in arguments:
         if isinstance(argument, torch.Tensor):
@@ -179,16 +233,17 @@ def _tensors(arguments: tuple[Any, ...]) -> Iterator[torch.Tensor]:
 
 def launch(kernel: Any, grid: tuple[int, ...], config: Config, **arguments: Any) -> None:
     """Run `kernel` over `grid`; `config`'s blocks are added to its arguments."""
-    made = Launch(kernel, grid, {**arguments, **config.blocks}, config)
     recorded = _recording.get()
     if recorded is not None:
-        recorded.launches.append(made)
+        recorded.launches.append(Launch(kernel, grid, {**arguments, **config.blocks}, config))
         return
-    device = next(_tensors(tuple(arguments.values()))).device
+    device = next(_tensors(arguments.values())).device
     if device.type == "meta" or 0 in grid:
         return
     if device.type == "cpu":
-        kernel[grid](**made.arguments)
-        return
-    with torch.cuda.device(device):  # Triton launches on the current device
-        kernel[grid](**made.arguments, **options(config))
+        kernel[grid](**arguments, **config.blocks)
+    elif device.index is None or device.index == torch.cuda.current_device():  # on which Triton launches
+        kernel[grid](**arguments, **config.launched)
+    else:
+        with torch.cuda.device(device):
+            kernel[grid](**arguments, **config.launched)

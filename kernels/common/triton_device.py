@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -23,11 +24,20 @@ def processors(device: torch.device) -> int:
 
 
 def describable(t: torch.Tensor) -> bool:
-    """Whether a TensorDescriptor can be made of t: channels dense, multiples of 16 bytes, nothing empty or repeated."""
-    *outer, last = t.stride()
-    strides = [stride for size, stride in zip(t.shape[:-1], outer, strict=True) if size > 1]
-    dense = last == 1 and t.data_ptr() % 16 == 0 and t.numel() > 0
-    return dense and all(s > 0 and s * t.itemsize % 16 == 0 for s in strides)
+    """Whether a TensorDescriptor can be made of t."""
+    return aligned(t) and describable_layout(t.shape, t.stride(), t.itemsize)
+
+
+def describable_layout(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> bool:
+    """The same of any aligned tensor: channels dense, multiples of 16 bytes, nothing empty or repeated."""
+    *outer, last = strides
+    outer = [stride for size, stride in zip(shape[:-1], outer, strict=True) if size > 1]
+    return last == 1 and 0 not in shape and all(s > 0 and s * itemsize % 16 == 0 for s in outer)
+
+
+def aligned(*tensors: torch.Tensor | None) -> bool:
+    """Whether each begins where the copy engine can read."""
+    return all(t is None or t.data_ptr() % 16 == 0 for t in tensors)
 
 
 @lru_cache(maxsize=16)

@@ -11,7 +11,7 @@ import json
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,14 @@ class Choice:
     microseconds: tuple[float | None, ...] = ()
 
 
+@dataclass(frozen=True)
+class Choices:
+    """candidates: {key: index}. plans: what was made with them (launch.py), to be forgotten with them."""
+
+    candidates: Mapping[str, int]
+    plans: dict[object, Any] = field(default_factory=dict)
+
+
 @lru_cache(maxsize=4096)  # every launch needs it, and a model has few shapes
 def key(table: str, shape: tuple[int | str, ...]) -> str:
     """The table and the kind of call: sizes rounded up to powers of two, and words."""
@@ -42,8 +50,8 @@ def key(table: str, shape: tuple[int | str, ...]) -> str:
     return f"{table}: {' '.join(kind)}"
 
 
-def choices(device: torch.device) -> Mapping[str, int]:
-    """{key: index of the candidate} for the GPU that `device` is."""
+def choices(device: torch.device) -> Choices:
+    """What is in use on the GPU that `device` is."""
     return _choices(gpu_name(device))
 
 
@@ -120,11 +128,11 @@ def fingerprint(op: str) -> str:
 
 
 @lru_cache(maxsize=16)
-def _choices(gpu: str) -> Mapping[str, int]:
+def _choices(gpu: str) -> Choices:
     found, wrong = read(gpu)
     if wrong is not None:
         warnings.warn(f"{wrong}; kernels use their default tiles there: run `kinema tune` again", stacklevel=4)
-    return {name: choice.candidate for name, choice in found.items()}
+    return Choices({name: choice.candidate for name, choice in found.items()})
 
 
 @lru_cache(maxsize=16)

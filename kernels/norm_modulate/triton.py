@@ -6,8 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from kinema.ops.common import FP8_MAX, INT8_MAX, Quantized, QuantKind, dense, group_strides, output_buffer
-from kinema.ops.common.launch import Config, launch, select_config
+from kinema.ops.common import FP8_MAX, INT8_MAX, Quantized, QuantKind, dense, group_strides_of, output_buffer
+from kinema.ops.common.launch import Config, Layout, Plan, launch, layout, remembered, select_config
 from kinema.ops.common.triton_numerics import cast, fp32
 from kinema.ops.norm_modulate import Norm
 from kinema.ops.norm_modulate.check import checked
@@ -24,20 +24,14 @@ TOKENS = {
 def norm_modulate(
     x: torch.Tensor, norm: Norm, quantize: QuantKind | None, out: torch.Tensor | None
 ) -> torch.Tensor | Quantized:
-    batch, tokens, channels = x.shape
     scale, shift = dense(norm.scale), dense(norm.shift)
-    scale_b, scale_g, scale_tokens = group_strides(tokens, scale)
-    shift_b, shift_g, shift_tokens = group_strides(tokens, shift)
     quantized = None if quantize is None else Quantized.empty(x.shape, quantize, x.device)
     y = output_buffer(out, x.shape, x.dtype, x.device) if quantized is None else quantized.data
-    block = triton.next_power_of_2(channels)
-    table = select_config("norm_modulate", TOKENS, x.device)
-    rows = max(1, table.blocks["ELEMENTS"] // block)
-    config = Config({"ROWS": rows, "BLOCK_C": block}, warps=min(16, max(table.warps, block // 1024)), stages=1)
+    plan = _plan(x.device, layout(x), layout(y), layout(scale), layout(shift))
     launch(
         _norm_modulate,
-        (triton.cdiv(batch * tokens, rows),),
-        config,
+        plan.grid,
+        plan.config,
         x=x,
         y=y,
         weight=dense(norm.weight),
@@ -45,24 +39,39 @@ def norm_modulate(
         scale=scale,
         shift=shift,
         token_scale=None if quantized is None else quantized.scale,
-        total=batch * tokens,
-        tokens=tokens,
-        channels=channels,
         eps=norm.eps,
-        x_b=x.stride(0),
-        x_s=x.stride(1),
-        y_b=y.stride(0),
-        y_s=y.stride(1),
-        scale_b=scale_b,
-        scale_g=scale_g,
-        scale_tokens=scale_tokens,
-        shift_b=shift_b,
-        shift_g=shift_g,
-        shift_tokens=shift_tokens,
         LAYER=norm.kind == "layer",
         LIMIT=INT8_MAX if quantize == "int8" else FP8_MAX,
+        **plan.arguments,
     )
     return y if quantized is None else quantized
+
+
+@remembered
+def _plan(device: torch.device, x: Layout, y: Layout, scale: Layout | None, shift: Layout | None) -> Plan:
+    batch, tokens, channels = x[0]
+    scale_b, scale_g, scale_tokens = group_strides_of(tokens, scale)
+    shift_b, shift_g, shift_tokens = group_strides_of(tokens, shift)
+    block = triton.next_power_of_2(channels)
+    table = select_config("norm_modulate", TOKENS, device)
+    rows = max(1, table.blocks["ELEMENTS"] // block)
+    config = Config({"ROWS": rows, "BLOCK_C": block}, warps=min(16, max(table.warps, block // 1024)), stages=1)
+    arguments = {
+        "total": batch * tokens,
+        "tokens": tokens,
+        "channels": channels,
+        "x_b": x[1][0],
+        "x_s": x[1][1],
+        "y_b": y[1][0],
+        "y_s": y[1][1],
+        "scale_b": scale_b,
+        "scale_g": scale_g,
+        "scale_tokens": scale_tokens,
+        "shift_b": shift_b,
+        "shift_g": shift_g,
+        "shift_tokens": shift_tokens,
+    }
+    return Plan((triton.cdiv(batch * tokens, rows),), config, arguments)
 
 
 @triton.jit(do_not_specialize=["total", "tokens", "scale_tokens", "shift_tokens"])  # one build for every length

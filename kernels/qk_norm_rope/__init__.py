@@ -18,6 +18,9 @@ class HeadNorm:
 
     across_heads: statistics over all N·D channels of a token and weight [N·D] (Wan), else over each head's D
     channels and weight [D] (HunyuanVideo, CogVideoX). weight, bias: fp32 or x's dtype.
+    operands: how many share N between them, each with statistics and weights of its own, one after the other in
+    weight and bias. 2 for the queries and keys of a layer: across heads statistics over N·D/2 channels and weight
+    [N·D], else weight [2·D].
     """
 
     kind: Literal["rms", "layer"]
@@ -25,6 +28,7 @@ class HeadNorm:
     weight: torch.Tensor | None = None
     bias: torch.Tensor | None = None
     across_heads: bool = False
+    operands: int = 1
 
 
 class QkNormRope(Protocol):
@@ -39,12 +43,13 @@ class QkNormRope(Protocol):
     ) -> torch.Tensor:
         """Split heads, normalise, rotate, and write in attention's layout.
 
-        One call per operand: a key that goes to a cache is normalised and left un-rotated (rope=None), and
-        in joint attention each segment (video, text) has its own norm weights and its own call. `rope` may
-        cover a range of the tokens only (text tokens in a joint sequence do not rotate).
-        x: [B, S, N·D], any stride over B and S. Returns [B, N, S, D] in x's dtype, each head contiguous
-        over S and D; computed in fp32. `out` may have any stride over B and N (a range of a cache's slots), and shares
-        no memory with x. S and B may be 0.
+        One call takes the queries and keys of a fused projection, which lie beside each other in x (`norm.operands`).
+        Operands that are treated differently have calls of their own: a key that goes to a cache is normalised and
+        left un-rotated (rope=None), and in joint attention each segment (video, text) has its own norm weights. `rope`
+        may cover a range of the tokens only (text tokens in a joint sequence do not rotate).
+        x: [B, S, N·D], N heads of all operands, any stride over B and S. Returns [B, N, S, D] in x's dtype, each head
+        contiguous over S and D; computed in fp32. `out` may have any stride over B and N (a range of a cache's slots),
+        and shares no memory with x. S and B may be 0.
         """
         ...
 

@@ -40,7 +40,9 @@ def checked(run: Callable[..., torch.Tensor]) -> QkNormRope:
         if norm is not None:
             if norm.kind not in NORMS:
                 raise ValueError(f"unknown norm {norm.kind!r}: wanted 'layer' or 'rms'")
-            normed = (channels if norm.across_heads else head_dim,)
+            if norm.operands < 1 or heads % norm.operands:
+                raise ValueError(f"{heads} heads do not split into {norm.operands} operands")
+            normed = (channels if norm.across_heads else norm.operands * head_dim,)
             if norm.weight is not None:
                 check_floats("the norm's weight", norm.weight, normed, device)
             if norm.bias is not None:

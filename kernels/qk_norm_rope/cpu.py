@@ -39,6 +39,7 @@ class QkNormRopeArguments(ctypes.Structure):
         ("eps", ctypes.c_float),
         ("norm", ctypes.c_int32),
         ("across_heads", ctypes.c_int32),
+        ("operands", ctypes.c_int32),
         ("interleaved", ctypes.c_int32),
         ("threads", ctypes.c_int32),
     )
@@ -72,6 +73,7 @@ def qk_norm_rope(
         norm.eps if norm is not None else 0.0,
         NORMS[norm.kind] if norm is not None else 0,
         norm is not None and norm.across_heads,
+        norm.operands if norm is not None else 1,
         rope is not None and rope.interleaved,
         thread_count(),
     )

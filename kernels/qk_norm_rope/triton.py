@@ -1,15 +1,13 @@
-"""`qk_norm_rope` in Triton: a program holds all heads of a few tokens, reads them once and writes them once."""
+"""`qk_norm_rope` in Triton: a program reads all heads of an operand of a few tokens once, and writes them once."""
 
 from __future__ import annotations
-
-from functools import lru_cache
 
 import torch
 import triton
 import triton.language as tl
 
 from kinema.ops.common import Rope, dense, output_buffer
-from kinema.ops.common.launch import Config, launch, select_config
+from kinema.ops.common.launch import Config, Layout, Plan, launch, layout, remembered, select_config
 from kinema.ops.common.triton_numerics import cast, fp32
 from kinema.ops.qk_norm_rope import HeadNorm
 from kinema.ops.qk_norm_rope.check import checked
@@ -30,46 +28,69 @@ def qk_norm_rope(
     x: torch.Tensor, heads: int, norm: HeadNorm | None, rope: Rope | None, out: torch.Tensor | None
 ) -> torch.Tensor:
     batch, tokens, channels = x.shape
-    head_dim = channels // heads
     cos, sin = (dense(rope.cos), dense(rope.sin)) if rope is not None else (None, None)
-    y = output_buffer(out, (batch, heads, tokens, head_dim), x.dtype, x.device, contiguous=2)
-    half = triton.next_power_of_2((head_dim + 1) // 2)
-    table = select_config("qk_norm_rope", HEADS, x.device)
-    config = _tiles(heads, 2 * half, table.blocks["ELEMENTS"], table.warps)
+    y = output_buffer(out, (batch, heads, tokens, channels // heads), x.dtype, x.device, contiguous=2)
+    operands = norm.operands if norm is not None else 1
+    plan = _plan(x.device, heads, operands, layout(x), layout(y), layout(cos), layout(sin))
     launch(
         _qk_norm_rope,
-        (triton.cdiv(tokens, config.blocks["TOKENS"]), batch),
-        config,
+        plan.grid,
+        plan.config,
         x=x,
         y=y,
         weight=dense(norm.weight) if norm is not None else None,
         bias=dense(norm.bias) if norm is not None else None,
         cos=cos,
         sin=sin,
-        tokens=tokens,
         start=rope.start if rope is not None else 0,
-        rotated=cos.shape[-2] if cos is not None else 0,
         eps=norm.eps if norm is not None else 0.0,
-        x_b=x.stride(0),
-        x_s=x.stride(1),
-        y_b=y.stride(0),
-        y_n=y.stride(1),
-        cos_b=cos.stride(0) if cos is not None and cos.ndim == 3 and len(cos) > 1 else 0,
-        cos_s=cos.stride(-2) if cos is not None else 0,
-        sin_b=sin.stride(0) if sin is not None and sin.ndim == 3 and len(sin) > 1 else 0,
-        sin_s=sin.stride(-2) if sin is not None else 0,
         NORM=norm.kind if norm is not None else "none",
         ACROSS=norm is not None and norm.across_heads,
         # without rotation any pairing will do, and interleaved pairs load contiguously
-        INTERLEAVED=rope.interleaved if rope is not None else head_dim % 2 == 0,
-        HEADS=heads,
-        HEAD_DIM=head_dim,
-        HALF=half,
+        INTERLEAVED=rope.interleaved if rope is not None else channels // heads % 2 == 0,
+        **plan.arguments,
     )
     return y
 
 
-@lru_cache(maxsize=64)
+@remembered
+def _plan(
+    device: torch.device, heads: int, operands: int, x: Layout, y: Layout, cos: Layout | None, sin: Layout | None
+) -> Plan:
+    batch, tokens, channels = x[0]
+    head_dim, of_operand = channels // heads, heads // operands
+    half = triton.next_power_of_2((head_dim + 1) // 2)
+    table = select_config("qk_norm_rope", HEADS, device)
+    config = _tiles(of_operand, 2 * half, table.blocks["ELEMENTS"], table.warps)
+    cos_b, cos_s = _strides(cos)
+    sin_b, sin_s = _strides(sin)
+    arguments = {
+        "tokens": tokens,
+        "rotated": cos[0][-2] if cos is not None else 0,
+        "x_b": x[1][0],
+        "x_s": x[1][1],
+        "y_b": y[1][0],
+        "y_n": y[1][1],
+        "cos_b": cos_b,
+        "cos_s": cos_s,
+        "sin_b": sin_b,
+        "sin_s": sin_s,
+        "OPERANDS": operands,
+        "HEADS": of_operand,
+        "HEAD_DIM": head_dim,
+        "HALF": half,
+    }
+    return Plan((triton.cdiv(tokens, config.blocks["TOKENS"]), batch, operands), config, arguments)
+
+
+def _strides(table: Layout | None) -> tuple[int, int]:
+    """Of a table [R, D/2] or [B or 1, R, D/2], over samples and tokens."""
+    if table is None:
+        return 0, 0
+    shape, strides = table
+    return strides[0] if len(shape) == 3 and shape[0] > 1 else 0, strides[-2]
+
+
 def _tiles(heads: int, padded: int, elements: int, warps: int) -> Config:
     """A token's heads, `padded` channels each, as tiles of GROUP heads: few tiles, and little of them empty."""
     while heads * padded > MOST_VALUES * 32 * warps and warps < 16:
@@ -103,6 +124,7 @@ def _qk_norm_rope(
     NORM: tl.constexpr,
     ACROSS: tl.constexpr,
     INTERLEAVED: tl.constexpr,
+    OPERANDS: tl.constexpr,
     HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     HALF: tl.constexpr,
@@ -114,6 +136,14 @@ def _qk_norm_rope(
     n = tl.arange(0, GROUP)[None, :, None]
     x += b * x_b + s.to(tl.int64) * x_s
     y += b * y_b + s.to(tl.int64) * HEAD_DIM
+    if OPERANDS > 1:  # one spares the registers
+        operand = tl.program_id(2).to(tl.int64)
+        x += operand * (HEADS * HEAD_DIM)
+        y += operand * HEADS * y_n
+        if weight is not None:
+            weight += operand * (HEADS * HEAD_DIM if ACROSS else HEAD_DIM)
+        if bias is not None:
+            bias += operand * (HEADS * HEAD_DIM if ACROSS else HEAD_DIM)
     # weights and tables are addressed as whole tiles: each thread loads what it needs, with no exchange of layouts
     tile = tl.zeros((TOKENS, GROUP, 1), tl.int32)
 

@@ -15,7 +15,7 @@ from kinema.bench.gpus import GPUS, Bound, Gpu, bound
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 BEGIN, END = "<!-- expectations: made by `make aot-update` -->", "<!-- end of expectations -->"
 # what docs/gpu.md shows: one layer of each published model, and the anchors' counterparts
-SHOWN = ("qkv", "out", "up", "down", "modulated", "q", "cross q", "self", "cross")
+SHOWN = ("qkv", "out", "up", "down", "modulated", "qk", "cross q", "self", "cross")
 SHOWN_MODELS = ("1.3B 32760", "14B 75600")
 
 

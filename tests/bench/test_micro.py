@@ -19,7 +19,7 @@ CASES = {
     ("attention", "sample 80 self"),
     ("attention", "sample 1280 self"),
     ("norm_modulate", "sample 1280 modulated"),
-    ("qk_norm_rope", "sample 1280 q"),
+    ("qk_norm_rope", "sample 1280 qk"),
     ("patch_embed", "sample 80"),
     ("unpatchify", "sample 80"),
     ("scheduler_step", "sample 80 UniPC"),

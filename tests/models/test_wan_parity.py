@@ -215,7 +215,7 @@ def planted(model: WanTransformer, mistake: str) -> None:
 
         def per_head(x, heads, norm=None, **kw):
             if norm is not None:
-                weight = norm.weight[: x.shape[-1] // heads]
+                weight = norm.weight[: norm.operands * x.shape[-1] // heads]
                 norm = dataclasses.replace(norm, across_heads=False, weight=weight)
             return ops.qk_norm_rope(x, heads, norm=norm, **kw)
 
@@ -236,7 +236,8 @@ def planted(model: WanTransformer, mistake: str) -> None:
         normed_as(lambda norm: dataclasses.replace(norm, kind="rms"))
     elif mistake == "text_as_self":
         for block in model.blocks:
-            block.cross_norm_q, block.cross_norm_k = block.norm_q, block.norm_k
+            of_q, of_k = (dataclasses.replace(block.cross_norm_q, weight=w) for w in block.norm_qk.weight.chunk(2))
+            block.cross_norm_q, block.cross_norm_k = of_q, of_k
     else:
         raise AssertionError(mistake)
 

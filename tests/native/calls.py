@@ -181,9 +181,10 @@ def qk_norm_rope(dice):
     batch, tokens, heads, head_dim = dice.some(3), dice.some(30), dice.few(5), dice.few(40)
     rope = dice.maybe(dice.rope, batch, tokens, head_dim) if head_dim % 2 == 0 else None
     across = dice.random() < 0.5
-    wanted = heads * head_dim if across else head_dim
+    operands = dice.choice([n for n in range(1, heads + 1) if heads % n == 0])
+    wanted = (heads if across else operands) * head_dim
     weight, bias = (dice.maybe(dice.number, wanted) for _ in range(2))
-    norm = dice.maybe(HeadNorm, dice.choice(("rms", "layer")), 1e-5, weight, bias, across, chance=0.8)
+    norm = dice.maybe(HeadNorm, dice.choice(("rms", "layer")), 1e-5, weight, bias, across, operands, chance=0.8)
     x = dice.tensor(batch, tokens, heads * head_dim)
     out = dice.maybe(dice.buffer, batch, heads, tokens, head_dim, dense=2)
     return Call("qk_norm_rope", {"x": x, "heads": heads, "norm": norm, "rope": rope, "out": out})

@@ -131,6 +131,7 @@ MISUSES = [
     (("qk_norm_rope", "attention"), "heads", -1, "BAD_SIZE"),
     (("qk_norm_rope", "attention"), "heads", 2**31 - 1, "BAD_SIZE"),
     (("qk_norm_rope", "attention"), "head_dim", 7, "BAD_SIZE"),
+    *((("qk_norm_rope",), "operands", value, "BAD_SIZE") for value in (0, -1, 2, 6)),  # of three heads
     (("qk_norm_rope",), "rope_start", 3, "BAD_SIZE"),
     (("qk_norm_rope",), "rope_start", -1, "BAD_SIZE"),
     (("qk_norm_rope",), "rope_tokens", 6, "BAD_SIZE"),

@@ -375,6 +375,10 @@ MISFITS = {
             for label, by in (*VECTOR, ("of a head", lambda t: t[:4]))
         },
         "the norm of a head of all channels": changed("norm", by=lambda n: replace(n, across_heads=False)),
+        **{
+            f"a norm of {n} operands": changed("norm", by=lambda norm, n=n: replace(norm, operands=n))
+            for n in (0, -2, 3, 4)
+        },
         "norm of another kind": changed("norm", by=lambda n: replace(n, kind="group")),
         **{
             f"{'cosines' if name == 'cos' else 'sines'} {label}": changed("rope", by=inside(name, by))

@@ -20,12 +20,14 @@ FP32, BF16, FP16, FP64 = torch.float32, torch.bfloat16, torch.float16, torch.flo
 class Case:
     """size: B, S, N, D. rope: the tokens that rotate, (start, length), (0, None) for all; None: no rotation.
 
+    operands: how many share the heads, each with a norm of its own.
     narrow: the norm's weights in x's dtype as well.
     """
 
     size: tuple[int, int, int, int] = (2, 13, 3, 10)
     norm: str | None = None
     across: bool = False
+    operands: int = 1
     affine: bool = True
     eps: float = 1e-6
     rope: tuple[int, int | None] | None = None
@@ -76,6 +78,13 @@ CASES = {
     "samples_inside_tokens": Case(norm="rms", rope=ALL, layout="transposed"),
     "into_a_cache": Case(norm="rms", across=True, layout="fused", out="cache"),
     "into_a_cache_rotated": Case(rope=ALL, out="cache"),
+    "queries_and_keys": Case((2, 13, 6, 10), norm="rms", across=True, operands=2, rope=ALL, layout="fused"),
+    "queries_and_keys_of_a_head": Case((1, 9, 2, 8), norm="layer", across=True, operands=2, rope=(2, 5)),
+    "queries_and_keys_per_head": Case((2, 7, 6, 10), norm="layer", operands=2, rope=ALL, layout="fused", out="buffer"),
+    "queries_and_keys_bf16": Case((1, 33, 4, 34), norm="rms", operands=2, rope=ALL, interleaved=False, dtype=BF16),
+    "queries_and_keys_unrotated": Case((2, 7, 10, 6), norm="layer", across=True, operands=2, out="cache"),
+    "three_operands": Case((2, 7, 9, 10), norm="rms", across=True, operands=3, rope=ALL, dtype=FP64),
+    "three_operands_without_weight": Case((2, 7, 9, 8), norm="layer", across=True, operands=3, affine=False),
     "own_buffer": Case(norm="rms", rope=ALL, out="buffer"),
 }
 
@@ -144,11 +153,14 @@ def expected(x, case, norm, positions):
             row = x[b, s].double().cpu()
             n, m = row, row.abs()
             if norm is not None and case.across:
-                n, m = normed(row, norm.kind, norm.eps, *on_cpu(norm))
+                operands = zip(row.chunk(case.operands), *of_operands(norm), strict=True)
+                parts = [normed(part, norm.kind, norm.eps, w, b) for part, w, b in operands]
+                n, m = (torch.cat(each) for each in zip(*parts, strict=True))
             for h in range(heads):
                 head, terms = n[h * head_dim : (h + 1) * head_dim], m[h * head_dim : (h + 1) * head_dim]
                 if norm is not None and not case.across:
-                    head, terms = normed(head, norm.kind, norm.eps, *on_cpu(norm))
+                    weight, bias = (t[h // (heads // case.operands)] for t in of_operands(norm))
+                    head, terms = normed(head, norm.kind, norm.eps, weight, bias)
                 head, terms = head.tolist(), terms.tolist()
                 r = s - case.rope[0] if case.rope is not None else -1
                 if case.rope is not None and 0 <= r < positions.shape[-2]:
@@ -159,8 +171,10 @@ def expected(x, case, norm, positions):
     return y.to(x.device), size.to(x.device)
 
 
-def on_cpu(norm):
-    return [t.cpu() if t is not None else None for t in (norm.weight, norm.bias)]
+def of_operands(norm):
+    """The weight and bias of each."""
+    count = norm.operands
+    return [[None] * count if t is None else t.cpu().chunk(count) for t in (norm.weight, norm.bias)]
 
 
 def check_qk_norm_rope(impl, case: Case):
@@ -178,10 +192,10 @@ def check_qk_norm_rope(impl, case: Case):
         x = x.transpose(0, 1).contiguous().transpose(0, 1)
     norm = None
     if case.norm is not None:
-        features = channels if case.across else head_dim
+        features = channels if case.across else case.operands * head_dim
         weight = draw.uniform(features, dtype=wide) if case.affine else None
         bias = draw.normal(features, std=0.5, dtype=wide) if case.affine and case.norm == "layer" else None
-        norm = HeadNorm(case.norm, case.eps, weight, bias, across_heads=case.across)
+        norm = HeadNorm(case.norm, case.eps, weight, bias, case.across, case.operands)
     positions = positions_of(case, draw) if case.rope is not None else None
     rope = None
     if positions is not None:
@@ -311,9 +325,29 @@ def changed_norm(**fields):
 def norm_per_head(x, heads, options):
     norm = options.get("norm")
     if norm is not None and norm.across_heads and norm.weight is not None:
-        cut = x.shape[-1] // heads
+        cut = norm.operands * (x.shape[-1] // heads)
         bias = norm.bias[:cut] if norm.bias is not None else None
         options["norm"] = replace(norm, across_heads=False, weight=norm.weight[:cut], bias=bias)
+    return x, options
+
+
+def one_operand(x, heads, options):
+    """Statistics over the heads of all operands, or the first's weights for all."""
+    norm = options.get("norm")
+    if norm is not None and norm.operands > 1:
+        kept = len(norm.weight) // (1 if norm.across_heads else norm.operands) if norm.weight is not None else 0
+        weight, bias = (t[:kept] if t is not None else None for t in (norm.weight, norm.bias))
+        options["norm"] = replace(norm, weight=weight, bias=bias, operands=1)
+    return x, options
+
+
+def operands_swapped(x, heads, options):
+    """The weights of the keys for the queries."""
+    norm = options.get("norm")
+    if norm is not None and norm.operands > 1:
+        parts = (None if t is None else t.chunk(norm.operands)[::-1] for t in (norm.weight, norm.bias))
+        weight, bias = (None if part is None else torch.cat(part) for part in parts)
+        options["norm"] = replace(norm, weight=weight, bias=bias)
     return x, options
 
 
@@ -369,6 +403,8 @@ MISTAKES = {
     "rest_rotated_too": lambda impl: wrapped(impl, rotate_the_rest_too),
     "not_rotated": lambda impl: wrapped(impl, lambda x, heads, options: (x, {**options, "rope": None})),
     "norm_per_head": lambda impl: wrapped(impl, norm_per_head),
+    "one_operand": lambda impl: wrapped(impl, one_operand),
+    "operands_swapped": lambda impl: wrapped(impl, operands_swapped),
     "other_norm": lambda impl: wrapped(impl, changed_norm(kind=lambda k: "rms" if k == "layer" else "layer")),
     "eps_tenfold": lambda impl: wrapped(impl, changed_norm(eps=lambda eps: eps * 10)),
     "weight_dropped": lambda impl: wrapped(impl, changed_norm(weight=torch.ones_like)),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -45,8 +46,8 @@ class WanBlock:
         projections = ("to_q", "to_k", "to_v")
         self.qkv = ops.pack_linear([attn[f"{p}.weight"] for p in projections], [attn[f"{p}.bias"] for p in projections])
         self.out = pack_linear(attn, "to_out.0", ops)
-        self.norm_q = self._across_heads(attn["norm_q.weight"])
-        self.norm_k = self._across_heads(attn["norm_k.weight"])
+        weight = torch.cat([attn["norm_q.weight"], attn["norm_k.weight"]])
+        self.norm_qk = replace(self._across_heads(weight), operands=2)
 
         cross = weights.sub("attn2")
         self.cross_q = pack_linear(cross, "to_q", ops)
@@ -108,11 +109,12 @@ class WanBlock:
         self, x: torch.Tensor, norm: Norm, rope: Rope, causal: BlockCausal | None, buffers: ActivationBuffers
     ) -> torch.Tensor:
         rows, tokens, channels = x.shape
-        heads = (rows, self.heads, tokens, channels // self.heads)
+        heads = (rows, 2 * self.heads, tokens, channels // self.heads)
         wide = buffers.get("wide", (rows, tokens, 3 * channels), x)
-        q, k, v = self.ops.linear(x, self.qkv, norm=norm, out=wide).chunk(3, dim=-1)
-        q = self.ops.qk_norm_rope(q, self.heads, norm=self.norm_q, rope=rope, out=buffers.get("q", heads, x))
-        k = self.ops.qk_norm_rope(k, self.heads, norm=self.norm_k, rope=rope, out=buffers.get("k", heads, x))
+        qkv = self.ops.linear(x, self.qkv, norm=norm, out=wide)
+        qk, v = qkv[..., : 2 * channels], qkv[..., 2 * channels :]
+        qk = self.ops.qk_norm_rope(qk, 2 * self.heads, norm=self.norm_qk, rope=rope, out=buffers.get("qk", heads, x))
+        q, k = qk.chunk(2, dim=1)
         v = v.view(*v.shape[:2], self.heads, -1).transpose(1, 2)
         quantize, out = self.ops.plan.quantize_attention, buffers.get("narrow", x.shape, x)
         return self.ops.attention(q, KV(k, v), causal=causal, quantize=quantize, out=out)[0]
@@ -123,7 +125,7 @@ class WanBlock:
         rows, tokens, channels = x.shape
         q = self.ops.linear(x, self.cross_q, norm=self.norm2, out=buffers.get("wide", x.shape, x))
         heads = (rows, self.heads, tokens, channels // self.heads)
-        q = self.ops.qk_norm_rope(q, self.heads, norm=self.cross_norm_q, out=buffers.get("q", heads, x))
+        q = self.ops.qk_norm_rope(q, self.heads, norm=self.cross_norm_q, out=buffers.get("qk", heads, x))
         h = self.ops.attention(q, text, bias=text_bias, out=buffers.get("narrow", x.shape, x))[0]
         # the image has a softmax of its own
         return h if image is None else self.ops.attention(q, image, residual=h)[0]
