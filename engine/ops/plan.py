@@ -77,7 +77,9 @@ def plan_ops(target: Target, backend: str = "auto", quantize_attention: QuantKin
             choices.append(_choose_quantizing(op, target, backend, quantize_attention))
         else:
             choices.append(_choose(op, target, backend))
-    return Plan(target, tuple(choices), quantize_attention)
+    plan = Plan(target, tuple(choices), quantize_attention)
+    dtype = implementation_of(plan, "attention").operands(target)
+    return plan if dtype == target.precision.activations else replace(plan, attention_dtype=dtype)
 
 
 def at_precision(plan: Plan, precision: str, backend: str) -> Plan:

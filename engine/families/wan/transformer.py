@@ -83,7 +83,8 @@ class WanBlock:
 
     def _keys_values(self, kv: torch.Tensor, norm: HeadNorm) -> KV:
         k, v = kv.chunk(2, dim=-1)
-        return KV(self.ops.qk_norm_rope(k, self.heads, norm=norm), self.ops.qk_norm_rope(v, self.heads))
+        k = self.ops.qk_norm_rope(k, self.heads, norm=norm, dtype=self.ops.plan.attention_dtype)
+        return KV(k, self.ops.qk_norm_rope(v, self.heads))
 
     def __call__(
         self,
@@ -111,8 +112,11 @@ class WanBlock:
         heads = (rows, self.heads, tokens, channels // self.heads)
         wide = buffers.get("wide", (rows, tokens, 3 * channels), x)
         q, k, v = self.ops.linear(x, self.qkv, norm=norm, out=wide).chunk(3, dim=-1)
-        q = self.ops.qk_norm_rope(q, self.heads, norm=self.norm_q, rope=rope, out=buffers.get("q", heads, x))
-        k = self.ops.qk_norm_rope(k, self.heads, norm=self.norm_k, rope=rope, out=buffers.get("k", heads, x))
+        dtype = self.ops.plan.attention_dtype
+        into = buffers.get("q", heads, x, dtype)
+        q = self.ops.qk_norm_rope(q, self.heads, norm=self.norm_q, rope=rope, dtype=dtype, out=into)
+        into = buffers.get("k", heads, x, dtype)
+        k = self.ops.qk_norm_rope(k, self.heads, norm=self.norm_k, rope=rope, dtype=dtype, out=into)
         v = v.view(*v.shape[:2], self.heads, -1).transpose(1, 2)
         quantize, out = self.ops.plan.quantize_attention, buffers.get("narrow", x.shape, x)
         return self.ops.attention(q, KV(k, v), causal=causal, quantize=quantize, out=out)[0]
@@ -123,7 +127,9 @@ class WanBlock:
         rows, tokens, channels = x.shape
         q = self.ops.linear(x, self.cross_q, norm=self.norm2, out=buffers.get("wide", x.shape, x))
         heads = (rows, self.heads, tokens, channels // self.heads)
-        q = self.ops.qk_norm_rope(q, self.heads, norm=self.cross_norm_q, out=buffers.get("q", heads, x))
+        dtype = self.ops.plan.attention_dtype
+        out = buffers.get("q", heads, x, dtype)
+        q = self.ops.qk_norm_rope(q, self.heads, norm=self.cross_norm_q, dtype=dtype, out=out)
         h = self.ops.attention(q, text, bias=text_bias, out=buffers.get("narrow", x.shape, x))[0]
         # the image has a softmax of its own
         return h if image is None else self.ops.attention(q, image, residual=h)[0]
