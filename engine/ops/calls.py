@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from kinema.ops.attention import KV, BlockCausal, BlockList
+from kinema.ops.attention import KV, BlockCausal, BlockList, operands
 from kinema.ops.common import Quantized, QuantKind, Rope, Target
 from kinema.ops.norm_modulate import Norm
 from kinema.ops.qk_norm_rope import HeadNorm

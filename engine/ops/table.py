@@ -36,8 +36,8 @@ class Choice:
 
 @dataclass(frozen=True)
 class Plan:
-    """quantize_attention: what a transformer asks of its self-attention. attention_dtype: of the queries and keys that it
-    gives to attention; None: as everything else between ops.
+    """quantize_attention: what a transformer asks of its self-attention. attention_dtype: of the queries and keys that
+    it gives to attention; None: as everything else between ops.
     """
 
     target: Target

@@ -126,10 +126,11 @@ def _in_pytorch(target: Target, kind: QuantKind) -> list[str]:
     return []
 
 
-def _operands_on_a_cpu(target: Target) -> torch.dtype:
-    """Queries and keys in bf16 where linears round to 8 bits of mantissa or fewer, and there are products of it."""
+def operands(target: Target) -> torch.dtype:
+    """Of queries and keys: on a CPU bf16 where it has products of that, and linears round to as few bits or fewer."""
     rounds = target.precision.weights in (torch.bfloat16, torch.float8_e4m3fn, torch.int8)
-    return torch.bfloat16 if rounds and multiplies_bf16() else target.precision.activations
+    native = target.device.type == "cpu" and multiplies_bf16()
+    return torch.bfloat16 if rounds and native else target.precision.activations
 
 
 def _result(
@@ -146,7 +147,7 @@ OP = Op(
         FLASH_ATTN,
         SDPA,
         replace(triton_implementation("attention", quantize_unsupported), quantizes=_in_triton),
-        replace(cpu_implementation("attention"), quantizes=_on_a_cpu, operands=_operands_on_a_cpu),
+        replace(cpu_implementation("attention"), quantizes=_on_a_cpu, operands=operands),
         Implementation("reference", "kinema.ops.attention.reference", quantizes=_in_pytorch),
     ),
     _result,
