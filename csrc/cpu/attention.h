@@ -347,14 +347,12 @@ inline void pack_task(void *data, int64_t task, int thread) {
         else
             pack_key(k, a.head_dim, j, packed);
         const float *v = read_value(a, valid, b, head % a.heads, j);
-        if (in_bf16(a)) {
-            if (j % 2 == 0)
-                pack_values_bf16(
-                    v, j + 1 < valid.total ? read_value(a, valid, b, head % a.heads, j + 1) : nullptr, a.head_dim,
-                    tiling, j, halves(packed + tiling.key_floats));
-            continue;
-        }
-        pack_value(v, a.head_dim, tiling, j, packed);
+        if (!in_bf16(a))
+            pack_value(v, a.head_dim, tiling, j, packed);
+        else if (j % 2 == 0)
+            pack_values_bf16(
+                v, read_value(a, valid, b, head % a.heads, min(j + 1, valid.total - 1)), a.head_dim, tiling, j,
+                halves(packed + tiling.key_floats));
     }
 }
 

@@ -30,14 +30,14 @@ inline void pack_key_bf16(const float *k, int64_t head_dim, int64_t j, uint16_t 
         std::memcpy(key + pair * 2 * NR, row + 2 * pair, 2 * sizeof(uint16_t));
 }
 
-// Values of keys j, which is even, and j + 1; second: null for zeros, since products with what is there may be NaN.
+// Values of keys j, which is even, and j + 1. Behind the last key there may be any: half a pair is multiplied alone.
 inline void pack_values_bf16(
     const float *first, const float *second, int64_t head_dim, const AttentionTiling &tiling, int64_t j,
     uint16_t *packed) {
     for (int64_t d = 0; d < head_dim; d += W) {
         const int lanes = static_cast<int>(min(head_dim - d, W));
-        const V other = second != nullptr ? load_lanes(second + d, lanes) : set1(0.0f);
-        round_pairs(packed + (d / NR * tiling.keys + j) * NR + d % NR * 2, load_lanes(first + d, lanes), other);
+        uint16_t *to = packed + (d / NR * tiling.keys + j) * NR + d % NR * 2;
+        round_pairs(to, load_lanes(first + d, lanes), load_lanes(second + d, lanes));
     }
 }
 
