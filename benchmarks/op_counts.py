@@ -70,7 +70,7 @@ def _attention(
     elif blocks is not None:
         pairs = rows * min(blocks.indices.shape[-1] * blocks.k_block, keys)
     pairs *= batch * heads
-    return "fp8" if quantize == "fp8" else unit_of(queries[0].dtype), 4 * head_dim * pairs, pairs, 0
+    return "fp8" if quantize == "fp8" else unit_of(segments[0].v.dtype), 4 * head_dim * pairs, pairs, 0
 
 
 def _conv3d(result: torch.Tensor, x: torch.Tensor, weight: Conv3dWeight, **given: Any) -> Work:

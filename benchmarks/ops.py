@@ -131,7 +131,8 @@ def measure(case: Case, target: Target, implementations: Sequence[Implementation
         samples = _samples(calls, rounds, target, rows)
     peak = samples.pop(HELD, None)
     for backend, seconds in samples.items():
-        own = replace(work, unit="bf16") if _chosen(calls[backend]) is torch.bfloat16 else work
+        rounds_to = _chosen(calls[backend]) if backend not in (REFERENCE, TORCH) else None
+        own = replace(work, unit="bf16") if rounds_to is torch.bfloat16 else work
         rows[backend].update(_timed(backend, samples, seconds, own, target))
         if peak is not None and probe is not None and own.unit == work.unit:
             rows[backend]["of_held"] = paired_ratio([s * work.flops / probe[1] for s in peak], seconds).as_dict()
@@ -250,11 +251,17 @@ def _rounding(call: Any, result: Any, target: Target) -> tuple[torch.dtype, torc
 
 
 def _chosen(call: Any) -> torch.dtype | None:
-    """The dtype that a call's packed weight has x rounded to, if any."""
+    """The dtype that a call's packed weight has x rounded to, or attention's queries are in beside wider values."""
+
+    from kinema.ops.attention import KV
     from kinema.ops.linear import LinearWeight
 
-    weights = (a for a in getattr(call, "args", ()) if isinstance(a, LinearWeight))
-    return next((weight.rounds_to for weight in weights), None)
+    for a in getattr(call, "args", ()):
+        if isinstance(a, LinearWeight):
+            return a.rounds_to
+        if isinstance(a, KV) and a.v.dtype != a.k.dtype:
+            return a.k.dtype
+    return None
 
 
 def _timed(backend: str, samples: dict[str, list[float]], seconds: list[float], work: Count, target: Target) -> Report:

@@ -87,7 +87,7 @@ def units_of(targets: Iterable[Target]) -> list[Unit]:
         if (
             own is not None
             and "bf16" in own.units
-            and target.precision.weights in (torch.bfloat16, torch.float8_e4m3fn)
+            and target.precision.weights in (torch.bfloat16, torch.float8_e4m3fn, torch.int8)
         ):
             found.append("bf16")
     return list(dict.fromkeys(found))

@@ -43,10 +43,11 @@ def _attention(
         return None
     if causal is not None or blocks is not None or quantize is not None:
         return None
+    q, k = (t.to(kv.v.dtype) for t in (q, kv.k))  # torch has one dtype for all three
     mask = bias.to(q.dtype) if bias is not None else None
 
     def call() -> torch.Tensor:  # [B, S, N·D], as the next projection reads it: a view of how torch lays it out
-        return F.scaled_dot_product_attention(q, kv.k, kv.v, mask, scale=scale).transpose(1, 2).flatten(2)
+        return F.scaled_dot_product_attention(q, k, kv.v, mask, scale=scale).transpose(1, 2).flatten(2)
 
     return Nearest(call, whole=True)
 

@@ -8,7 +8,8 @@ by the callers, until test_the_macros_of_instruction_sets_are_where_they_were fi
 * `__AVX512VNNI__`: the step of an int8 product and its highest code (simd_avx512.h). `multiply_i8` takes that step, for
   linear's codes (gemm.h, linear.h) and for the logits of attention in int8 (attention_i8.h).
 * `__AVX512BF16__`: products of pairs (simd_avx512.h, bf16.h), which a linear of bf16 or e4m3 is (gemm.h, linear.h), and
-  how its panels lie (panels.h). No other op stores a weight in bf16.
+  how its panels lie (panels.h). No other op stores a weight in bf16. Attention of queries and keys in bf16 is such
+  products too (attention_bf16.h), and qk_norm_rope rounds to bf16 by an instruction for it (rows.h).
 * probe.h asks for both, to measure; the ops do not call it.
 
 `quantize` rounds rows as norm_modulate does (rows.h): vectors of fp32. Attention in fp8 is the reference, on every
@@ -28,10 +29,12 @@ DIFFER = {
     "linear": {VNNI, BF16},
     "linear_norm": {VNNI, BF16},  # the same products, of rows that are normed first
     "attention_int8": {VNNI},
+    "qk_norm_rope": {BF16},
 }
 # not the table's code at all, or code that others' cases reach on every table
 ON_ONE_TABLE = {
     "attention_fp8",  # the reference (kernels/attention/cpu.py)
+    "attention_bf16",  # elsewhere attention in fp32 (kernels/attention/check.py)
     # `cpu` is that too wherever Winograd has no part, and tests/native sums large pictures directly on every table
     "conv3d, direct",
 }

@@ -19,6 +19,7 @@ PEERS = {
     "diffusers-bf16": "kinema.bench.peers.diffusers_bf16",
     "torch-int8": "kinema.bench.peers.torch_int8",
     "openvino": "kinema.bench.peers.openvino_f32",
+    "openvino-bf16": "kinema.bench.peers.openvino_bf16",
     "openvino-int8": "kinema.bench.peers.openvino_int8",
 }
 

@@ -14,6 +14,7 @@ from kinema.bench.peers.diffusers_eager import load
 
 class OpenVino:
     settings = "OpenVINO, converted with static shapes, precision hint f32, latency hint, one stream"
+    precision = "f32"  # the hint
     needs: tuple[str, ...] = ("openvino", "diffusers")
     devices: tuple[str, ...] = ("cpu",)
 
@@ -29,7 +30,7 @@ class OpenVino:
             converted = openvino.convert_model(_Plain(load(folder, part, dtype)), example_input=given)
         converted.reshape({i: list(x.shape) for i, x in enumerate(given)})
         settings = {
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": self.precision,
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
             "INFERENCE_NUM_THREADS": threads,

@@ -2,7 +2,7 @@
 //
 // Heads are processed a few at a time. First their keys and values are packed into panels (rotated if need be, without
 // padding slots); then each block of queries passes over them with an online softmax. In int8 (attention_i8.h) queries
-// and keys are quantized, and everything after the logits is the same.
+// and keys are quantized, and everything after the logits is the same; in bf16 (attention_bf16.h) both products are.
 #pragma once
 
 #include <cstdint>
@@ -28,6 +28,9 @@ struct QueryBlock {
     int64_t tiles() const { return ceil_div(count, MR); }
     int64_t acc_stride() const { return tiling.value_panels * NR; }
     const float *values() const { return packed + tiling.key_floats; }
+    int64_t query_at(int64_t r) const {
+        return b * a.q_stride_b[segment] + n * a.q_stride_n[segment] + (first + r) * a.q_stride_s[segment];
+    }
 
     // row, codes: scratch of `tiling.width` each
     void begin(float *row, uint8_t *codes) {
@@ -38,15 +41,18 @@ struct QueryBlock {
         std::memset(acc, 0, tiles() * MR * acc_stride() * sizeof(float));
         if (a.quantize != 0)
             pack_query_codes(row, codes);
+        else if (in_bf16(a))
+            copy_queries();
         else
             pack_queries();
     }
 
     void pack_query_codes(float *row, uint8_t *codes) {
-        const float *from = a.q[segment] + b * a.q_stride_b[segment] + n * a.q_stride_n[segment];
         std::memset(row, 0, tiling.width * sizeof(float));
         for (int64_t r = 0; r < count; ++r) {
-            std::memcpy(row, from + (first + r) * a.q_stride_s[segment], a.head_dim * sizeof(float));
+            const float *x = widened(a, a.q[segment], query_at(r), row);
+            if (x != row)
+                std::memcpy(row, x, a.head_dim * sizeof(float));
             q_scale[r] = quantize_symmetric(row, a.head_dim, codes) * a.scale;
             pack_row_codes(query_codes(r / I8_ROWS), static_cast<int>(r % I8_ROWS), codes, tiling.code_groups);
         }
@@ -56,12 +62,22 @@ struct QueryBlock {
         return reinterpret_cast<uint8_t *>(q) + tile * I8_ROWS * tiling.code_groups * 4;
     }
 
+    // bf16: rows of whole pairs
+    int64_t q_stride() const { return ceil_div(a.head_dim, 2) * 2; }
+
+    void copy_queries() {
+        for (int64_t r = 0; r < count; ++r) {
+            uint16_t *to = halves(q) + r * q_stride();
+            to[q_stride() - 1] = 0;
+            std::memcpy(to, static_cast<const uint16_t *>(a.q[segment]) + query_at(r), a.head_dim * sizeof(uint16_t));
+        }
+    }
+
     void pack_queries() {
-        const float *from = a.q[segment] + b * a.q_stride_b[segment] + n * a.q_stride_n[segment];
         const V scale = set1(a.scale);
         float *scaled = logits; // free for now; head_dim may exceed its size, so a piece at a time
         for (int64_t r = 0; r < count; ++r) {
-            const float *x = from + (first + r) * a.q_stride_s[segment];
+            const float *x = static_cast<const float *>(a.q[segment]) + query_at(r);
             float *tile = q + r / MR * MR * ceil_div(a.head_dim, KB) * KB;
             for (int64_t d = 0; d < a.head_dim; d += KEY_BLOCK) {
                 const int64_t here = min(a.head_dim - d, KEY_BLOCK);
@@ -121,15 +137,23 @@ struct QueryBlock {
         if (m_new == -__builtin_inff()) { // no logit so far, or only NaN
             for (j = from; j < end; ++j)
                 l[r] += row[j] != row[j] ? row[j] : 0.0f;
-            std::memset(row + from, 0, (to - from) * sizeof(float));
+            std::memset(row, 0, KEY_BLOCK * sizeof(float));
             return;
         }
         if (m_new > m[r])
             alpha[r] = m[r] == -__builtin_inff() ? 0.0f : scalar_softmax_exp(m[r] - m_new);
         m[r] = m_new;
+        l[r] = l[r] * alpha[r] + weigh(row, from, end, to, m_new);
+    }
+
+    // Turns logits `from` to `end` into weights, those up to `to` into 0; returns their sum.
+    float weigh(float *row, int64_t from, int64_t end, int64_t to, float m_new) const {
+        if (in_bf16(a))
+            return weigh_bf16(row, from, end, to, m_new);
         const V row_max = set1(m_new);
         V weight_sum = set1(0.0f);
-        for (j = from; j + W <= end; j += W) {
+        int64_t j = from;
+        for (; j + W <= end; j += W) {
             const V weight = softmax_exp(sub(load(row + j), row_max));
             store(row + j, weight);
             weight_sum = add(weight_sum, weight);
@@ -145,7 +169,7 @@ struct QueryBlock {
             weight_sum = add(weight_sum, weight);
         }
         std::memset(row + end, 0, (to - end) * sizeof(float));
-        l[r] = l[r] * alpha[r] + reduce_add(weight_sum);
+        return reduce_add(weight_sum);
     }
 
     static float scalar_softmax_exp(float x) {
@@ -161,12 +185,52 @@ struct QueryBlock {
                 Packed{}, packed + panel * NR * a.head_dim, a.head_dim, to + i * MR * KEY_BLOCK, KEY_BLOCK, false);
     }
 
+    void score_panel_bf16(int64_t panel, int columns, float *to) {
+        for (int64_t i = 0; i < tiles(); ++i)
+            score_bf16(
+                static_cast<int>(min(count - i * MR, MR)), columns, halves(q) + i * MR * q_stride(), q_stride(),
+                halves(packed) + panel * NR * q_stride(), a.scale, to + i * MR * KEY_BLOCK);
+    }
+
     void score_panel_i8(int64_t panel, float *to) {
         const QuantizedKeys keys(tiling, packed);
         for (int64_t i = 0; i * I8_ROWS < count; ++i)
             score_i8(
                 static_cast<int>(min(count - i * I8_ROWS, I8_ROWS)), query_codes(i), q_scale + i * I8_ROWS, keys, panel,
                 tiling.code_groups, to + i * I8_ROWS * KEY_BLOCK, KEY_BLOCK);
+    }
+
+    // Logits of valid keys `key` + from to `key` + to.
+    void score(int64_t key, int64_t from, int64_t to) {
+        for (int64_t panel = from / NR; panel * NR < to; ++panel) {
+            const int columns = static_cast<int>(min(to - panel * NR, NR));
+            float *panel_logits = logits + panel * NR;
+            if (a.quantize != 0)
+                score_panel_i8(key / NR + panel, panel_logits);
+            else if (in_bf16(a))
+                score_panel_bf16(key / NR + panel, columns, panel_logits);
+            else
+                score_panel(key / NR + panel, columns, panel_logits);
+        }
+    }
+
+    void add_values(int64_t key, int64_t from, int64_t to) {
+        for (int64_t panel = 0; panel < tiling.value_panels; ++panel)
+            for (int64_t i = 0; i < tiles(); ++i) {
+                const int rows = static_cast<int>(min(count - i * MR, MR)),
+                          columns = static_cast<int>(min(a.head_dim - panel * NR, NR));
+                const int64_t at = (panel * tiling.keys + key) * NR;
+                const float *weights = logits + i * MR * KEY_BLOCK;
+                float *to_acc = acc + i * MR * acc_stride() + panel * NR;
+                if (in_bf16(a)) {
+                    add_values_bf16(
+                        rows, columns, weights, halves(values()) + at, from, to, to_acc, acc_stride(), alpha + i * MR);
+                    continue;
+                }
+                multiply_f32(
+                    rows, columns, weights + from, RowMajor{KEY_BLOCK}, values() + at + from * NR, to - from, to_acc,
+                    acc_stride(), true, alpha + i * MR);
+            }
     }
 
     // Attends to valid keys lo to hi.
@@ -177,20 +241,10 @@ struct QueryBlock {
             return;
         for (int64_t key = lo / NR * NR; key < hi && !call.interrupted(thread); key += KEY_BLOCK) {
             const int64_t from = max(0, lo - key), to = min(hi - key, KEY_BLOCK);
-            for (int64_t panel = from / NR; panel * NR < to; ++panel)
-                if (a.quantize != 0)
-                    score_panel_i8(key / NR + panel, logits + panel * NR);
-                else
-                    score_panel(key / NR + panel, static_cast<int>(min(to - panel * NR, NR)), logits + panel * NR);
+            score(key, from, to);
             for (int64_t r = 0; r < count; ++r)
                 online_softmax(r, key, from, to);
-            for (int64_t panel = 0; panel < tiling.value_panels; ++panel)
-                for (int64_t i = 0; i < tiles(); ++i)
-                    multiply_f32(
-                        static_cast<int>(min(count - i * MR, MR)), static_cast<int>(min(a.head_dim - panel * NR, NR)),
-                        logits + i * MR * KEY_BLOCK + from, RowMajor{KEY_BLOCK},
-                        values() + (panel * tiling.keys + key + from) * NR, to - from,
-                        acc + i * MR * acc_stride() + panel * NR, acc_stride(), true, alpha + i * MR);
+            add_values(key, from, to);
         }
     }
 
@@ -285,12 +339,20 @@ inline void pack_task(void *data, int64_t task, int thread) {
     }
     // the padding of the last panels stays uninitialised: no result computed from it is read
     for (int64_t j = chunk * PACK_BLOCK; j < min((chunk + 1) * PACK_BLOCK, valid.total); ++j) {
-        const KeyValue read = read_key(a, valid, b, head % a.heads, j, row);
+        const float *k = read_key(a, valid, b, head % a.heads, j, row);
         if (a.quantize != 0)
-            pack_key_i8(read.k, mean, a.head_dim, tiling, j, row, context.codes(thread), packed);
+            pack_key_i8(k, mean, a.head_dim, tiling, j, row, context.codes(thread), packed);
+        else if (in_bf16(a))
+            pack_key_bf16(k, a.head_dim, j, halves(mean), halves(packed));
         else
-            pack_key(read.k, a.head_dim, j, packed);
-        pack_value(read.v, a.head_dim, tiling, j, packed);
+            pack_key(k, a.head_dim, j, packed);
+        const float *v = read_value(a, valid, b, head % a.heads, j);
+        if (!in_bf16(a))
+            pack_value(v, a.head_dim, tiling, j, packed);
+        else if (j % 2 == 0)
+            pack_values_bf16(
+                v, read_value(a, valid, b, head % a.heads, min(j + 1, valid.total - 1)), a.head_dim, tiling, j,
+                halves(packed + tiling.key_floats));
     }
 }
 

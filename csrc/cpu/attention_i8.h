@@ -50,7 +50,7 @@ inline void sum_keys(
     for (int64_t d = 0; d < a.head_dim; ++d)
         sums[d] = 0.0;
     for (int64_t j = from; j < min(to, valid.total); ++j) {
-        const float *k = read_key(a, valid, b, n, j, row).k;
+        const float *k = read_key(a, valid, b, n, j, row);
         for (int64_t d = 0; d < a.head_dim; ++d)
             sums[d] += k[d] - k[d] == 0.0f ? k[d] : 0.0f;
     }

@@ -54,7 +54,7 @@ struct AttentionTiling {
     int64_t group;                         // heads at once
     int64_t query_block;                   // query rows per task
     int64_t tiles, blocks[2], tile_rows[2], tile_blocks[2];
-    int64_t code_groups, sum_floats; // int8: groups of four channels; sums over a head's keys
+    int64_t code_groups, sum_floats; // int8: groups of four channels, and a scale and an offset of each key; sums
     int64_t width;                   // channels of a scratch row, padded to whole vectors
     int64_t q_floats, logit_floats, out_floats, row_floats, thread_floats;
 
@@ -64,9 +64,10 @@ struct AttentionTiling {
         keys = key_panels * NR;
         chunks = ceil_div(keys, PACK_BLOCK);
         code_groups = ceil_div(a.head_dim, 4);
-        key_floats = a.quantize != 0 ? keys * (code_groups + 2) : keys * a.head_dim; // a scale and an offset each
+        const int64_t halves = a.qk_dtype == KINEMA_BF16 ? 2 : 1; // numbers in 32 bits
+        key_floats = a.quantize != 0 ? keys * (code_groups + 2) : keys * ceil_div(a.head_dim, halves);
         sum_floats = a.quantize != 0 ? 2 * chunks * a.head_dim : 0;
-        head_floats = key_floats + keys * value_panels * NR;
+        head_floats = key_floats + keys * value_panels * NR / halves;
         const int64_t heads = a.batch * a.heads;
         group = min(heads, max(1, PACKED_LIMIT / 4 / max(1, head_floats)));
         // few short heads get smaller blocks, so that no thread waits long for the last one
@@ -83,7 +84,7 @@ struct AttentionTiling {
             rows = max(rows, min(query_block, min(tile_rows[s], tokens)));
         }
         tiles = ceil_div(rows, MR);
-        q_floats = tiles * MR * ceil_div(a.head_dim, KB) * KB;
+        q_floats = tiles * MR * ceil_div(a.head_dim, KB) * KB / halves;
         logit_floats = tiles * MR * KEY_BLOCK;
         out_floats = tiles * MR * value_panels * NR;
         width = ceil_div(a.head_dim, 16) * 16;
@@ -94,27 +95,46 @@ struct AttentionTiling {
     int64_t bytes(int32_t threads) const { return 4 * (group * (head_floats + sum_floats) + threads * thread_floats); }
 };
 
-struct KeyValue {
-    const float *k, *v;
+// A valid key's place among the slots.
+struct KeyPlace {
+    int64_t segment, slot;
+    KeyPlace(const kinema_attention_args &a, const ValidKeys &valid, int64_t j) : segment(a.key_segments - 1) {
+        while (j < valid.first[segment])
+            --segment;
+        slot = j - valid.first[segment];
+    }
 };
 
-// The jth valid key of a head and its value; `row` is scratch for a key that is rotated on read.
-inline KeyValue
+// x in fp32, from qk_dtype: x itself or `row`.
+inline const float *widened(const kinema_attention_args &a, const void *x, int64_t at, float *row) {
+    if (a.qk_dtype == KINEMA_F32)
+        return static_cast<const float *>(x) + at;
+    widen_row(static_cast<const uint16_t *>(x) + at, a.head_dim, row);
+    return row;
+}
+
+// The jth valid key of a head, rotated if need be; row: scratch.
+inline const float *
 read_key(const kinema_attention_args &a, const ValidKeys &valid, int64_t b, int64_t n, int64_t j, float *row) {
-    int64_t s = a.key_segments - 1;
-    while (j < valid.first[s])
-        --s;
-    const int64_t slot = j - valid.first[s];
-    const float *k = a.k[s] + b * a.k_stride_b[s] + n * a.k_stride_n[s] + slot * a.k_stride_r[s];
-    const float *v = a.v[s] + b * a.v_stride_b[s] + n * a.v_stride_n[s] + slot * a.v_stride_r[s];
-    const int64_t position = a.cosines[s] != nullptr ? slot - a.rope_start[s] : -1;
-    if (position >= 0 && position < a.rope_tokens[s]) {
+    const KeyPlace at(a, valid, j);
+    const int64_t s = at.segment;
+    const float *k = widened(a, a.k[s], b * a.k_stride_b[s] + n * a.k_stride_n[s] + at.slot * a.k_stride_r[s], row);
+    const int64_t position = a.cosines[s] != nullptr ? at.slot - a.rope_start[s] : -1;
+    if (position < 0 || position >= a.rope_tokens[s])
+        return k;
+    if (k != row)
         std::memcpy(row, k, a.head_dim * sizeof(float));
-        const int64_t table = b * a.rope_stride_b[s] + position * (a.head_dim / 2);
-        rotate(row, a.cosines[s] + table, a.sines[s] + table, a.head_dim / 2, a.interleaved[s] != 0);
-        k = row;
-    }
-    return {k, v};
+    const int64_t table = b * a.rope_stride_b[s] + position * (a.head_dim / 2);
+    rotate(row, a.cosines[s] + table, a.sines[s] + table, a.head_dim / 2, a.interleaved[s] != 0);
+    return row;
+}
+
+// And its value.
+inline const float *
+read_value(const kinema_attention_args &a, const ValidKeys &valid, int64_t b, int64_t n, int64_t j) {
+    const KeyPlace at(a, valid, j);
+    const int64_t s = at.segment;
+    return a.v[s] + b * a.v_stride_b[s] + n * a.v_stride_n[s] + at.slot * a.v_stride_r[s];
 }
 
 // A head's packed keys are [panel][channel][NR], its values [panel of channels][key][NR].

@@ -1,6 +1,6 @@
 // bf16 products, summed two at a time in fp32 (AVX512_BF16): the rows and columns of an fp32 tile in half the steps.
-// Rows are cast to bf16 while they are packed, and panels interleave pairs of a column's values; e4m3 panels, whose
-// values all exist in bf16, are converted one by one.
+// Panels interleave pairs of a column's values. Of a linear, rows are cast to bf16 while they are packed; e4m3 panels,
+// whose values all exist in bf16, are converted one by one.
 #pragma once
 
 #include <cstdint>
@@ -10,23 +10,47 @@ namespace KINEMA_ISA {
 
 constexpr int64_t BF16_DEPTH = 384; // a panel takes 24 KB
 
-// c[R, NR] = (accumulate: c +) a · b, of which the first VECTORS · W columns are computed. a: [depth/2][MR][2]; b:
-// [depth/2][NR][2].
-template <int R, int VECTORS>
-__attribute__((noinline, noclone)) void
-micro_kernel_bf16(const uint16_t *a, const uint16_t *b, int64_t depth, float *c, bool accumulate) {
+// Layouts of the left matrix: a tile of MR rows, [depth/2][MR][2], or plain strided rows.
+struct PairedTile {
+    static constexpr int64_t row() { return 2; }
+    static constexpr int64_t step() { return 2 * MR; }
+};
+struct PairedRows {
+    int64_t stride;
+    int64_t row() const { return stride; }
+    static constexpr int64_t step() { return 2; }
+};
+
+// What becomes of a tile's sums at `to`, in row r.
+struct Accumulated {
+    bool accumulate;
+    V operator()(const float *to, int, V sum) const { return accumulate ? add(load(to), sum) : sum; }
+};
+struct Scaled {
+    float scale;
+    V operator()(const float *, int, V sum) const { return mul(sum, set1(scale)); }
+};
+struct AddedToScaled {
+    const float *scale; // [rows]
+    V operator()(const float *to, int r, V sum) const { return fma(load(to), set1(scale[r]), sum); }
+};
+
+// c[R, NR] = finish(a · b), of which the first VECTORS · W columns are computed. b: [depth/2][NR][2].
+template <int R, int VECTORS, class Layout, class Finish>
+__attribute__((noinline, noclone)) void micro_kernel_bf16(
+    const uint16_t *a, Layout layout, const uint16_t *b, int64_t depth, float *c, int64_t c_stride, Finish finish) {
     V sums[R][VECTORS];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
         for (int v = 0; v < VECTORS; ++v)
             sums[r][v] = set1(0.0f);
-    for (int64_t k = 0; k < depth; k += 2, a += 2 * MR, b += 2 * NR) {
+    for (int64_t k = 0; k < depth; k += 2, a += layout.step(), b += 2 * NR) {
         Bf16Pairs columns[VECTORS];
         for (int v = 0; v < VECTORS; ++v)
             columns[v] = load_pairs(b + 2 * v * W);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
-            const Bf16Pairs x = broadcast_pair(a + 2 * r);
+            const Bf16Pairs x = broadcast_pair(a + r * layout.row());
             for (int v = 0; v < VECTORS; ++v)
                 sums[r][v] = dot_pairs(sums[r][v], x, columns[v]);
         }
@@ -34,22 +58,24 @@ micro_kernel_bf16(const uint16_t *a, const uint16_t *b, int64_t depth, float *c,
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
         for (int v = 0; v < VECTORS; ++v) {
-            float *to = c + r * NR + v * W;
-            store(to, accumulate ? add(load(to), sums[r][v]) : sums[r][v]);
+            float *to = c + r * c_stride + v * W;
+            store(to, finish(to, r, sums[r][v]));
         }
 }
 
-template <int R = MR>
-inline void
-multiply_bf16(int rows, int columns, const uint16_t *a, const uint16_t *b, int64_t depth, float *c, bool accumulate) {
+// The same for `rows` rows, at most MR, and at least the first `columns` columns of the panel.
+template <class Layout, class Finish, int R = MR>
+inline void multiply_bf16(
+    int rows, int columns, const uint16_t *a, Layout layout, const uint16_t *b, int64_t depth, float *c,
+    int64_t c_stride, Finish finish) {
     if constexpr (R > 1) {
         if (rows < R)
-            return multiply_bf16<R - 1>(rows, columns, a, b, depth, c, accumulate);
+            return multiply_bf16<Layout, Finish, R - 1>(rows, columns, a, layout, b, depth, c, c_stride, finish);
     }
     if (columns <= W)
-        micro_kernel_bf16<R, 1>(a, b, depth, c, accumulate);
+        micro_kernel_bf16<R, 1>(a, layout, b, depth, c, c_stride, finish);
     else
-        micro_kernel_bf16<R, 2>(a, b, depth, c, accumulate);
+        micro_kernel_bf16<R, 2>(a, layout, b, depth, c, c_stride, finish);
 }
 
 // Depth k to k + count of an e4m3 panel, as bf16 pairs in `to`.
@@ -79,7 +105,8 @@ struct Bf16Kernel {
     }
     static void
     multiply(int rows, int columns, const uint16_t *a, const void *b, int64_t depth, float *c, bool accumulate) {
-        multiply_bf16(rows, columns, a, static_cast<const uint16_t *>(b), depth, c, accumulate);
+        multiply_bf16(
+            rows, columns, a, PairedTile{}, static_cast<const uint16_t *>(b), depth, c, NR, Accumulated{accumulate});
     }
 };
 

@@ -147,6 +147,8 @@ int32_t check_sizes(const kinema_qk_norm_rope_args &a) {
     if (!is_thread_count(a.threads) || !are_sizes({a.batch, a.tokens, a.heads, a.head_dim}) ||
         !within_max_elements({a.batch, a.tokens, a.heads, a.head_dim}))
         return KINEMA_BAD_SIZE;
+    if (a.out_dtype != KINEMA_F32 && a.out_dtype != KINEMA_BF16)
+        return KINEMA_BAD_DTYPE;
     if (!is_norm(a.norm) || !are_flags({a.across_heads, a.interleaved}))
         return KINEMA_BAD_OPTION;
     if (a.operands < 1 || a.heads % a.operands != 0)
@@ -164,7 +166,10 @@ int32_t check_sizes(const kinema_qk_norm_rope_args &a) {
 int32_t check_memory(const kinema_qk_norm_rope_args &a) {
     if ((a.cosines == nullptr) != (a.sines == nullptr))
         return KINEMA_NO_POINTER;
-    return check_pointers(4, {a.x, a.out}, {a.weight, a.bias, a.cosines, a.sines});
+    const bool rounds = a.out_dtype != KINEMA_F32;
+    return first_error(
+        {check_pointers(4, {a.x}, {a.weight, a.bias, a.cosines, a.sines}), check_pointers(rounds ? 2 : 4, {a.out}),
+         rounds ? check_pointers(CACHE_LINE, {a.workspace}) : KINEMA_OK});
 }
 
 // ---- scheduler_step

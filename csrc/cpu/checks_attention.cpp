@@ -62,11 +62,18 @@ bool are_listed(const kinema_attention_args &a) {
     return true;
 }
 
+int64_t qk_alignment(const kinema_attention_args &a) { return a.qk_dtype == KINEMA_F32 ? 4 : 2; }
+
+int32_t check_queries(const kinema_attention_args &a, int64_t s) {
+    return first_error({check_pointers(qk_alignment(a), {a.q[s]}), check_pointers(4, {a.out[s]})});
+}
+
 int32_t check_keys(const kinema_attention_args &a, int64_t s) {
     if ((a.cosines[s] == nullptr) != (a.sines[s] == nullptr))
         return KINEMA_NO_POINTER;
     const int32_t status = first_error(
-        {check_pointers(4, {a.k[s], a.v[s]}, {a.cosines[s], a.sines[s]}), check_pointers(8, {}, {a.lengths[s]})});
+        {check_pointers(qk_alignment(a), {a.k[s]}), check_pointers(4, {a.v[s]}, {a.cosines[s], a.sines[s]}),
+         check_pointers(8, {}, {a.lengths[s]})});
     for (int64_t b = 0; status == KINEMA_OK && a.lengths[s] != nullptr && b < a.batch; ++b)
         if (a.lengths[s][b] < 0 || a.lengths[s][b] > a.slots[s])
             return KINEMA_BAD_INDEX;
@@ -86,6 +93,8 @@ int32_t check_sizes(const kinema_attention_args &a) {
     if (a.causal_block < 0 || a.causal_block > MAX_ELEMENTS || a.causal_offset < -MAX_ELEMENTS ||
         a.causal_offset > MAX_ELEMENTS)
         return KINEMA_BAD_SIZE;
+    if (a.qk_dtype != KINEMA_F32 && a.qk_dtype != KINEMA_BF16)
+        return KINEMA_BAD_DTYPE;
     if (!are_flags({a.quantize, a.interleaved[0], a.interleaved[1], a.interleaved[2]}))
         return KINEMA_BAD_OPTION;
     if (a.query_segments > 1 && (a.causal_block != 0 || a.counts != nullptr || a.residual != nullptr))
@@ -115,7 +124,7 @@ int32_t check_sizes(const kinema_attention_args &a) {
 
 int32_t check_memory(const kinema_attention_args &a) {
     for (int64_t s = 0; s < a.query_segments; ++s)
-        if (const int32_t status = check_pointers(4, {a.q[s], a.out[s]}); a.q_tokens[s] > 0 && status != KINEMA_OK)
+        if (const int32_t status = check_queries(a, s); a.q_tokens[s] > 0 && status != KINEMA_OK)
             return status;
     for (int64_t s = 0; s < a.key_segments; ++s)
         if (const int32_t status = a.slots[s] > 0 ? check_keys(a, s) : KINEMA_OK; status != KINEMA_OK)

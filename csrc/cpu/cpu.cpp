@@ -75,8 +75,16 @@ const Candidate CANDIDATES[] = {
 };
 constexpr int32_t CANDIDATE_COUNT = sizeof CANDIDATES / sizeof CANDIDATES[0];
 
+// Whether a table multiplies what an op is given.
+template <class Args> bool has_products(const Table &, const Args &) { return true; }
+bool has_products(const Table &table, const kinema_attention_args &args) {
+    return args.qk_dtype != KINEMA_BF16 || table.multiplies_bf16 != 0;
+}
+
 template <class Args> int32_t check(const kinema_cpu *cpu, const Args *args) {
     const int32_t status = first_error({check_pointers(1, {cpu}), check_pointers(alignof(Args), {args})});
+    if (status == KINEMA_OK && !has_products(*cpu->table, *args))
+        return KINEMA_BAD_DTYPE;
     return status == KINEMA_OK ? check_sizes(*args) : status;
 }
 
@@ -259,6 +267,10 @@ int64_t kinema_norm_modulate_workspace(const kinema_cpu *cpu, const kinema_norm_
 int32_t
 kinema_norm_modulate(const kinema_cpu *cpu, const kinema_norm_modulate_args *args, const kinema_control *control) {
     return run(cpu, args, control, &Table::norm_modulate);
+}
+
+int64_t kinema_qk_norm_rope_workspace(const kinema_cpu *cpu, const kinema_qk_norm_rope_args *args) {
+    return workspace(cpu, args, &Table::qk_norm_rope_workspace);
 }
 
 int32_t

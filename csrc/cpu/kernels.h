@@ -11,6 +11,7 @@
 #include "linear.h"
 #include "attention_keys.h"
 #include "attention_i8.h"
+#include "attention_bf16.h"
 #include "attention.h"
 #include "patches.h"
 #include "conv3d_copy.h"
@@ -35,6 +36,7 @@
         isa::BF16_GROUP == 2,                                                                                          \
         isa::norm_modulate_workspace,                                                                                  \
         isa::norm_modulate,                                                                                            \
+        isa::qk_norm_rope_workspace,                                                                                   \
         isa::qk_norm_rope,                                                                                             \
         isa::scheduler_step_workspace,                                                                                 \
         isa::scheduler_step,                                                                                           \

@@ -53,7 +53,7 @@ inline int64_t probe_bf16(int64_t steps) {
     alignas(64) uint16_t columns[NR * DEPTH] = {};
     float sums[MR * NR];
     for (int64_t step = 0; step < steps; step += DEPTH)
-        multiply_bf16(MR, NR, rows, columns, DEPTH, sums, false);
+        multiply_bf16(MR, NR, rows, PairedTile{}, columns, DEPTH, sums, NR, Accumulated{false});
     volatile float used = sums[0];
     (void)used;
     return ceil_div(steps, DEPTH) * DEPTH * MR * NR * 2;

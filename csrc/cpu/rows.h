@@ -60,6 +60,37 @@ template <class F> inline float row_sum(const float *x, int64_t count, float pad
     return reduce_add(lane_sums(x, count, padding, f));
 }
 
+// ---- bf16
+
+// to nearest even; NaN stays NaN
+inline uint16_t to_bf16(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+    return static_cast<uint16_t>(x == x ? rounded : bits >> 16 | 0x40u);
+}
+
+inline void round_row(const float *x, int64_t count, uint16_t *to) {
+    int64_t i = 0;
+#if defined(__AVX512BF16__)
+    for (; i + W <= count; i += W)
+        store_bf16(to + i, load(x + i));
+#endif
+    for (; i < count; ++i)
+        to[i] = to_bf16(x[i]);
+}
+
+inline void widen_row(const uint16_t *x, int64_t count, float *to) {
+    int64_t i = 0;
+    for (; i + W <= count; i += W)
+        store(to + i, load_bf16(x + i));
+    uint16_t tail[W] = {};
+    for (int lane = 0; i + lane < count; ++lane)
+        tail[lane] = x[i + lane];
+    if (i < count)
+        store_n(to + i, load_bf16(tail), static_cast<int>(count - i));
+}
+
 struct Moments {
     float mean, rstd; // norm(x) = (x − mean)·rstd
 };
@@ -266,9 +297,14 @@ inline void rotate(float *x, const float *cosines, const float *sines, int64_t p
         }
 }
 
+inline int64_t qk_norm_rope_workspace(const kinema_qk_norm_rope_args &a) {
+    return a.out_dtype == KINEMA_F32 ? 0 : 4 * max(1, a.threads) * a.head_dim; // a head of fp32 per thread
+}
+
 inline void qk_norm_rope(const kinema_qk_norm_rope_args &a, Call &call) {
-    const int64_t of_operand = a.heads / a.operands;
-    parallel_for_rows(call, a.threads, a.batch * a.tokens, a.heads * a.head_dim, [&](int64_t row, int) {
+    const int64_t channels = a.heads * a.head_dim, of_operand = a.heads / a.operands;
+    const bool rounds = a.out_dtype != KINEMA_F32;
+    parallel_for_rows(call, a.threads, a.batch * a.tokens, channels, [&](int64_t row, int thread) {
         const int64_t b = row / a.tokens, s = row % a.tokens;
         const float *x = a.x + b * a.x_stride_b + s * a.x_stride_s;
         Moments stats{0.0f, 1.0f};
@@ -277,7 +313,9 @@ inline void qk_norm_rope(const kinema_qk_norm_rope_args &a, Call &call) {
         const int64_t table = rotates ? b * a.rope_stride_b + position * (a.head_dim / 2) : 0;
         for (int64_t head = 0; head < a.heads; ++head) {
             const float *from = x + head * a.head_dim;
-            float *to = a.out + b * a.out_stride_b + head * a.out_stride_n + s * a.head_dim;
+            const int64_t result = b * a.out_stride_b + head * a.out_stride_n + s * a.head_dim;
+            float *to =
+                rounds ? static_cast<float *>(a.workspace) + thread * a.head_dim : static_cast<float *>(a.out) + result;
             if (!a.across_heads)
                 stats = moments(from, a.head_dim, a.norm, a.eps);
             else if (head % of_operand == 0)
@@ -288,6 +326,8 @@ inline void qk_norm_rope(const kinema_qk_norm_rope_args &a, Call &call) {
                 a.head_dim, to);
             if (rotates)
                 rotate(to, a.cosines + table, a.sines + table, a.head_dim / 2, a.interleaved != 0);
+            if (rounds)
+                round_row(to, a.head_dim, static_cast<uint16_t *>(a.out) + result);
         }
     });
 }

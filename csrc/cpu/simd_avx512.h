@@ -109,7 +109,20 @@ inline void store_pairs(uint16_t *p, V first, V second) {
     const __m512i high = _mm512_and_si512(_mm512_castps_si512(second), _mm512_set1_epi32(-65536));
     _mm512_storeu_si512(p, _mm512_or_si512(high, _mm512_srli_epi32(_mm512_castps_si512(first), 16)));
 }
-// the reverse: two fp32 rows of W columns
+// the same of any values, to nearest even
+inline void round_pairs(uint16_t *p, V first, V second) {
+    const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(first));
+    const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(second));
+    _mm512_storeu_si512(p, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+}
+// 2·W values of a row, rounded; returns them as W pairs
+inline Bf16Pairs round_row_pairs(uint16_t *p, V first, V second) {
+    const Bf16Pairs pairs = _mm512_cvtne2ps_pbh(second, first);
+    _mm512_storeu_si512(p, (__m512i)pairs);
+    return pairs;
+}
+inline Bf16Pairs pairs_of_ones() { return (__m512bh)_mm512_set1_epi32(0x3f803f80); }
+// the reverse of store_pairs: two fp32 rows of W columns
 inline void unpack_pairs(const uint16_t *p, float *first, float *second) {
     const __m512i pairs = _mm512_loadu_si512(p);
     store(first, _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)));

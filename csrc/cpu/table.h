@@ -21,6 +21,7 @@ struct Table {
     int32_t multiplies_bf16;
     int64_t (*norm_modulate_workspace)(const kinema_norm_modulate_args &args);
     void (*norm_modulate)(const kinema_norm_modulate_args &args, Call &call);
+    int64_t (*qk_norm_rope_workspace)(const kinema_qk_norm_rope_args &args);
     void (*qk_norm_rope)(const kinema_qk_norm_rope_args &args, Call &call);
     int64_t (*scheduler_step_workspace)(const kinema_scheduler_step_args &args);
     void (*scheduler_step)(const kinema_scheduler_step_args &args, Call &call);

@@ -208,15 +208,19 @@ typedef struct kinema_qk_norm_rope_args {
     const float *cosines; /* [rope_tokens, head_dim / 2], for tokens from rope_start on; null: no rotation */
     const float *sines;
     int64_t rope_stride_b, rope_start, rope_tokens;
-    float *out;
+    void *out; /* in out_dtype, F32 or BF16 */
     int64_t out_stride_b, out_stride_n;
+    void *workspace; /* kinema_qk_norm_rope_workspace() bytes, 64-byte aligned; NULL where that is 0 */
     float eps;
     int32_t norm;
     int32_t across_heads; /* statistics over all heads of an operand, else of each head */
     int32_t operands;     /* divides heads */
     int32_t interleaved;  /* pairs (2j, 2j + 1), else (j, j + head_dim / 2) */
+    int32_t out_dtype;
     int32_t threads;
 } kinema_qk_norm_rope_args;
+
+KINEMA_API int64_t kinema_qk_norm_rope_workspace(const kinema_cpu *cpu, const kinema_qk_norm_rope_args *args);
 
 KINEMA_API int32_t
 kinema_qk_norm_rope(const kinema_cpu *cpu, const kinema_qk_norm_rope_args *args, const kinema_control *control);
@@ -247,13 +251,13 @@ kinema_scheduler_step(const kinema_cpu *cpu, const kinema_scheduler_step_args *a
 typedef struct kinema_attention_args {
     int64_t batch, heads, head_dim;
     int64_t query_segments, key_segments;
-    const float *q[2]; /* channels dense */
+    const void *q[2]; /* in qk_dtype, as k; channels dense */
     int64_t q_stride_b[2], q_stride_n[2], q_stride_s[2], q_tokens[2];
     float *out[2]; /* [batch, tokens, heads * head_dim], channels dense */
     int64_t out_stride_b[2], out_stride_s[2];
     const float *residual; /* for the first segment; may be its out; null: 0 */
     int64_t residual_stride_b, residual_stride_s;
-    const float *k[3];
+    const void *k[3];
     int64_t k_stride_b[3], k_stride_n[3], k_stride_r[3];
     const float *v[3];
     int64_t v_stride_b[3], v_stride_n[3], v_stride_r[3];
@@ -272,7 +276,9 @@ typedef struct kinema_attention_args {
     void *workspace; /* kinema_attention_workspace() bytes, 64-byte aligned */
     float scale;
     int32_t interleaved[3];
-    int32_t quantize; /* 1: logits from int8 queries and keys, of 181 levels; 0: from fp32 */
+    int32_t quantize; /* 1: logits from int8 queries and keys, of 181 levels; 0: from qk_dtype */
+    int32_t
+        qk_dtype; /* F32; or BF16, where kinema_linear_multiplies_bf16(): values and weights are rounded to it too */
     int32_t threads;
 } kinema_attention_args;
 

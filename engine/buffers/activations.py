@@ -24,35 +24,34 @@ class ActivationBuffers:
         self._flat: dict[str, torch.Tensor] = {}
         self._views: dict[tuple[object, ...], torch.Tensor] = {}
 
-    def get(self, name: str, shape: Sequence[int], like: torch.Tensor) -> torch.Tensor | None:
+    def get(
+        self, name: str, shape: Sequence[int], like: torch.Tensor, dtype: torch.dtype | None = None
+    ) -> torch.Tensor | None:
         """A dense tensor for an op to write into, valid until the next of that name. None: the op allocates its own."""
         if not self._enabled or torch.is_grad_enabled():
             return None
-        key = (name, *shape)
+        key, dtype = (name, *shape), dtype or like.dtype
         found = self._views.get(key)  # making a view costs as much as checking a small op's arguments
         # torch writes into an inference tensor only in inference mode
         inference = torch.is_inference_mode_enabled()
-        if (
-            found is None
-            or found.dtype != like.dtype
-            or found.device != like.device
-            or found.is_inference() != inference
-        ):
+        if found is None or found.dtype != dtype or found.device != like.device or found.is_inference() != inference:
             found = None  # or the old memory would live until the new is allocated
             if len(self._views) >= MOST_VIEWS:
                 self._views.clear()
-            found = self._views[key] = self._flat_of(name, math.prod(shape), like, inference).view(*shape)
+            found = self._views[key] = self._flat_of(name, math.prod(shape), dtype, like.device, inference).view(*shape)
         return found
 
-    def _flat_of(self, name: str, count: int, like: torch.Tensor, inference: bool) -> torch.Tensor:
+    def _flat_of(
+        self, name: str, count: int, dtype: torch.dtype, device: torch.device, inference: bool
+    ) -> torch.Tensor:
         flat = self._flat.get(name)
         other = flat is not None and flat.is_inference() != inference
-        if flat is None or other or flat.numel() < count or flat.dtype != like.dtype or flat.device != like.device:
+        if flat is None or other or flat.numel() < count or flat.dtype != dtype or flat.device != device:
             for view in [key for key in self._views if key[0] == name]:
                 del self._views[view]
             self._flat.pop(name, None)  # freed before the new is allocated
             flat = None
-            flat = self._flat[name] = _flat(count, like)
+            flat = self._flat[name] = _flat(count, dtype, device)
         return flat[:count]
 
     @property
@@ -90,7 +89,7 @@ class BufferPool:
         self._idle.clear()
 
 
-def _flat(count: int, like: torch.Tensor) -> torch.Tensor:
-    if like.device.type != "cpu":
-        return torch.empty(count, dtype=like.dtype, device=like.device)
-    return aligned_bytes(count * like.dtype.itemsize).view(like.dtype)
+def _flat(count: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    if device.type != "cpu":
+        return torch.empty(count, dtype=dtype, device=device)
+    return aligned_bytes(count * dtype.itemsize).view(dtype)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from kinema.ops.attention import KV, BlockCausal, BlockList
+from kinema.ops.attention import KV, BlockCausal, BlockList, operands
 from kinema.ops.common import Quantized, QuantKind, Rope, Target
 from kinema.ops.norm_modulate import Norm
 from kinema.ops.qk_norm_rope import HeadNorm
@@ -153,12 +153,14 @@ def attention(
 ) -> Call:
     """fused: v is a slice of the projection. sparse: one tile of keys in so many is read. cache: keys before these."""
     dtype = target.precision.activations
-    q, k, v = (new(1, heads, n, head_dim, dtype=dtype) for n in (queries, keys, keys))
+    given = operands(target)
+    q, k = (new(1, heads, n, head_dim, dtype=given) for n in (queries, keys))
+    v = new(1, heads, keys, head_dim, dtype=dtype)
     if fused:
         v = new(1, keys, 3, heads, head_dim, dtype=dtype)[:, :, 2].transpose(1, 2)
     kv: Any = KV(k, v, new.whole(torch.tensor([keys - 7], dtype=torch.int64, device="cpu")) if lengths else None)
     if cache:
-        past_k, past_v = (new(1, heads, cache, head_dim, dtype=dtype) for _ in range(2))
+        past_k, past_v = (new(1, heads, cache, head_dim, dtype=t) for t in (given, dtype))
         kv = (KV(past_k, past_v, rope=_rope(new, cache, head_dim)), kv)
     blocks = None
     if sparse:

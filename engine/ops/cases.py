@@ -59,7 +59,7 @@ TRANSFORMERS = (
 
 
 # what a CPU multiplies in seconds; no GPU is built for these sizes in fp32
-ON_A_CPU = Transformer("1.3B on a CPU", 12, 128, 8960, {1280: ("fp32", "bf16", "int8"), 4680: ("fp32",)})
+ON_A_CPU = Transformer("1.3B on a CPU", 12, 128, 8960, {1280: ("fp32", "bf16", "int8"), 4680: ("fp32", "bf16")})
 
 
 def cpu_cases() -> tuple[Case, ...]:

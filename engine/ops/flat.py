@@ -13,6 +13,7 @@ from dataclasses import fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import torch
 from torch import Tensor
 
 from kinema.ops.common import Packed
@@ -29,7 +30,7 @@ def flattener(contract: Any) -> Callable[..., Flat]:
     """
     signature: list[str] = []
     lines = ["words, tensors, ints, floats = '', [], [], []"]
-    known: dict[str, Any] = {"Tensor": Tensor}
+    known: dict[str, Any] = {"Tensor": Tensor, "dtype": torch.dtype}
     for parameter, hint in _parameters(contract):
         if parameter.kind is parameter.KEYWORD_ONLY and "*" not in signature:
             signature.append("*")
@@ -94,7 +95,7 @@ def _lines(value: str, hint: Any, known: dict[str, Any]) -> list[str]:
         return lines
     if (name := _list(hint)) is not None:
         return [f"{name}.append({value})"]
-    if hint is bool or get_origin(hint) is Literal:
+    if hint in (bool, torch.dtype) or get_origin(hint) is Literal:
         return [f"words += f' {{{value}}}'"]
     if get_origin(hint) is tuple and ... in get_args(hint):
         part = f"{value.replace('.', '_')}_part"
@@ -124,6 +125,8 @@ def _make(hint: Any) -> Callable[[Parts], Any]:
         return lambda parts: next(parts["words"]) == "True"
     if get_origin(hint) is Literal:
         return lambda parts: next(parts["words"])
+    if hint is torch.dtype:
+        return lambda parts: getattr(torch, next(parts["words"]).removeprefix("torch."))
     if get_origin(hint) is tuple and ... in get_args(hint):
         each = _make(get_args(hint)[0])
         return lambda parts: tuple([each(parts) for _ in range(int(next(parts["words"])))])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import get_args
 
@@ -77,7 +77,19 @@ def plan_ops(target: Target, backend: str = "auto", quantize_attention: QuantKin
             choices.append(_choose_quantizing(op, target, backend, quantize_attention))
         else:
             choices.append(_choose(op, target, backend))
-    return Plan(target, tuple(choices), quantize_attention)
+    dtype = _attention_dtype(target, {choice.op: choice.backend for choice in choices})
+    return Plan(target, tuple(choices), quantize_attention, dtype)
+
+
+def _attention_dtype(target: Target, backends: Mapping[str, str]) -> torch.dtype | None:
+    """Of queries and keys where it is another than between ops. backends: what runs each op."""
+    given = [
+        i.operands(target)
+        for op in OPS
+        for i in op.implementations
+        if op.name == "attention" and i.backend == backends["attention"]
+    ]
+    return next((dtype for dtype in given if dtype != target.precision.activations), None)
 
 
 def at_precision(plan: Plan, precision: str, backend: str) -> Plan:

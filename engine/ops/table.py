@@ -36,11 +36,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class Plan:
-    """quantize_attention: what a transformer asks of its self-attention."""
+    """quantize_attention: what a transformer asks of its self-attention. attention_dtype: of the queries and keys that
+    it gives to attention; None: as everything else between ops.
+    """
 
     target: Target
     choices: tuple[Choice, ...]
     quantize_attention: QuantKind | None = None
+    attention_dtype: torch.dtype | None = None
 
     def backend(self, op: str) -> str:
         """What runs an op."""

@@ -9,7 +9,7 @@ import torch
 
 from kinema.ops.attention.libraries import FLASH_ATTN, SDPA
 from kinema.ops.common import Implementation, Op, QuantKind, Rope, Target
-from kinema.ops.common.native import cpu_implementation
+from kinema.ops.common.native import cpu_implementation, multiplies_bf16
 from kinema.ops.common.triton_target import fp8_unsupported, quantize_unsupported, triton_implementation
 
 FP8_BLOCK = 128  # keys that share a scale in 8 bits
@@ -77,7 +77,9 @@ class Attention(Protocol):
         """Every query attends to every real key of all KV segments, as if they were concatenated.
 
         q: [B, N, S, D], any stride over B, N and S, in up to two segments (video and text, in either order).
-        kv: up to three segments (a cache, video, text), k and v in q's dtype. A fused implementation concatenates
+        kv: up to three segments (a cache, video, text), k in q's dtype and v too, or in fp32 where q and k are bf16: an
+        implementation may then round values and weights to bf16 as well, and sums the weights as they are rounded. A
+        fused implementation concatenates
         nothing. A segment of queries or keys may be empty.
         scale: 1/√D if None (UMT5 passes 1). bias: added to the logits, [B or 1, N or 1, ΣSq or 1, ΣR], any
         strides; −inf masks a key, which must be finite all the same.
@@ -105,7 +107,7 @@ class Attention(Protocol):
           fp32 (not for fp64 inputs). Values that are not finite, which only unseen keys may hold, count as 0 in it.
         - Sums of products are integers; each becomes a logit in fp32, times both s and scale.
 
-        Returns one contiguous [B, S, N·D] per query segment, in q's dtype, ready for the output projection. A misfit is
+        Returns one contiguous [B, S, N·D] per query segment, in v's dtype, ready for the output projection. A misfit is
         a ValueError, before anything is read (check.py). The values of lengths and lists are checked on a CPU only: on
         a GPU, to avoid a synchronisation, lengths are clamped to the slots, and lists have to be valid.
         """
@@ -124,9 +126,18 @@ def _in_pytorch(target: Target, kind: QuantKind) -> list[str]:
     return []
 
 
-def _result(q: torch.Tensor | tuple[torch.Tensor, ...], **_: object) -> tuple[torch.Tensor, ...]:
-    queries = q if isinstance(q, tuple) else (q,)
-    return tuple(part.new_empty(part.shape[0], part.shape[2], part.shape[1] * part.shape[3]) for part in queries)
+def operands(target: Target) -> torch.dtype:
+    """Of queries and keys: on a CPU bf16 where it has products of that, and linears round to as few bits or fewer."""
+    rounds = target.precision.weights in (torch.bfloat16, torch.float8_e4m3fn, torch.int8)
+    native = target.device.type == "cpu" and multiplies_bf16()
+    return torch.bfloat16 if rounds and native else target.precision.activations
+
+
+def _result(
+    q: torch.Tensor | tuple[torch.Tensor, ...], kv: KV | tuple[KV, ...], **_: object
+) -> tuple[torch.Tensor, ...]:
+    queries, like = q if isinstance(q, tuple) else (q,), (kv if isinstance(kv, KV) else kv[0]).v
+    return tuple(like.new_empty(part.shape[0], part.shape[2], part.shape[1] * part.shape[3]) for part in queries)
 
 
 OP = Op(
@@ -136,7 +147,7 @@ OP = Op(
         FLASH_ATTN,
         SDPA,
         replace(triton_implementation("attention", quantize_unsupported), quantizes=_in_triton),
-        replace(cpu_implementation("attention"), quantizes=_on_a_cpu),
+        replace(cpu_implementation("attention"), quantizes=_on_a_cpu, operands=operands),
         Implementation("reference", "kinema.ops.attention.reference", quantizes=_in_pytorch),
     ),
     _result,

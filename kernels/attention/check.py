@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import wraps
 from typing import Any
 
@@ -16,8 +17,17 @@ from kinema.ops.common.quantized import KINDS
 MOST_QUERIES, MOST_KEYS = 2, 3  # segments
 
 
-def checked(run: Callable[..., tuple[torch.Tensor, ...]]) -> Attention:
-    """`run`, called only with valid arguments and without empty segments; segments and outputs always in tuples."""
+def _nowhere(quantize: QuantKind | None) -> bool:
+    return False
+
+
+def checked(
+    run: Callable[..., tuple[torch.Tensor, ...]], *, mixes: Callable[[QuantKind | None], bool] = _nowhere
+) -> Attention:
+    """`run`, called only with valid arguments and without empty segments; segments and outputs always in tuples.
+
+    mixes: whether it takes q and k in bf16 beside v in fp32; else it gets them in fp32.
+    """
 
     @wraps(run)
     def attention(
@@ -51,6 +61,9 @@ def checked(run: Callable[..., tuple[torch.Tensor, ...]]) -> Attention:
         if blocks is not None:
             _check_blocks(blocks, queries[0], asked, seen)
         outputs = _check_results(queries, segments, bias, residual, out)
+        if queries[0].dtype != segments[0].v.dtype and not mixes(quantize):
+            queries = tuple(x.to(segments[0].v.dtype) for x in queries)
+            segments = tuple(replace(s, k=s.k.to(s.v.dtype)) for s in segments)
         empty = empty or (blocks is not None and not blocks.indices.shape[3])
         options = {"scale": scale, "bias": bias, "causal": causal, "blocks": blocks, "quantize": quantize}
         if empty:
@@ -66,11 +79,12 @@ def _check_segments(queries: tuple[torch.Tensor, ...], segments: tuple[KV, ...])
     if first.ndim != 4 or first.dtype not in FLOATS or not first.shape[1] * first.shape[3]:
         raise misfit("q", first, "floats [B, N, S, D] with at least one head and channel")
     batch, _, _, head_dim = first.shape
+    wide = torch.float32 if first.dtype == torch.bfloat16 and segments[0].v.dtype == torch.float32 else first.dtype
     asked = [_tokens("q", x, first) for x in queries]
     seen = []
     for s in segments:
         slots = _tokens("k", s.k, first)
-        if _tokens("v", s.v, first) != slots:
+        if _tokens("v", s.v, first, wide) != slots:
             raise ValueError(f"k is {tuple(s.k.shape)} and v {tuple(s.v.shape)}, wanted the same")
         if s.lengths is not None:
             _check_lengths(s.lengths, batch, slots)
@@ -80,15 +94,16 @@ def _check_segments(queries: tuple[torch.Tensor, ...], segments: tuple[KV, ...])
     return sum(asked), sum(seen), not batch or 0 in asked or 0 in seen
 
 
-def _tokens(name: str, t: torch.Tensor, q: torch.Tensor) -> int:
-    """S of t [B, N, S, D], which must match q in everything else."""
-    if t.ndim == 4 and t.dtype == q.dtype and t.device == q.device:
+def _tokens(name: str, t: torch.Tensor, q: torch.Tensor, dtype: torch.dtype | None = None) -> int:
+    """S of t [B, N, S, D], which must match q in everything else, but for another `dtype`."""
+    dtype = dtype or q.dtype
+    if t.ndim == 4 and t.dtype == dtype and t.device == q.device:
         (b, n, count, d), (batch, heads, _, head_dim) = t.shape, q.shape
         if b == batch and n == heads and d == head_dim:
             check_channels_dense(name, t)
             return count
     batch, heads, _, head_dim = q.shape
-    raise misfit(name, t, f"{q.dtype} of shape [{batch}, {heads}, tokens, {head_dim}] on {q.device}, as q")
+    raise misfit(name, t, f"{dtype} of shape [{batch}, {heads}, tokens, {head_dim}] on {q.device}, as q")
 
 
 def _check_lengths(lengths: torch.Tensor, batch: int, slots: int) -> None:
@@ -141,7 +156,7 @@ def _check_results(
 ) -> tuple[torch.Tensor | None, ...]:
     """The output buffer of each query segment, None where the caller gave none."""
     batch, heads, tokens, head_dim = queries[0].shape
-    dtype, device = queries[0].dtype, queries[0].device
+    dtype, device = segments[0].v.dtype, queries[0].device
     if residual is not None:
         check_floats("residual", residual, (batch, tokens, heads * head_dim), device)
         check_channels_dense("residual", residual)
@@ -183,6 +198,6 @@ def _without_the_empty(
             results.append(next(made))
             continue
         batch, heads, tokens, head_dim = x.shape
-        nothing = x.new_zeros(batch, tokens, heads * head_dim)
-        results.append(write_result(nothing if residual is None else (nothing + residual).to(x.dtype), y))
+        nothing = segments[0].v.new_zeros(batch, tokens, heads * head_dim)
+        results.append(write_result(nothing if residual is None else (nothing + residual).to(nothing.dtype), y))
     return tuple(results)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from functools import partial
 
 import torch
 
@@ -10,7 +11,7 @@ from kinema.ops.attention import KV, BlockCausal, BlockList, reference
 from kinema.ops.attention.check import checked
 from kinema.ops.common import QuantKind, output_buffer
 from kinema.ops.common.arguments import unchecked
-from kinema.ops.common.native import address, check_readable, cpu, rope_table, workspace
+from kinema.ops.common.native import DTYPES, address, check_readable, cpu, multiplies_bf16, rope_table, workspace
 from kinema.ops.common.threads import thread_count
 
 _Two, _Three = ctypes.c_int64 * 2, ctypes.c_int64 * 3
@@ -70,11 +71,16 @@ class AttentionArguments(ctypes.Structure):
         ("scale", ctypes.c_float),
         ("interleaved", ctypes.c_int32 * 3),
         ("quantize", ctypes.c_int32),
+        ("qk_dtype", ctypes.c_int32),
         ("threads", ctypes.c_int32),
     )
 
 
-@checked
+def _mixes(quantize: QuantKind | None) -> bool:
+    return quantize != "fp8" and multiplies_bf16()
+
+
+@partial(checked, mixes=_mixes)
 def attention(
     queries: tuple[torch.Tensor, ...],
     segments: tuple[KV, ...],
@@ -101,7 +107,7 @@ def attention(
         )
         return exact
     batch, heads, _, head_dim = queries[0].shape
-    check_readable("q", queries[0])
+    check_readable("v", segments[0].v)
     results = tuple(
         output_buffer(buffer, (batch, t.shape[2], heads * head_dim), torch.float32, t.device)
         for t, buffer in zip(queries, outputs, strict=True)
@@ -147,6 +153,7 @@ def attention(
         interleaved=(ctypes.c_int32 * 3)(*(s.rope is not None and s.rope.interleaved for s in segments)),
         scale=head_dim**-0.5 if scale is None else scale,
         quantize=int(quantize == "int8"),
+        qk_dtype=DTYPES[queries[0].dtype],
         threads=thread_count(),
     )
     if residual is not None:

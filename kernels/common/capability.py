@@ -31,6 +31,10 @@ def no_eight_bits(target: Target, kind: QuantKind) -> list[str]:
     return [f"does not multiply in {kind}"]
 
 
+def between_ops(target: Target) -> torch.dtype:
+    return target.precision.activations
+
+
 @dataclass(frozen=True)
 class Implementation:
     """One way to run an op.
@@ -40,6 +44,7 @@ class Implementation:
     not_preferred: the reasons why it runs there only when it is asked for by name.
     partial: supports only the common calls of the contract; the others go to `fallback_for(op, target)`.
     quantizes: the reasons why it has no kernel for calls that quantize to a kind; asked of attention only.
+    operands: the dtype that a model gives it queries and keys in; asked of attention only.
     """
 
     backend: str
@@ -48,6 +53,7 @@ class Implementation:
     not_preferred: Callable[[Target], list[str]] = no_reason
     partial: bool = False
     quantizes: Callable[[Target, QuantKind], list[str]] = no_eight_bits
+    operands: Callable[[Target], torch.dtype] = between_ops
 
     def load(self) -> ModuleType:
         return importlib.import_module(self.module)

@@ -39,6 +39,7 @@ class QkNormRope(Protocol):
         *,
         norm: HeadNorm | None = None,
         rope: Rope | None = None,
+        dtype: torch.dtype | None = None,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Split heads, normalise, rotate, and write in attention's layout.
@@ -47,15 +48,15 @@ class QkNormRope(Protocol):
         Operands that are treated differently have calls of their own: a key that goes to a cache is normalised and
         left un-rotated (rope=None), and in joint attention each segment (video, text) has its own norm weights. `rope`
         may cover a range of the tokens only (text tokens in a joint sequence do not rotate).
-        x: [B, S, N·D], N heads of all operands, any stride over B and S. Returns [B, N, S, D] in x's dtype, each head
-        contiguous over S and D; computed in fp32. `out` may have any stride over B and N (a range of a cache's slots),
-        and shares no memory with x. S and B may be 0.
+        x: [B, S, N·D], N heads of all operands, any stride over B and S. Returns [B, N, S, D] in `dtype` (x's, which
+        None means, or bf16), each head contiguous over S and D; computed in fp32. `out` may have any stride over B and
+        N (a range of a cache's slots), and shares no memory with x. S and B may be 0.
         """
         ...
 
 
-def _result(x: torch.Tensor, heads: int, **_: object) -> torch.Tensor:
-    return x.new_empty(x.shape[0], heads, x.shape[1], x.shape[2] // heads)
+def _result(x: torch.Tensor, heads: int, *, dtype: torch.dtype | None = None, **_: object) -> torch.Tensor:
+    return x.new_empty(x.shape[0], heads, x.shape[1], x.shape[2] // heads, dtype=dtype)
 
 
 OP = Op(

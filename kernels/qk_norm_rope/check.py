@@ -17,7 +17,7 @@ NORMS = get_args(NormKind)
 
 
 def checked(run: Callable[..., torch.Tensor]) -> QkNormRope:
-    """`run`, called only with valid arguments that are not empty."""
+    """`run`, called only with valid arguments that are not empty; with `out` where its dtype is not x's."""
 
     @wraps(run)
     def qk_norm_rope(
@@ -26,6 +26,7 @@ def checked(run: Callable[..., torch.Tensor]) -> QkNormRope:
         *,
         norm: HeadNorm | None = None,
         rope: Rope | None = None,
+        dtype: torch.dtype | None = None,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         if x.ndim != 3 or x.shape[2] < 1 or x.dtype not in FLOATS:
@@ -51,10 +52,13 @@ def checked(run: Callable[..., torch.Tensor]) -> QkNormRope:
         if rope is not None:
             rope.check(batch, tokens, head_dim, device)
             read += (rope.cos, rope.sin)
+        if dtype not in (None, x.dtype, torch.bfloat16):
+            raise ValueError(f"the result of {x.dtype} is wanted in {dtype}: wanted bfloat16 or the same")
+        dtype = dtype or x.dtype
         if out is not None:
-            check_out(out, shape, x.dtype, device, apart=read)
-        if x.numel():
-            return run(x, heads, norm, rope, out)
-        return torch.empty(shape, dtype=x.dtype, device=device) if out is None else out
+            check_out(out, shape, dtype, device, apart=read)
+        elif dtype != x.dtype or not x.numel():
+            out = torch.empty(shape, dtype=dtype, device=device)
+        return run(x, heads, norm, rope, out) if out is None or x.numel() else out
 
     return qk_norm_rope

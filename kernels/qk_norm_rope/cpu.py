@@ -7,7 +7,7 @@ import ctypes
 import torch
 
 from kinema.ops.common import Rope, output_buffer
-from kinema.ops.common.native import address, check_readable, cpu, fp32, rope_table
+from kinema.ops.common.native import DTYPES, address, check_readable, cpu, fp32, rope_table, workspace
 from kinema.ops.common.threads import thread_count
 from kinema.ops.qk_norm_rope import HeadNorm
 from kinema.ops.qk_norm_rope.check import checked
@@ -36,11 +36,13 @@ class QkNormRopeArguments(ctypes.Structure):
         ("out", ctypes.c_void_p),
         ("out_stride_b", ctypes.c_int64),
         ("out_stride_n", ctypes.c_int64),
+        ("workspace", ctypes.c_void_p),
         ("eps", ctypes.c_float),
         ("norm", ctypes.c_int32),
         ("across_heads", ctypes.c_int32),
         ("operands", ctypes.c_int32),
         ("interleaved", ctypes.c_int32),
+        ("out_dtype", ctypes.c_int32),
         ("threads", ctypes.c_int32),
     )
 
@@ -70,12 +72,17 @@ def qk_norm_rope(
         rotated,
         y.data_ptr(),
         *y.stride()[:2],
+        None,
         norm.eps if norm is not None else 0.0,
         NORMS[norm.kind] if norm is not None else 0,
         norm is not None and norm.across_heads,
         norm.operands if norm is not None else 1,
         rope is not None and rope.interleaved,
+        DTYPES[y.dtype],
         thread_count(),
     )
-    cpu().call("kinema_qk_norm_rope", arguments)
+    native = cpu()
+    if y.dtype != torch.float32:
+        arguments.workspace = workspace(native.ask("kinema_qk_norm_rope_workspace", arguments))
+    native.call("kinema_qk_norm_rope", arguments)
     return y

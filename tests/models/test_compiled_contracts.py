@@ -48,6 +48,8 @@ class Values:
             return hint(next(self.numbers))
         if hint is torch.Tensor:
             return torch.full((2, 2, 6, 8, 4), float(next(self.numbers)), dtype=torch.float32)
+        if hint is torch.dtype:
+            return (torch.bfloat16, torch.float32)[self.choice % 2]
         if issubclass(hint, Packed):
             return next(weight for weight in WEIGHTS if isinstance(weight, hint))
         return hint(**{name: self.of(each) for name, each in hints(hint).items()})

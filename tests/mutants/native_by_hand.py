@@ -70,9 +70,12 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ),
     ),
     "bf16.h": (
-        ("slices of the depth are not added up", "accumulate ? add(load(to), sums[r][v]) : sums[r][v]", "sums[r][v]"),
+        ("slices of the depth are not added up", "accumulate ? add(load(to), sum) : sum", "sum"),
         ("a column behind the first vector is lost", "if (columns <= W)", "if (columns <= W + 1)"),
-        ("all rows are the first", "broadcast_pair(a + 2 * r)", "broadcast_pair(a)"),
+        ("all rows are the first", "broadcast_pair(a + r * layout.row())", "broadcast_pair(a)"),
+        ("logits are not scaled", "mul(sum, set1(scale))", "sum"),
+        ("sums are not rescaled", "fma(load(to), set1(scale[r]), sum)", "add(load(to), sum)"),
+        ("all rows are rescaled as the first", "set1(scale[r]), sum)", "set1(scale[0]), sum)"),
         ("panels lie as far apart as an even depth's", "stored = stored_depth(p.depth, p.dtype)", "stored = p.depth"),
         ("the last of an odd depth is paired with the next", "i + 1 < count ? load_e4m3", "true ? load_e4m3"),
     ),
@@ -139,10 +142,10 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("lengths of the first sample for all", "a.lengths[s][b]", "a.lengths[s][0]"),
         (
             "keys are rotated by their position among all slots",
-            "a.cosines[s] != nullptr ? slot - a.rope_start[s] : -1;",
+            "a.cosines[s] != nullptr ? at.slot - a.rope_start[s] : -1;",
             "a.cosines[s] != nullptr ? j - a.rope_start[s] : -1;",
         ),
-        ("keys of the first segment for all", "const float *k = a.k[s] + b", "const float *k = a.k[0] + b"),
+        ("keys of the first segment for all", "widened(a, a.k[s], b", "widened(a, a.k[0], b"),
         (
             "a list's keys count padding slots",
             "found += max(0, min(end - slot[s], count[s]));",
@@ -167,6 +170,48 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
             "add(div(load(x + i), set1(scale)), set1(LOGIT_CODE_MAX - 0.49f))",
         ),
     ),
+    "attention_bf16.h": (
+        (
+            "the last of an odd number of channels is paired with NaN",
+            "row[2 * pairs - 1] = 0;",
+            "row[2 * pairs - 1] = 0x7fc0;",
+        ),
+        ("keys are placed as if alone", "key + pair * 2 * NR, row", "key + pair * NR, row"),
+        (
+            "a pair of values is turned",
+            "load_lanes(first + d, lanes), load_lanes(second + d, lanes)",
+            "load_lanes(second + d, lanes), load_lanes(first + d, lanes)",
+        ),
+        (
+            "keys before the first are weighed",
+            "for (int64_t i = j; i < from; ++i)",
+            "for (int64_t i = from; i < from; ++i)",
+        ),
+        ("keys behind the last are weighed", "i < ceil_div(end, NR) * NR;", "i < end;"),
+        (
+            "masked keys keep their logits as weights",
+            "if (j < to)\n        std::memset",
+            "if (false)\n        std::memset",
+        ),
+        (
+            "the row sum is of the weights as they were",
+            "sums = dot_pairs(sums, round_row_pairs(weights + j, first, second), ones);",
+            "round_row_pairs(weights + j, first, second);\n        sums = add(sums, add(first, second)), (void)ones;",
+        ),
+        (
+            "a key that is not to be seen comes with its pair",
+            "uint16_t pair[2 * NR] = {};",
+            "uint16_t pair[2 * NR];\n        std::memcpy(pair, values + key / 2 * 2 * NR, sizeof pair);",
+        ),
+        ("half a pair is the first", "pair[2 * c + key % 2] = values", "pair[2 * c] = values"),
+        ("a first key that is half a pair is lost", "if (from != first)", "if (false)"),
+        ("a last key that is half a pair is lost", "if (to != last)", "if (false)"),
+        (
+            "the accumulator is replaced by half a pair",
+            "acc_stride, Accumulated{true});",
+            "acc_stride, Accumulated{false});",
+        ),
+    ),
     "attention.h": (
         (
             "the accumulator starts with old contents",
@@ -189,10 +234,10 @@ MUTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ),
         (
             "row sums are not rescaled",
-            "l[r] = l[r] * alpha[r] + reduce_add(weight_sum);",
-            "l[r] += reduce_add(weight_sum);",
+            "l[r] = l[r] * alpha[r] + weigh(",
+            "l[r] += weigh(",
         ),
-        ("the row max is not updated", "m[r] = m_new;\n        const V row_max", "const V row_max"),
+        ("the row max is not updated", "m[r] = m_new;\n        l[r]", "l[r]"),
         ("NaN in a row without other logits is lost", "l[r] += row[j] != row[j] ? row[j] : 0.0f;", ";"),
         ("masked keys keep their logits as weights", "std::memset(row + end, 0, (to - end) * sizeof(float));", ";"),
         (

@@ -39,9 +39,10 @@ ATTENTION = ("attention",)
 # the contract tests of a file's kernels; tests/native run for every file
 TESTS: dict[str, tuple[str, ...]] = {
     "attention.h": ATTENTION,
+    "attention_bf16.h": ("attention_bf16",),
     "attention_i8.h": ATTENTION,
     "attention_keys.h": ATTENTION,
-    "bf16.h": LINEAR,
+    "bf16.h": (*LINEAR, "attention_bf16"),
     "conv3d.h": CONVOLUTIONS,
     "conv3d_copy.h": CONVOLUTIONS,
     "conv3d_few.h": CONVOLUTIONS,

@@ -187,7 +187,11 @@ def qk_norm_rope(dice):
     norm = dice.maybe(HeadNorm, dice.choice(("rms", "layer")), 1e-5, weight, bias, across, operands, chance=0.8)
     x = dice.tensor(batch, tokens, heads * head_dim)
     out = dice.maybe(dice.buffer, batch, heads, tokens, head_dim, dense=2)
-    return Call("qk_norm_rope", {"x": x, "heads": heads, "norm": norm, "rope": rope, "out": out})
+    arguments = {"x": x, "heads": heads, "norm": norm, "rope": rope, "out": out}
+    if dice.random() < 0.3:
+        arguments |= {"dtype": torch.bfloat16, "out": None if out is None else out.bfloat16()}
+        return Call("qk_norm_rope", arguments, close=0.01)
+    return Call("qk_norm_rope", arguments)
 
 
 def scheduler_step(dice):
@@ -254,7 +258,12 @@ def attention(dice):
         }
     if dice.random() < 0.4:
         arguments["out"] = tuple(dice.buffer(*size) for size in sizes)
-    return Call("attention", arguments, close=1e-5 if kind is None else 0.03)
+    close = 1e-5 if kind is None else 0.03
+    if dice.random() < 0.4:  # products of bf16, beside values in fp32
+        arguments["q"] = tuple(t.bfloat16() for t in q)
+        arguments["kv"] = tuple(dataclasses.replace(s, k=s.k.bfloat16()) for s in kv)
+        close = 0.03
+    return Call("attention", arguments, close=close)
 
 
 def patch_embed(dice):

@@ -200,7 +200,8 @@ MISUSES = [
     (("linear", "linear_pair"), "weight_dtype", 5, "BAD_DTYPE"),
     (("linear_pair",), "x_dtype", 4, "BAD_DTYPE"),  # two sources are fp32
     (("linear_pair",), "quantize", 1, "BAD_DTYPE"),  # of a weight in fp32
-    (("norm_modulate", "norm_modulate_i8"), "out_dtype", 2, "BAD_DTYPE"),
+    (("norm_modulate", "norm_modulate_i8", "qk_norm_rope"), "out_dtype", 2, "BAD_DTYPE"),
+    (("attention", "attention_two"), "qk_dtype", 2, "BAD_DTYPE"),
     (("linear", "linear_pair", *CONVOLUTIONS), "activation", 5, "BAD_OPTION"),
     (("linear_pair",), "quantize", 2, "BAD_DTYPE"),
     (("attention", "attention_two"), "quantize", 2, "BAD_OPTION"),

@@ -158,14 +158,19 @@ def test_the_macros_of_instruction_sets_are_where_they_were():
         return {path.name for path in sources if re.search(pattern, path.read_text())}
 
     assert naming("__AVX512VNNI__") == {"simd_avx512.h"}
-    assert naming("__AVX512BF16__") == {"gemm.h", "linear.h", "panels.h", "probe.h", "simd_avx512.h"}
+    assert naming("__AVX512BF16__") == {
+        *("gemm.h", "linear.h", "panels.h", "probe.h", "simd_avx512.h"),
+        *("rows.h", "attention_bf16.h"),  # qk_norm_rope's result, and attention of it
+    }
     vectors = {"simd_avx512.h", "simd_portable.h", "simd_avx2.h", "i8_maddubs.h"}
     # in a table's own words (kernels.h) and in a measurement (probe.h): neither is an op
     assert naming(r"\b(multiply_i8|CODE_MAX|I8_ROWS|I8_LANES)\b") - vectors == {
         *("micro.h", "gemm.h", "linear.h", "kernels.h", "probe.h"),  # a product of codes is linear's alone
         *("attention.h", "attention_i8.h"),
     }
-    assert naming(r"\b(BF16_GROUP|Bf16Pairs)\b") - vectors == {"panels.h", "linear.h", "bf16.h", "kernels.h"}
+    assert naming(r"\b(BF16_GROUP|Bf16Pairs)\b") - vectors == {
+        *("panels.h", "linear.h", "bf16.h", "kernels.h", "attention_bf16.h"),
+    }
     fp32 = {path.name for path in sources if "p.dtype = KINEMA_F32;" in path.read_text()}
     assert fp32 == {"conv3d.h", "patches.h"}, "the other products of gemm.h are of fp32"
 
@@ -235,6 +240,17 @@ def test_attention_in_what_there_is_not_is_refused():
         getattr(arguments, name)[0] = some.data_ptr()
     with pytest.raises(ValueError, match="option"):
         native.cpu().call("kinema_attention", arguments)
+
+
+def test_attention_in_bf16_is_refused_without_its_products(isa):
+    """By the interface: the op widens what it is given first."""
+    arguments = attention_cpu.AttentionArguments(heads=1, head_dim=4, query_segments=1, key_segments=1, qk_dtype=1)
+    if native.multiplies_bf16():
+        native.cpu().call("kinema_attention", arguments)  # of no samples
+        return
+    for call in (native.cpu().call, lambda _, given: native.cpu().ask("kinema_attention_workspace", given)):
+        with pytest.raises(ValueError, match="number format"):
+            call("kinema_attention", arguments)
 
 
 @of("attention_int8")

@@ -7,7 +7,7 @@ import torch
 
 from kinema.errors import KinemaError, UnsupportedError
 from kinema.ops import build_ops, plan, plan_ops, target_for
-from kinema.ops.common import PRECISIONS, Implementation, Op, Target
+from kinema.ops.common import PRECISIONS, Implementation, Op, Target, native
 
 CPU = Target(torch.device("cpu"), PRECISIONS["cpu"]["fp32"])
 INT8 = Target(torch.device("cpu"), PRECISIONS["cpu"]["int8"])
@@ -238,6 +238,19 @@ def test_wide_weights_are_not_in_8_bits(precision):
 
 def test_attention_is_exact_unless_asked_for():
     assert plan_ops(CPU).quantize_attention is None
+
+
+def test_attention_multiplies_bf16_where_nothing_is_exact_and_the_processor_has_it():
+    has = "avx512bf16" in native.instruction_sets()
+    for precision, rounds in {"fp32": False, "fp16": False, "bf16": True, "fp8": True, "int8": True}.items():
+        target = Target(torch.device("cpu"), PRECISIONS["cpu"][precision])
+        for quantize in (None, "int8"):
+            wanted = torch.bfloat16 if rounds and has and native.cpu().isa == "avx512bf16" else None
+            assert plan_ops(target, quantize_attention=quantize).attention_dtype == wanted
+        assert plan_ops(target, "reference").attention_dtype is None
+        for isa in native.instruction_sets()[1:]:
+            with native.forced(isa):
+                assert plan_ops(target).attention_dtype is None
 
 
 def test_attention_is_quantized_by_what_has_kernels_for_it(monkeypatch):

@@ -285,6 +285,33 @@ def test_only_distances_matter(impl, interleaved):
     assert float((unrotated - still).abs().max()) > 1.0
 
 
+@pytest.mark.parametrize("head_dim", [1, 10, 34, 128])
+def test_a_result_in_bf16_is_the_other_rounded_once(impl, head_dim):
+    impl.flowing(torch.float32)
+    draw, tokens = impl.draw(4), 5
+    x = draw.normal(2, tokens, 3 * head_dim)
+    x[0, 0, 0], x[1, 1, 0] = float("nan"), float("inf")
+    norm = HeadNorm("rms", 1e-6, draw.uniform(head_dim))
+    rope = Rope(draw.normal(3, head_dim // 2), draw.normal(3, head_dim // 2), start=1) if head_dim > 1 else None
+    exact = impl.functions.qk_norm_rope(x, 3, norm=norm, rope=rope)
+    y = impl.functions.qk_norm_rope(x, 3, norm=norm, rope=rope, dtype=BF16)
+    assert y.dtype == BF16 and y.is_contiguous()
+    torch.testing.assert_close(y, exact.to(BF16), atol=0, rtol=0, equal_nan=True)
+    slots = draw.poison(2, 5, tokens, head_dim, dtype=BF16)[:, 1:4]
+    into = impl.functions.qk_norm_rope(x, 3, norm=norm, rope=rope, dtype=BF16, out=slots)
+    assert into.data_ptr() == slots.data_ptr()
+    torch.testing.assert_close(into, y, atol=0, rtol=0, equal_nan=True)
+    assert impl.functions.qk_norm_rope(x[:, :0], 3, dtype=BF16).dtype == BF16
+
+
+def test_other_results_are_refused(impl):
+    x = impl.draw().normal(1, 2, 8)
+    with pytest.raises(ValueError, match="wanted bfloat16 or the same"):
+        impl.functions.qk_norm_rope(x, 2, dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"the op writes torch\.bfloat16"):
+        impl.functions.qk_norm_rope(x, 2, dtype=BF16, out=torch.empty(1, 2, 2, 4, device=impl.device))
+
+
 def wrapped(impl, change=None, after=None):
     def run(x, heads, **options):
         if change is not None:

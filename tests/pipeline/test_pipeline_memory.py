@@ -161,8 +161,10 @@ def test_buffers_of_a_native_forward(ffn_dim):
     with torch.inference_mode():
         model(torch.zeros(2, 2, *latent), torch.zeros(2), model.encode_context(torch.ones(2, 16, 32)))
     (kept,) = model.buffer_pool._idle
-    _, lasting = native_denoise_bytes(config, latent, 2, 16)
-    assert sum(buffer.nbytes for buffer in kept._flat.values()) == lasting - native_scratch_bytes(config, 4 * 16 * 16)
+    operand = 2 if ops.plan.attention_dtype == torch.bfloat16 else 4
+    _, lasting = native_denoise_bytes(config, latent, 2, 16, operand)
+    scratch = native_scratch_bytes(config, 4 * 16 * 16, operand)
+    assert sum(buffer.nbytes for buffer in kept._flat.values()) == lasting - scratch
 
 
 # In a process of its own, whose heap no other model has filled with holes.

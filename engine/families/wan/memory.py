@@ -29,8 +29,8 @@ FP32 = torch.float32.itemsize
 MLP_ACTIVATIONS = 3
 # In its attention: x, the whole qkv, q, and k with the copies that its norm and rotation make.
 ATTENTION_ACTIVATIONS = 8
-# Natively: x, q, k and the attention's result; the qkv projection shares a buffer with the hidden layer.
-NATIVE_BLOCK_ACTIVATIONS = 4
+# Natively: x and the attention's result, and q and k; the qkv projection shares a buffer with the hidden layer.
+NATIVE_BLOCK_ACTIVATIONS, NATIVE_BLOCK_OPERANDS = 2, 2
 # The scratch of a native product on two threads: for each thread at most this many packed rows, as long as the deepest
 # product's inner dimension, and the sums of this many columns (csrc/cpu/gemm.h).
 NATIVE_ROWS, NATIVE_COLUMNS = 216, 768
@@ -70,7 +70,8 @@ def work(
     if request.prompt is not None and text is not None:
         held["text"] = Work(text_bytes(text, precision, prompts, tokens))
     if plan.backend("linear") == "cpu":
-        held["denoise"] = Work(*native_denoise_bytes(transformer, latent, rows, tokens))
+        operand = (plan.attention_dtype or precision.activations).itemsize
+        held["denoise"] = Work(*native_denoise_bytes(transformer, latent, rows, tokens, operand))
     else:
         # one captured forward has all rows, of both guidance halves, whatever their number
         held["denoise"] = Work(denoise_bytes(transformer, precision, latent, rows, tokens, together=graphs))
@@ -125,27 +126,35 @@ def denoise_bytes(
     widened = tokens * config.ffn_dim * flowing + widened_bytes(precision, config.dim * config.ffn_dim)
     mlp = MLP_ACTIVATIONS * tokens * config.dim * flowing + max(hidden, widened)
     attention = ATTENTION_ACTIVATIONS * tokens * config.dim * flowing
-    return int(max(mlp, attention)) + _beside_blocks(config, latent, rows, text_tokens, flowing)
+    return int(max(mlp, attention)) + _beside_blocks(config, latent, rows, text_tokens, flowing, flowing)
 
 
 def native_denoise_bytes(
-    config: WanConfig, latent: tuple[int, int, int], rows: int, text_tokens: int
+    config: WanConfig, latent: tuple[int, int, int], rows: int, text_tokens: int, operand: int = FP32
 ) -> tuple[int, int]:
-    """The same for the native CPU kernels: (all, and of that the leased buffers and the scratch, which steps keep)."""
+    """The same for the native CPU kernels: (all, and of that the leased buffers and the scratch, which steps keep).
+
+    operand: bytes of a number that attention multiplies.
+    """
     tokens, together = _tokens(config, latent), _tokens_together(config, latent, rows)
-    buffers = (NATIVE_BLOCK_ACTIVATIONS * config.dim + max(3 * config.dim, config.ffn_dim)) * together * FP32
-    scratch = native_scratch_bytes(config, tokens)
-    return buffers + scratch + _beside_blocks(config, latent, rows, text_tokens, FP32), buffers + scratch
+    wide = NATIVE_BLOCK_ACTIVATIONS * config.dim + max(3 * config.dim, config.ffn_dim)
+    buffers = (wide * FP32 + NATIVE_BLOCK_OPERANDS * config.dim * operand) * together
+    scratch = native_scratch_bytes(config, tokens, operand)
+    beside = _beside_blocks(config, latent, rows, text_tokens, FP32, operand)
+    return buffers + scratch + beside, buffers + scratch
 
 
-def native_scratch_bytes(config: WanConfig, tokens: int) -> int:
-    """The scratch of a product, and the keys and values of one head."""
+def native_scratch_bytes(config: WanConfig, tokens: int, operand: int = FP32) -> int:
+    """The scratch of a product, and the keys and values of one head, packed as they are multiplied."""
     packed = 2 * NATIVE_ROWS * (max(config.dim, config.ffn_dim) + NATIVE_COLUMNS) * FP32
-    return packed + 2 * tokens * config.attention_head_dim * FP32
+    return packed + 2 * tokens * config.attention_head_dim * operand
 
 
-def _beside_blocks(config: WanConfig, latent: tuple[int, int, int], rows: int, text_tokens: int, flowing: int) -> int:
-    context = 2 * config.num_layers * rows * text_tokens * config.dim * flowing
+def _beside_blocks(
+    config: WanConfig, latent: tuple[int, int, int], rows: int, text_tokens: int, flowing: int, operand: int
+) -> int:
+    """Keys, of `operand` bytes each, and values of the prompt, and what a scheduler holds."""
+    context = config.num_layers * rows * text_tokens * config.dim * (flowing + operand)
     return context + LATENT_TENSORS * rows * config.latent_channels * math.prod(latent) * FP32
 
 

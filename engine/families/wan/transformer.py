@@ -84,7 +84,8 @@ class WanBlock:
 
     def _keys_values(self, kv: torch.Tensor, norm: HeadNorm) -> KV:
         k, v = kv.chunk(2, dim=-1)
-        return KV(self.ops.qk_norm_rope(k, self.heads, norm=norm), self.ops.qk_norm_rope(v, self.heads))
+        k = self.ops.qk_norm_rope(k, self.heads, norm=norm, dtype=self.ops.plan.attention_dtype)
+        return KV(k, self.ops.qk_norm_rope(v, self.heads))
 
     def __call__(
         self,
@@ -111,9 +112,10 @@ class WanBlock:
         rows, tokens, channels = x.shape
         heads = (rows, 2 * self.heads, tokens, channels // self.heads)
         wide = buffers.get("wide", (rows, tokens, 3 * channels), x)
-        qkv = self.ops.linear(x, self.qkv, norm=norm, out=wide)
+        qkv, dtype = self.ops.linear(x, self.qkv, norm=norm, out=wide), self.ops.plan.attention_dtype
         qk, v = qkv[..., : 2 * channels], qkv[..., 2 * channels :]
-        qk = self.ops.qk_norm_rope(qk, 2 * self.heads, norm=self.norm_qk, rope=rope, out=buffers.get("qk", heads, x))
+        into = buffers.get("qk", heads, x, dtype)
+        qk = self.ops.qk_norm_rope(qk, 2 * self.heads, norm=self.norm_qk, rope=rope, dtype=dtype, out=into)
         q, k = qk.chunk(2, dim=1)
         v = v.view(*v.shape[:2], self.heads, -1).transpose(1, 2)
         quantize, out = self.ops.plan.quantize_attention, buffers.get("narrow", x.shape, x)
@@ -125,7 +127,9 @@ class WanBlock:
         rows, tokens, channels = x.shape
         q = self.ops.linear(x, self.cross_q, norm=self.norm2, out=buffers.get("wide", x.shape, x))
         heads = (rows, self.heads, tokens, channels // self.heads)
-        q = self.ops.qk_norm_rope(q, self.heads, norm=self.cross_norm_q, out=buffers.get("qk", heads, x))
+        dtype = self.ops.plan.attention_dtype
+        into = buffers.get("qk", heads, x, dtype)
+        q = self.ops.qk_norm_rope(q, self.heads, norm=self.cross_norm_q, dtype=dtype, out=into)
         h = self.ops.attention(q, text, bias=text_bias, out=buffers.get("narrow", x.shape, x))[0]
         # the image has a softmax of its own
         return h if image is None else self.ops.attention(q, image, residual=h)[0]
