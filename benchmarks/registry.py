@@ -15,6 +15,7 @@ VERBS: Verbs = {
     "memory": ("kinema.bench.memory", "predicted peaks of memory beside measured ones"),
     "estimate": ("kinema.bench.estimate", "the seconds that generate foresees beside those that it takes"),
     "interrupt": ("kinema.bench.interrupt", "how long ctrl-C and a flag take to end native work"),
+    "neighbours": ("kinema.bench.neighbours", "a generation while other programs keep the same cores busy"),
     "compare": ("kinema.bench.compare", "two reports: what became slower, beyond the noise"),
     "report": ("kinema.bench.markdown", "Markdown tables and plots of what the other verbs wrote"),
     "adherence": ("kinema.bench.adherence", "whether the sample model does what its prompts say"),

@@ -1,4 +1,4 @@
-"""How many cores this process may use: those of its affinity mask, as far as its control groups let it have their time."""
+"""How many cores this process may use: those of its affinity mask, or fewer if its control groups get less time."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ _inherited: int | None = None  # in a forked child: what torch's number was befo
 
 
 @contextmanager
-def using_threads(count: int | None) -> Iterator[None]:
-    """Native calls in this block use `count` threads, and so do torch's operators.
+def using_threads(count: int | None, *, torch_alone: bool = False) -> Iterator[None]:
+    """Native calls in this block use `count` threads, and so do torch's operators, or one if `torch_alone`.
 
     None: torch's own number, or as many as there are cores for this process where those are fewer.
     It applies to this thread (and context): others keep theirs, and so does a thread that starts meanwhile. After it
@@ -30,7 +30,7 @@ def using_threads(count: int | None) -> Iterator[None]:
     before = torch.get_num_threads()
     token = _count.set(count or thread_count())
     try:
-        _set_for_this_thread(thread_count())
+        _set_for_this_thread(1 if torch_alone else thread_count())
         yield
     finally:
         _count.reset(token)
