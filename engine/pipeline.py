@@ -198,8 +198,9 @@ class VideoPipeline(DiffusersPipeline):
             with state.stats.stage("decode", self.components.loading):
                 chunks = self.decode_chunks(state)
                 chunks = chunks if output_type == "pt" else to_host(chunks)  # "pt" stays where it was decoded
-                whole = torch.cat(list(chunks), dim=2)
+                parts = list(chunks)
                 with self._running("decoding", state.request):
+                    whole = torch.cat(parts, dim=2)
                     frames = postprocess(check_finite(whole, "the decoded frames"), output_type)
         return VideoOutput(frames, self.defaults.fps, output_type, state.measured())
 
