@@ -89,12 +89,15 @@ sanitize: $(VENV)/test-tools
 	tests/ops tests/native -k "cpu-cpu or direct-cpu or native" || exit; done
 	$(WATCHED) $(BIN)/python tests/native/random_calls.py
 
-# the native kernels' threads, driven by tests/native/threads.cpp: ThreadSanitizer must have nothing to report
+# the native kernels' threads, driven by tests/native/pool.cpp and threads.cpp: ThreadSanitizer must have nothing to report
 tsan:
 	@cmake -S . -B build/tsan -DKINEMA_SANITIZE=thread -DKINEMA_TABLES=avx2 > /dev/null
 	@cmake --build build/tsan --parallel
 	@$(CXX) -std=c++17 -g -O1 -fsanitize=thread -pthread -Icsrc/include tests/native/threads.cpp \
 	build/tsan/libkinema_cpu.so -Wl,-rpath,$(CURDIR)/build/tsan -o build/tsan/threads
+	@$(CXX) -std=c++17 -g -O1 -fsanitize=thread -pthread -Icsrc/include -Icsrc/cpu tests/native/pool.cpp \
+	csrc/cpu/pool.cpp csrc/cpu/job.cpp csrc/cpu/call.cpp -o build/tsan/pool
+	TSAN_OPTIONS="halt_on_error=1" build/tsan/pool
 	TSAN_OPTIONS="halt_on_error=1 die_after_fork=0" build/tsan/threads
 
 # micro-benchmarks of the ops; make bench BENCH="peers --rounds 5" is one of kinema bench's verbs instead

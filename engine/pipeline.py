@@ -39,7 +39,7 @@ from kinema.media.writer import write_clips
 from kinema.memory.remedies import check_fits
 from kinema.ops import Ops
 from kinema.ops.common.interrupts import StopFlag
-from kinema.ops.running import each_within, running
+from kinema.ops.running import each_within, leaves_little_to_torch, running
 from kinema.request.generation import GenerationRequest, noise_generators
 from kinema.request.media import read_media
 from kinema.request.output import VideoOutput
@@ -136,7 +136,7 @@ class VideoPipeline(DiffusersPipeline):
         begin = schedulers.begin_index(len(grid), request.strength) if request.strength is not None else 0
         schedule = schedulers.start(core, grid, begin=begin, generator=generators)
 
-        with running("the request", self.options.threads, stop):
+        with self._running("the request", request, stop):
             conditioning, clean = Conditioning(), None
             if request.image is not None or request.video is not None:
                 with stats.stage("image", self.components.loading):
@@ -174,7 +174,7 @@ class VideoPipeline(DiffusersPipeline):
         of_kind("state", state, RequestState).check_whole()
         state.check_model(self.model)
         state.heed_interrupt()
-        return each_within(lambda: self._running("decoding", state), self._decode(state))
+        return each_within(lambda: self._running("decoding", state.request, state.stop), self._decode(state))
 
     def _decode(self, state: RequestState) -> Generator[torch.Tensor]:
         state.forget_context()
@@ -198,8 +198,9 @@ class VideoPipeline(DiffusersPipeline):
             with state.stats.stage("decode", self.components.loading):
                 chunks = self.decode_chunks(state)
                 chunks = chunks if output_type == "pt" else to_host(chunks)  # "pt" stays where it was decoded
-                whole = torch.cat(list(chunks), dim=2)
-                with self._running("decoding"):
+                parts = list(chunks)
+                with self._running("decoding", state.request):
+                    whole = torch.cat(parts, dim=2)
                     frames = postprocess(check_finite(whole, "the decoded frames"), output_type)
         return VideoOutput(frames, self.defaults.fps, output_type, state.measured())
 
@@ -248,8 +249,9 @@ class VideoPipeline(DiffusersPipeline):
         available = obtainable_bytes(self.ops.device)
         check_fits(self.model, request, self.ops.plan, self.options, available, streamed=streamed)
 
-    def _running(self, what: str, *states: RequestState) -> AbstractContextManager[None]:
-        return running(what, self.options.threads, *(state.stop for state in states))
+    def _running(self, what: str, request: GenerationRequest, *flags: StopFlag) -> AbstractContextManager[None]:
+        alone = leaves_little_to_torch(self.ops, request.pixels)
+        return running(what, self.options.threads, *flags, torch_alone=alone)
 
 
 _DEFAULTED = ("height", "width", "num_frames", "num_inference_steps", "guidance_scale", "max_sequence_length")

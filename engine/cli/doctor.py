@@ -51,6 +51,8 @@ def machine() -> dict[str, str]:
     from kinema.buffers.machine import available_bytes
     from kinema.memory.predict import gib
     from kinema.ops.common import native
+    from kinema.ops.common.cores import usable_cores
+    from kinema.ops.common.threads import thread_count
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
@@ -58,7 +60,7 @@ def machine() -> dict[str, str]:
         "processor": _cpuinfo("model name") or platform.processor() or "unknown",
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "native kernels": native.described(),
-        "threads": f"{torch.get_num_threads()} on {os.cpu_count()} cores",
+        "threads": f"{thread_count()} on {usable_cores()} of {os.cpu_count()} cores",
         "memory": f"{gib(available_bytes())} available",
         "gpu": ", ".join(gpus) or "none that torch sees",
     }

@@ -17,6 +17,7 @@ from kinema.loading.options import LoadOptions
 from kinema.memory.predict import weight_bytes
 from kinema.ops import Ops
 from kinema.ops.common import native
+from kinema.ops.common.threads import thread_count
 from kinema.request.generation import GenerationRequest
 from kinema.request.stats import Stats
 from kinema.schedulers import SchedulerCore, begin_index
@@ -118,7 +119,7 @@ def _kind(ops: Ops, options: LoadOptions) -> str:
     device = ops.device
     chosen = " ".join(f"{choice.op}={choice.backend}" for choice in ops.plan.choices)
     if device.type == "cpu":
-        chosen += f", {options.threads or torch.get_num_threads()} threads, {native.described().partition(';')[0]}"
+        chosen += f", {options.threads or thread_count()} threads, {native.described().partition(';')[0]}"
     attention = f" attention {ops.plan.quantize_attention}" if ops.plan.quantize_attention else ""
     return f"{runs.machine(device)}, {ops.plan.target.precision.name}{attention}, {chosen}"
 

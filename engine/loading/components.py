@@ -18,6 +18,7 @@ from kinema.fields.values import kind
 from kinema.loading.options import LoadOptions
 from kinema.ops import Ops, build_ops, plan_ops, target_for
 from kinema.ops.common import QuantKind
+from kinema.ops.common.threads import using_threads
 from kinema.ops.running import running
 from kinema.schedulers import Scheduler, core_from_config, core_of
 
@@ -68,7 +69,8 @@ def _load_alone(path: Path, name: str, options: LoadOptions) -> Any:
 
 
 def _built(part: Part, files: PartFiles, ops: Ops) -> Any:
-    made = part.build(files, ops)
+    with using_threads(None):  # torch's operators as well: weights are large where a clip may be small
+        made = part.build(files, ops)
     if part.tensors is not None and part.half is None:  # halves are packed later
         return_freed_bytes()  # packing leaves holes in the heap, for 8-bit weights up to three times their size
     return made

@@ -113,6 +113,12 @@ class GenerationRequest:
         """Number of videos: B of the latents."""
         return self.prompts * self.num_videos_per_prompt
 
+    @property
+    def pixels(self) -> int:
+        """Of all frames of all samples, once the request is complete."""
+        assert self.num_frames is not None and self.height is not None and self.width is not None
+        return self.samples * self.num_frames * self.height * self.width
+
 
 def _seeds(name: str, value: Any) -> int | list[int]:
     one = partial(whole, name, low=0, high=2**63 - 1)

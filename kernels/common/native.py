@@ -178,23 +178,8 @@ def _cpu(isa: str | None) -> Cpu | str:
     status = library.kinema_cpu_create(isa.encode() if isa else None, ctypes.byref(handle))
     if status or handle.value is None:
         return f"{ISA_VARIABLE}={isa}: {_text(library, status)}, wanted one of {', '.join(instruction_sets())}"
-    library.kinema_cpu_use_threads(handle, torch_parallel())
     named = isa or instruction_sets()[0]
     return Cpu(named, handle.value, library)
-
-
-def torch_parallel() -> int | None:
-    """The address of GOMP_parallel in torch's OpenMP runtime, to run on torch's own threads; None without OpenMP.
-
-    Those spin for milliseconds after each of torch's operators; a second set of threads would wait for them.
-    """
-    if not torch.backends.openmp.is_available():  # type: ignore[no-untyped-call]
-        return None
-    try:
-        found = ctypes.CDLL(torch._C.__file__).GOMP_parallel
-    except (OSError, AttributeError):
-        return None
-    return ctypes.cast(found, ctypes.c_void_p).value
 
 
 _forced: ContextVar[str | None] = ContextVar("forced_isa", default=None)

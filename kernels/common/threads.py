@@ -1,41 +1,36 @@
-"""How many threads native calls use, and what happens to torch's own in a forked child."""
+"""How many threads native calls use, and torch's operators beside them; and what becomes of those in a forked child."""
 
 from __future__ import annotations
 
+import ctypes
 import os
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
-from typing import TypeVar
 
 import torch
 
-T = TypeVar("T")
+from kinema.ops.common.cores import usable_cores
 
 _count: ContextVar[int | None] = ContextVar("thread_count", default=None)
-_setting = threading.Lock()
 _inherited: int | None = None  # in a forked child: what torch's number was before
 
 
 @contextmanager
-def using_threads(count: int | None) -> Iterator[None]:
-    """Native calls in this block use `count` threads, and so do torch's operators; None: torch's own number.
+def using_threads(count: int | None, *, torch_alone: bool = False) -> Iterator[None]:
+    """Native calls in this block use `count` threads, and so do torch's operators, or one if `torch_alone`.
 
+    None: torch's own number, or as many as there are cores for this process where those are fewer.
     It applies to this thread (and context): others keep theirs, and so does a thread that starts meanwhile. After it
     torch's number is what it was. Not around a `yield`: the consumer of what is yielded would run in the block too.
     """
-    if count is None:
-        yield
-        return
-    if count < 1:
+    if count is not None and count < 1:
         raise ValueError(f"threads is {count}, wanted 1 or more, or None for torch's own number")
-    with _setting:  # a thread's first read takes the default, which another may be changing for a moment
-        before = torch.get_num_threads()
-    token = _count.set(count)
+    before = torch.get_num_threads()
+    token = _count.set(count or thread_count())
     try:
-        _set_for_this_thread(count)
+        _set_for_this_thread(1 if torch_alone else thread_count())
         yield
     finally:
         _count.reset(token)
@@ -44,30 +39,30 @@ def using_threads(count: int | None) -> Iterator[None]:
 
 def thread_count() -> int:
     """How many threads a native call uses here."""
-    return _count.get() or _inherited or torch.get_num_threads()
+    return _count.get() or min(_inherited or torch.get_num_threads(), usable_cores())
 
 
 def _set_for_this_thread(count: int) -> None:
-    """torch.set_num_threads for the calling thread only.
+    if _inherited is None and torch.get_num_threads() != count:
+        for set_number in _setters():
+            set_number(count)
 
-    torch's function also sets the default of threads that have not used torch yet. Only such a thread, made for the
-    purpose, can read that default and restore it.
+
+@lru_cache(maxsize=1)
+def _setters() -> tuple[Callable[[int], object], ...]:
+    """What torch.set_num_threads does, for the calling thread only, in a microsecond.
+
+    Torch's function also sets the number of threads that have not used torch yet. It is the only way where torch was
+    built without OpenMP.
     """
-    if _inherited is not None or torch.get_num_threads() == count:
-        return
-    with _setting:
-        default = _in_a_new_thread(torch.get_num_threads)
-        torch.set_num_threads(count)
-        if default != count:
-            _in_a_new_thread(lambda: torch.set_num_threads(default))
-
-
-def _in_a_new_thread(function: Callable[[], T]) -> T:
-    results: list[T] = []
-    thread = threading.Thread(target=lambda: results.append(function()))
-    thread.start()
-    thread.join()
-    return results[0]
+    try:
+        library = ctypes.CDLL(torch._C.__file__)
+        own = [library.omp_set_num_threads]
+    except (OSError, AttributeError):
+        return (torch.set_num_threads,)
+    if hasattr(library, "MKL_Set_Num_Threads_Local"):  # in lower case it is Fortran's, of a pointer
+        own.append(library.MKL_Set_Num_Threads_Local)
+    return tuple(own)
 
 
 @lru_cache(maxsize=1)
@@ -82,7 +77,6 @@ def survive_forks() -> None:
 
 
 def _after_fork() -> None:
-    global _inherited, _setting
+    global _inherited
     _inherited = _inherited or torch.get_num_threads()
-    _setting = threading.Lock()  # the thread that held the old one does not exist here
     torch.set_num_threads(1)

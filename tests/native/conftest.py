@@ -1,5 +1,6 @@
 """A small call of every native op, enough of it for several tasks, and a packing of every kind."""
 
+import ctypes
 from functools import partial
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from kinema.ops.attention import KV
 from kinema.ops.attention import cpu as attention
-from kinema.ops.common import PRECISIONS, Target
+from kinema.ops.common import PRECISIONS, Target, native
 from kinema.ops.conv3d import cpu as conv3d
 from kinema.ops.linear import cpu as linear
 from kinema.ops.norm_modulate import cpu as norm_modulate
@@ -23,6 +24,21 @@ TARGET = Target(torch.device("cpu"), PRECISIONS["cpu"]["fp32"])
 
 def random(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def lend():
+    """lend(True): calls run on torch's threads, of OpenMP, as a host may ask; lend(False): on the library's own."""
+    cpu = native.cpu()
+    parallel = getattr(ctypes.CDLL(torch._C.__file__), "GOMP_parallel", None)
+
+    def lent(whether):
+        if whether and parallel is None:
+            pytest.skip("torch has no threads of OpenMP here")
+        cpu.library.kinema_cpu_use_threads(cpu.handle, ctypes.cast(parallel, ctypes.c_void_p) if whether else None)
+
+    yield lent
+    lent(False)
 
 
 @pytest.fixture

@@ -31,13 +31,12 @@ NAN = float("nan")
 
 
 @pytest.fixture(params=["the host's threads", "own threads"])
-def whose(request):
+def whose(request, lend):
     """Two threads, torch's or the library's."""
-    use, handle, before = native.cpu().library.kinema_cpu_use_threads, native.cpu().handle, torch.get_num_threads()
+    before = torch.get_num_threads()
     torch.set_num_threads(2)
-    use(handle, None if request.param == "own threads" else native.torch_parallel())
+    lend(request.param == "the host's threads")
     yield
-    use(handle, native.torch_parallel())
     torch.set_num_threads(before)
 
 

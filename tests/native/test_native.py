@@ -711,41 +711,38 @@ def test_large_steps_go_past_the_caches(isa, beside):
 
 
 @USUAL
-def test_torchs_threads_do_the_work():
-    """A second set of threads would wait while torch's spin: no call of ours starts one."""
-    if native.torch_parallel() is None:
-        pytest.skip("torch has no threads of OpenMP here")
+def test_torchs_threads_do_none_of_the_work():
+    """They spin, and meet at barriers: beside a busy program each call would wait for one that is not running."""
     code = """
 import os, torch
 from kinema.ops.common import PRECISIONS, Target
-from kinema.ops.common import native
+from kinema.ops.common.threads import using_threads
 from kinema.ops.linear import cpu
-torch.set_num_threads(2)
-torch.randn(400, 400) @ torch.randn(400, 400)
 before = len(os.listdir("/proc/self/task"))
-packed = cpu.pack_linear(torch.randn(96, 64), target=Target(torch.device("cpu"), PRECISIONS["cpu"]["fp32"]))
-x = torch.randn(1, 200, 64)
-cpu.linear(x, packed)
-shared = len(os.listdir("/proc/self/task"))
-native.cpu().library.kinema_cpu_use_threads(native.cpu().handle, None)
-cpu.linear(x, packed)
-print(shared - before, len(os.listdir("/proc/self/task")) - before)
+packed = cpu.pack_linear(torch.ones(96, 64), target=Target(torch.device("cpu"), PRECISIONS["cpu"]["fp32"]))
+x = torch.ones(1, 200, 64)
+with using_threads(1):
+    cpu.linear(x, packed)
+alone = len(os.listdir("/proc/self/task"))
+with using_threads(3):
+    cpu.linear(x, packed)
+own = len(os.listdir("/proc/self/task"))
+with using_threads(3):
+    torch.ones(400, 400) @ torch.ones(400, 400)
+    torch.ones(200_000).add_(1)
+print(alone - before, own - before, len(os.listdir("/proc/self/task")) - own)
 """
     if not Path("/proc/self/task").exists():
         pytest.skip("threads are counted in /proc")
-    assert run(code) == "0 1\n"
+    assert run(code) == "0 2 2\n"
 
 
-def test_whose_threads_they_are_does_not_matter(isa, threads):
+def test_whose_threads_they_are_does_not_matter(isa, threads, lend):
     threads(2)
     x, packed = random(1, 700, 300), linear_cpu.pack_linear(random(96, 300, seed=1), target=target("fp32"))
-    shared = linear_cpu.linear(x, packed)
-    use = native.cpu().library.kinema_cpu_use_threads
-    use(native.cpu().handle, None)
-    try:
-        assert torch.equal(linear_cpu.linear(x, packed), shared)
-    finally:
-        use(native.cpu().handle, native.torch_parallel())
+    own = linear_cpu.linear(x, packed)
+    lend(True)
+    assert torch.equal(linear_cpu.linear(x, packed), own)
 
 
 def test_a_program_in_c(tmp_path):

@@ -1,4 +1,4 @@
-"""How many threads a native call takes and whose they are; a forked child; the pool itself, from C++."""
+"""How many threads a native call takes; a forked child; the pool itself, from C++. (The cores: test_cores.py.)"""
 
 import os
 import re
@@ -24,8 +24,9 @@ FORKED = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 
 
 @pytest.fixture(autouse=True)
-def number():
-    """Two threads of torch's, which a parallel region has started; as before behind a test."""
+def number(monkeypatch):
+    """Two threads of torch's, which a parallel region has started; as before behind a test. Cores enough for all."""
+    monkeypatch.setattr("kinema.ops.common.threads.usable_cores", lambda: 64)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     _use_torchs_threads()
@@ -100,6 +101,19 @@ def test_a_number_that_is_none_is_refused(count):
     assert torch.get_num_threads() == 2
 
 
+def test_no_more_than_there_are_cores_unless_asked_for(monkeypatch):
+    """A container's share of a large machine: torch's number does not know of it."""
+    monkeypatch.setattr("kinema.ops.common.threads.usable_cores", lambda: 1)
+    assert (thread_count(), torch.get_num_threads()) == (1, 2)
+    with using_threads(None):
+        assert (thread_count(), torch.get_num_threads()) == (1, 1)
+    with using_threads(3):
+        assert (thread_count(), torch.get_num_threads()) == (3, 3)
+        with using_threads(None):
+            assert (thread_count(), torch.get_num_threads()) == (3, 3)
+    assert (thread_count(), torch.get_num_threads()) == (1, 2)
+
+
 def test_a_block_is_of_its_own_thread():
     """Two at once with different numbers, a third thread without, and ones that start meanwhile."""
     barrier, seen = threading.Barrier(3, timeout=60), {}
@@ -128,6 +142,26 @@ def test_a_block_is_of_its_own_thread():
     wanted = {"a": (3, 3), "b": (5, 5)}
     assert {name: set(found) for name, found in seen.items()} == {name: {wanted.get(name, (2, 2))} for name in seen}
     assert torch.get_num_threads() == 2
+
+
+def test_mkl_has_the_number_too():
+    """The products of torch that are not OpenMP's own loops."""
+
+    def mkl():
+        return re.findall(r"(?:mkl|omp)_get_max_threads\(\) : (\d+)", torch.__config__.parallel_info())
+
+    with using_threads(3):
+        assert set(mkl()) == {"3"}
+        assert set(in_a_thread(mkl)) == {"2"}
+    assert set(mkl()) == {"2"}
+
+
+def test_a_block_costs_nothing_beside_a_step(monkeypatch):
+    """It starts no thread: a step enters two."""
+    monkeypatch.setattr(threading.Thread, "start", None)
+    for count in (3, None):
+        with using_threads(count):
+            assert torch.get_num_threads() == (count or 2)
 
 
 def test_blocks_that_overlap_leave_the_number_alone():
@@ -173,23 +207,19 @@ def test_results_do_not_depend_on_numbers_at_the_same_time(native_calls):
     assert not wrong
 
 
-def test_more_threads_than_any_machine_has(native_calls):
+def test_more_threads_than_any_machine_has(native_calls, lend):
     """As many as are of use are started, of the host's as of our own."""
     call, out = native_calls["attention"]
     call(out=out)
-    use, handle = native.cpu().library.kinema_cpu_use_threads, native.cpu().handle
 
     def of_this_process():
         return len(os.listdir("/proc/self/task")) if Path("/proc/self/task").exists() else 0
 
     before = of_this_process()
-    for parallel in (native.torch_parallel(), None):
-        use(handle, parallel)
-        try:
-            with using_threads(500):
-                assert torch.equal(call()[0], out)
-        finally:
-            use(handle, native.torch_parallel())
+    for host in (True, False):
+        lend(host)
+        with using_threads(500):
+            assert torch.equal(call()[0], out)
     assert of_this_process() - before <= 2 * 4 * max(2, os.cpu_count() or 1)
 
 
@@ -263,10 +293,9 @@ def test_a_child_of_a_child_computes(native_calls):
 
 @FORKED
 @pytest.mark.parametrize("whose", ["the host's threads", "own threads"])
-def test_a_child_forked_while_others_compute(native_calls, whose):
+def test_a_child_forked_while_others_compute(native_calls, lend, whose):
     """From another thread than the one that is within a native call, or at the edge of a block."""
-    use, handle = native.cpu().library.kinema_cpu_use_threads, native.cpu().handle
-    use(handle, None if whose == "own threads" else native.torch_parallel())
+    lend(whose == "the host's threads")
     call, out = native_calls["attention"]
     call(out=out)
     done = threading.Event()
@@ -291,7 +320,6 @@ def test_a_child_forked_while_others_compute(native_calls, whose):
     finally:
         done.set()
         thread.join()
-        use(handle, native.torch_parallel())
 
 
 @FORKED
@@ -345,16 +373,28 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 # ---- the pool
 
 
-def test_the_pool_from_many_threads(tmp_path):
-    """tests/native/threads.cpp, which `make tsan` watches: callers, hosts, early ends, forks."""
+def built(program, *words):
+    """A C++ program of this folder, compiled with these words."""
     if "asan" in os.environ.get("LD_PRELOAD", ""):
         pytest.skip("the library is built to be watched")
     compiler = os.environ.get("CXX", "c++")
     if shutil.which(compiler) is None:
         pytest.skip("no C++ compiler")
-    library, program = native.LIBRARY.resolve(), tmp_path / "threads"
     options = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-pthread", f"-I{ROOT / 'csrc' / 'include'}"]
-    source = Path(__file__).with_name("threads.cpp")
-    subprocess.run([compiler, *options, source, library, f"-Wl,-rpath,{library.parent}", "-o", program], check=True)
-    done = subprocess.run([program], capture_output=True, text=True, timeout=300)
+    source = Path(__file__).with_name(f"{program.name}.cpp")
+    subprocess.run([compiler, *options, source, *words, "-o", program], check=True)
+    return subprocess.run([program], capture_output=True, text=True, timeout=300)
+
+
+def test_the_pool_from_many_threads(tmp_path):
+    """tests/native/threads.cpp, which `make tsan` watches: callers, hosts, early ends, forks."""
+    library = native.LIBRARY.resolve()
+    done = built(tmp_path / "threads", library, f"-Wl,-rpath,{library.parent}")
     assert done.returncode == 0 and re.fullmatch(r"\w+: right\n", done.stdout), done.stdout + done.stderr
+
+
+def test_the_pool_alone(tmp_path):
+    """tests/native/pool.cpp, which `make tsan` watches too: who takes which task, and whom a late thread holds up."""
+    sources = [ROOT / "csrc" / "cpu" / f"{name}.cpp" for name in ("pool", "job", "call")]
+    done = built(tmp_path / "pool", f"-I{ROOT / 'csrc' / 'cpu'}", *sources)
+    assert (done.returncode, done.stdout) == (0, "right\n"), done.stderr
