@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kinema.families.base import MAX_BYTES_RECORDED, MAX_TOKENS_RECORDED, Model, Work
@@ -53,12 +52,13 @@ def predict(
     stage_work = model.work(request, plan, streamed=streamed, graphs=graphs)
     if "image" not in stage_work:
         parts.pop("vae.encoder", None)  # it is packed when it is first used
-    stages, recorded = {}, _recorded_bytes(model, request, plan, options, stage_work)
+    stages, recorded = {}, _recorded_bytes(stage_work["denoise"], plan, options)
     for stage, work in stage_work.items():
         held = [parts[name] for name in (parts if options.keep_loaded else resident[stage]) if name in parts]
         # without keep_loaded the parts of a stage come one after the other
         weights = sum(held) if options.keep_loaded else max(held, default=0)
-        stages[stage] = PROCESS_BYTES + int((1 + WEIGHT_HOLES) * weights) + work.peak + _kept_free(work)
+        kept_free = min(work.peak - work.lasting, KEPT_FREE_BYTES)
+        stages[stage] = PROCESS_BYTES + int((1 + WEIGHT_HOLES) * weights) + work.peak + kept_free
         stages[stage] += recorded if stage in ("denoise", "decode") else 0
     return Prediction(parts, stages)
 
@@ -73,21 +73,11 @@ def weight_bytes(model: Model, plan: Plan) -> dict[str, int]:
     return found
 
 
-def _recorded_bytes(
-    model: Model, request: GenerationRequest, plan: Plan, options: LoadOptions, stages: Mapping[str, Work]
-) -> int:
+def _recorded_bytes(work: Work, plan: Plan, options: LoadOptions) -> int:
     """Of the recording of a small forward on a CPU, which stays: about what the forward takes (denoise/replay.py)."""
-    num_frames, height, width = request.clip  # of any length: a video is read as far as it fits
-    spatial = model.geometry.spatial
-    latent = ((num_frames - 1) // model.geometry.temporal + 1, height // spatial, width // spatial)
-    tokens = model.geometry.tokens(latent) * request.samples * (1 + request.guided)
-    if not options.replay or plan.backend("linear") != "cpu" or tokens > MAX_TOKENS_RECORDED:
+    if not options.replay or plan.backend("linear") != "cpu" or work.tokens > MAX_TOKENS_RECORDED:
         return 0
-    return min(stages["denoise"].peak, MAX_BYTES_RECORDED)
-
-
-def _kept_free(work: Work) -> int:
-    return min(work.peak - work.lasting, KEPT_FREE_BYTES)
+    return min(work.peak, MAX_BYTES_RECORDED)
 
 
 def gib(count: int) -> str:

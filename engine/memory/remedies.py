@@ -32,7 +32,6 @@ def check_fits(
     streamed: bool = False,
 ) -> Prediction:
     """The prediction of a completed request, or RequestError if it cannot fit, with what would be enough."""
-
     prediction = predict(model, request, plan, options, streamed=streamed)
     if prediction.peak > available:
         enough = _enough(partial(predict, model, streamed=streamed), model, request, plan, options, available)
@@ -80,7 +79,7 @@ def _changes(request: GenerationRequest, plan: Plan, options: LoadOptions) -> It
 def _smaller(model: Model, request: GenerationRequest, fits: Callable[[GenerationRequest], bool]) -> str:
     """The longest clip of its size that fits, or the largest of its shape; "" if there is none."""
     num_frames, height, width = request.clip
-    step, shortest = model.geometry.frame_step, model.geometry.longest(1)
+    step, shortest = model.geometry.frame_step, model.geometry.shortest
     clips = range(shortest, num_frames, step)
     at_most = bisect(clips, False, key=lambda count: not fits(replace(request, num_frames=count)))
     if at_most and clips[at_most - 1] > 1:
