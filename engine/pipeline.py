@@ -35,7 +35,7 @@ from kinema.loading.options import LoadOptions
 from kinema.media.host_copy import to_host
 from kinema.media.postprocess import check_library, postprocess
 from kinema.media.writer import write_clips
-from kinema.memory.remedies import check_fits
+from kinema.memory.predict import check_fits
 from kinema.ops import Ops
 from kinema.ops.common.interrupts import StopFlag
 from kinema.ops.running import each_within, running

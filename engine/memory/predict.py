@@ -1,11 +1,13 @@
-"""Predicts the peak memory of a request."""
+"""Predicts the peak memory of a request, and refuses one that does not fit."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kinema.errors import RequestError
 from kinema.families.base import MAX_BYTES_RECORDED, MAX_TOKENS_RECORDED, Model, Work
 from kinema.loading.options import LoadOptions
+from kinema.memory.remedies import remedies
 from kinema.ops import Plan
 from kinema.ops.plan import stored_bytes
 from kinema.request.generation import GenerationRequest
@@ -61,6 +63,33 @@ def predict(
         stages[stage] = PROCESS_BYTES + int((1 + WEIGHT_HOLES) * weights) + work.peak + kept_free
         stages[stage] += recorded if stage in ("denoise", "decode") else 0
     return Prediction(parts, stages)
+
+
+def check_fits(
+    model: Model,
+    request: GenerationRequest,
+    plan: Plan,
+    options: LoadOptions,
+    available: int,
+    *,
+    streamed: bool = False,
+) -> Prediction:
+    """The prediction of a completed request, or RequestError if it cannot fit, with what would be enough."""
+    prediction = predict(model, request, plan, options, streamed=streamed)
+    if prediction.peak > available:
+
+        def peak(request: GenerationRequest, plan: Plan, options: LoadOptions) -> int:
+            return predict(model, request, plan, options, streamed=streamed).peak
+
+        found = remedies(peak, model, request, plan, options, available)
+        enough = [what if needed is None else f"{what} ({gib(needed)})" for what, needed in found]
+        hopeless = "nothing that kinema has makes it fit" if options.keep_loaded else "only a smaller model would fit"
+        advice = f"enough would be {', or '.join(enough)}" if enough else hopeless
+        raise RequestError(
+            f"this needs about {gib(prediction.peak)} in its {prediction.largest_stage} stage, {gib(available)} are "
+            f"available: {advice}"
+        )
+    return prediction
 
 
 def weight_bytes(model: Model, plan: Plan) -> dict[str, int]:
