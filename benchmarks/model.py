@@ -124,7 +124,8 @@ def forward(pipe: VideoPipeline, sizes: Sizes, part: str, rounds: int) -> Report
     from kinema.bench.model_parts import calls_of, inputs_for
     from kinema.bench.report import timing
     from kinema.bench.rounds import interleaved
-    from kinema.buffers.machine import held_bytes, peak_bytes, reset_peak
+    from kinema.buffers.machine import held_bytes
+    from kinema.buffers.peak import peak_bytes, reset_peak
 
     call = calls_of(pipe, inputs_for(pipe, sizes))[part]
     reset = reset_peak(pipe.ops.device)
@@ -154,7 +155,7 @@ def generation(pipe: VideoPipeline, sizes: Sizes, steps: int, rounds: int) -> li
     """Rows of a whole generation's stages; the first round, which loads, is reported separately."""
     from kinema.bench.generate import measure
     from kinema.bench.report import timing
-    from kinema.buffers.machine import reset_peak
+    from kinema.buffers.peak import reset_peak
     from kinema.request.generation import GenerationRequest
 
     request = replace(pipe.complete(GenerationRequest(**request_of(pipe, sizes, steps))), seed=0)

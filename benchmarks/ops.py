@@ -47,10 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     import torch
 
+    from kinema.bench.freed_memory import keeping_freed_bytes
     from kinema.bench.peaks import probe, units_of
     from kinema.bench.report import check_report, provenance, write_report
     from kinema.bench.rounds import say_if_few
-    from kinema.buffers.machine import keeping_freed_bytes
     from kinema.ops import plan_ops, target_for
     from kinema.ops.cases import all_cases, cpu_cases
     from kinema.ops.common import PRECISIONS

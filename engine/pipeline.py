@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,12 +21,11 @@ from kinema.checkpoints import ModelFolder
 from kinema.denoise.callbacks import StepCallback, call_back, check_callback
 from kinema.denoise.checks import check_finite, warn_beyond_training
 from kinema.denoise.replay import Recordings
-from kinema.denoise.start import encode_video, first_latents
+from kinema.denoise.start import starting_latents
 from kinema.denoise.state import RequestState
 from kinema.denoise.step import step_together
 from kinema.errors import RequestError
 from kinema.estimate.duration import RequestTime
-from kinema.families.base import Conditioning
 from kinema.families.registry import open_folder, open_model
 from kinema.fields.values import of_kind
 from kinema.loading import parameters
@@ -36,7 +35,7 @@ from kinema.loading.options import LoadOptions
 from kinema.media.host_copy import to_host
 from kinema.media.postprocess import check_library, postprocess
 from kinema.media.writer import write_clips
-from kinema.memory.remedies import check_fits
+from kinema.memory.predict import check_fits
 from kinema.ops import Ops
 from kinema.ops.common.interrupts import StopFlag
 from kinema.ops.running import each_within, leaves_little_to_torch, running
@@ -133,22 +132,16 @@ class VideoPipeline(DiffusersPipeline):
         stats = Stats.of(self.ops)
         generators, stats.seed = noise_generators(request)
         grid = core.grid(request.num_inference_steps)
-        begin = schedulers.begin_index(len(grid), request.strength) if request.strength is not None else 0
-        schedule = schedulers.start(core, grid, begin=begin, generator=generators)
+        schedule = schedulers.start(core, grid, strength=request.strength, generator=generators)
 
         with self._running("the request", request, stop):
-            conditioning, clean = Conditioning(), None
-            if request.image is not None or request.video is not None:
-                with stats.stage("image", self.components.loading):
-                    conditioning = self.model.condition(self.components, request)
-                    clean = encode_video(self.components, request)
+            seen = request.image is not None or request.video is not None
+            with stats.stage("image", self.components.loading) if seen else nullcontext():
+                conditioning = self.model.condition(self.components, request)
+                latents = starting_latents(self.components, request, shape, generators, schedule)
             with stats.stage("text", self.components.loading):
                 text, negative = self.model.encode_text(self.components, request)
-            latents = first_latents(request, shape, generators, self.ops.device)
-            if clean is not None:
-                keep, add = core.noising(grid, begin)
-                latents = keep * clean + add * latents
-        guidance = self.model.guidance(request)
+        guidance = dict(zip(self.model.experts, request.guidance, strict=False))
         return RequestState(request, self.model, latents, schedule, guidance, text, negative, conditioning, stats, stop)
 
     def run(self, state: RequestState, on_step: OnStep | None = None) -> None:
@@ -181,12 +174,10 @@ class VideoPipeline(DiffusersPipeline):
         if self.recordings is not None:
             self.recordings.release_large()
         self.components.release(*self.model.experts)
-        vae = self.components.vae("decoder")
-        latents = check_finite(state.latents, "the latents")
-        try:
+        with self.components.using("vae"):
+            vae = self.components.vae("decoder")
+            latents = check_finite(state.latents, "the latents")
             yield from vae.decode_chunks(vae.denormalize(latents), tiling=state.request.tiling)
-        finally:
-            self.components.release("vae")
 
     def finish(self, state: RequestState) -> VideoOutput:
         """What `__call__` returns, from a request whose steps are done or that was interrupted (`stats` says so)."""

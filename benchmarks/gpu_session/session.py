@@ -17,7 +17,8 @@ from kinema.bench.gpu_session import nvml
 from kinema.bench.gpu_session.question import Activity, Peak
 from kinema.bench.gpu_session.results import wrong_fields
 from kinema.bench.gpu_session.worker import Send
-from kinema.buffers.machine import held_bytes, peak_bytes
+from kinema.buffers.machine import held_bytes
+from kinema.buffers.peak import peak_bytes
 from kinema.ops.tuner import GpuTimer
 
 T = TypeVar("T")

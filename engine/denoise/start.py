@@ -1,4 +1,4 @@
-"""What a request begins with: noise, or a video."""
+"""What a request begins with: noise, or a video with noise added."""
 
 from __future__ import annotations
 
@@ -8,24 +8,23 @@ import torch
 
 from kinema.families.base import Parts
 from kinema.request.generation import GenerationRequest
-from kinema.schedulers import draw_noise
+from kinema.schedulers import SchedulerState, draw_noise
 
 
-def first_latents(
-    request: GenerationRequest, shape: Sequence[int], generators: Sequence[torch.Generator], device: torch.device
+def starting_latents(
+    parts: Parts,
+    request: GenerationRequest,
+    shape: Sequence[int],
+    generators: Sequence[torch.Generator],
+    schedule: SchedulerState,
 ) -> torch.Tensor:
-    """Noise [B, C, T, h, w] fp32, drawn or as it was given."""
-    latents = request.latents if request.latents is not None else draw_noise(shape, generators)
-    return latents.to(device, torch.float32, copy=True)
-
-
-def encode_video(parts: Parts, request: GenerationRequest) -> torch.Tensor | None:
-    """The request's video, if it has one, as normalised latents [1, C, T, h, w]."""
+    """Latents [B, C, T, h, w] fp32 for the first step: noise, drawn or given; of video-to-video, the video in it."""
+    given = request.latents if request.latents is not None else draw_noise(shape, generators)
+    noise = given.to(parts.ops.device, torch.float32, copy=True)
     if request.video is None:
-        return None
+        return noise
     _, height, width = request.clip
     frames: torch.Tensor = request.video.values(height, width)  # [T, 3, H, W] in [−1, 1]
-    vae = parts.vae("encoder")
-    latents = vae.normalize(vae.encode(frames.transpose(0, 1).unsqueeze(0).contiguous()).mode())
-    parts.release("vae")
-    return latents
+    clean = parts.encode(frames.transpose(0, 1).unsqueeze(0).contiguous())
+    keep, add = schedule.core.noising(schedule.grid, schedule.begin)
+    return keep * clean + add * noise

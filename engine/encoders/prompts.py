@@ -44,14 +44,14 @@ def encode_texts(parts: Parts, texts: list[str], max_length: int) -> torch.Tenso
     lies beyond it changes nothing.
     """
     distinct = list(dict.fromkeys(clean_prompt(text) for text in texts))
-    tokenizer = parts.part("tokenizer")
-    _warn_of_unknown_words(tokenizer, distinct)
-    ids, mask = tokenizer(distinct, max_length)
+    with parts.using("tokenizer") as tokenizer:
+        _warn_of_unknown_words(tokenizer, distinct)
+        ids, mask = tokenizer(distinct, max_length)
     longest = int(mask.sum(dim=1).amax())
-    hidden: torch.Tensor = parts.part("text_encoder")(ids[:, :longest], mask[:, :longest]).float()
+    with parts.using("text_encoder") as encoder:
+        hidden: torch.Tensor = encoder(ids[:, :longest], mask[:, :longest]).float()
     embeds = hidden.new_zeros(len(distinct), max_length, hidden.shape[2])
     embeds[:, :longest] = hidden * mask[:, :longest, None].to(hidden.device)
-    parts.release("tokenizer", "text_encoder")
     return embeds[[distinct.index(clean_prompt(text)) for text in texts]]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Hashable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -126,12 +127,12 @@ class Parts(Protocol):
 
     ops: Ops
 
-    def part(self, name: str) -> Any: ...
+    def using(self, name: str) -> AbstractContextManager[Any]:
+        """A part for the block, and released after it."""
+        ...
 
-    def vae(self, half: Half) -> VideoCoder: ...
-
-    def release(self, *names: str) -> None:
-        """Release what a stage has finished with."""
+    def encode(self, video: torch.Tensor) -> torch.Tensor:
+        """Normalised latents [1, C, T, h, w] of a video [1, 3, T, H, W] in [−1, 1]; the VAE is released."""
         ...
 
 
@@ -181,11 +182,13 @@ class Work:
     """Bytes that a stage holds at its peak, besides weights. lasting: those not freed while the stage runs.
 
     flops: of its matrix products and convolutions; of "denoise" those of one step. 0: nothing is said of its time.
+    tokens: of "denoise", those of all rows.
     """
 
     peak: int
     lasting: int = 0
     flops: int = 0
+    tokens: int = 0
 
 
 class Conditioning:
@@ -261,10 +264,6 @@ class Model(ABC):
         """RequestError for images that this model does not take, or that it needs and are missing."""
         if request.image is not None:
             raise RequestError("this is a text-to-video model: image= needs an image-to-video checkpoint")
-
-    def guidance(self, request: GenerationRequest) -> dict[str, float]:
-        """The scale of classifier-free guidance for each expert."""
-        return dict(zip(self.experts, request.guidance, strict=False))
 
     def expert(self, timestep: torch.Tensor, trained: int) -> str:
         """The name of the transformer for a timestep. trained: the number of training timesteps."""

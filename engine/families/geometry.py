@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from kinema.errors import RequestError
 
+LatentSize = tuple[int, int, int]  # (T, h, w)
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -15,7 +17,7 @@ class Geometry:
     spatial: int
     patch: tuple[int, int, int]
 
-    def latent_size(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
+    def latent_size(self, num_frames: int, height: int, width: int) -> LatentSize:
         """(T, h, w) of the latents. Raises RequestError naming the nearest clips that the model can make."""
         problems = []
         below = self.longest(num_frames)
@@ -37,13 +39,16 @@ class Geometry:
         """By how many frames the lengths of clips differ."""
         return self.temporal * self.patch[0]
 
+    @property
+    def shortest(self) -> int:
+        """Frames of the shortest clip: one is one latent frame, and latent frames come in temporal patches."""
+        return 1 + self.temporal * (self.patch[0] - 1)
+
     def longest(self, num_frames: int) -> int:
         """Frames of the longest clip that has no more than `num_frames`; of the shortest one if none is so short."""
-        # one frame is one latent frame; with temporal patches of p the clip has a multiple of p latent frames
-        shortest = 1 + self.temporal * (self.patch[0] - 1)
-        return max(shortest, num_frames - (num_frames - shortest) % self.frame_step)
+        return max(self.shortest, num_frames - (num_frames - self.shortest) % self.frame_step)
 
-    def tokens(self, latent_size: tuple[int, int, int]) -> int:
+    def tokens(self, latent_size: LatentSize) -> int:
         """S: patches of a latent clip."""
         t, h, w = (n // p for n, p in zip(latent_size, self.patch, strict=True))
         return t * h * w

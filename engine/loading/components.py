@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any
 
-from kinema.buffers.machine import return_freed_bytes
+import torch
+
+from kinema.buffers.heap import return_freed_bytes
 from kinema.errors import RequestError
 from kinema.families.base import Denoiser, Half, Model, Part, PartFiles, VideoCoder
 from kinema.families.registry import open_component
@@ -172,6 +174,20 @@ class Components(Mapping[str, Any]):
             with self._exclusively():
                 vae.pack(half)
         return vae
+
+    def encode(self, video: torch.Tensor) -> torch.Tensor:
+        """Normalised latents of a video [1, 3, T, H, W] in [−1, 1]; the VAE is released."""
+        with self.using("vae"):
+            vae = self.vae("encoder")
+            return vae.normalize(vae.encode(video).mode())
+
+    @contextmanager
+    def using(self, name: str) -> Iterator[Any]:
+        """A part for the block, and released after it."""
+        try:
+            yield self.part(name)
+        finally:
+            self.release(name)
 
     def part(self, name: str) -> Any:
         part = self._loaded.get(name)

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kinema.errors import RequestError
-from kinema.media.files import MAX_FRAME_PIXELS, check_size, damage_is_refused, open_file
+from kinema.media.files import open_file
+from kinema.media.limits import MAX_FRAME_PIXELS, check_size
 
 # Containers that hold the video themselves, and only from files: playlists could name other files and addresses.
 CONTAINER_OPTIONS = {
@@ -38,7 +39,6 @@ class ContainerReader:
     def __iter__(self) -> Iterator[npt.NDArray[np.uint8]]:
         with (
             open_file(self.path, "video") as file,
-            damage_is_refused("video", self.path),
             av.open(
                 file,
                 "r",
@@ -50,7 +50,7 @@ class ContainerReader:
             if not container.streams.video:
                 raise RequestError(f"cannot read video {self.path}: the file has no video stream")
             stream = container.streams.video[0]
-            check_size(stream.width, stream.height, MAX_FRAME_PIXELS, "video", self.path)
+            check_size(stream.width, stream.height, MAX_FRAME_PIXELS, f"video {self.path}")
             stream.codec_context.options = DECODER_OPTIONS
             stream.codec_context.thread_count = DECODER_THREADS
             stream.thread_type = "AUTO"

@@ -14,14 +14,6 @@ from kinema.errors import KinemaError, RequestError
 
 StrPath = str | os.PathLike[str]
 
-# What is decoded at most, so that a few kilobytes of file cannot ask for gigabytes of memory:
-MAX_PICTURE_PIXELS = 7680 * 4320  # a still, 8K; reading holds it up to three times
-MAX_STILL_PIXELS = 4096 * 4096  # a still that is a frame of a video; reading holds it up to five times
-MAX_FRAME_PIXELS = 4096 * 2304  # a frame of a video or an animation, 4K; decoders hold up to twenty
-MAX_SIDE = 65535
-MAX_PICTURE_BYTES = 256 * 2**20  # the file of a picture or an animation
-MAX_VIDEO_BYTES = 2**30  # a video's frames where they are read whole, in their own size
-
 _KINDS = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
@@ -45,7 +37,14 @@ def existing(path: StrPath, kind: str) -> Path:
     return Path(text)
 
 
-def open_file(path: Path, kind: str) -> BinaryIO:
+@contextmanager
+def open_file(path: Path, kind: str) -> Iterator[BinaryIO]:
+    """A regular file, open for a library that decodes it; its errors are RequestErrors (`damage_is_refused`)."""
+    with _regular_file(path, kind) as file, damage_is_refused(kind, path):
+        yield file
+
+
+def _regular_file(path: Path, kind: str) -> BinaryIO:
     """A regular file, or a link to one, opened for reading. Nothing else is even opened: a device may act on it."""
     try:
         _check_regular(os.stat(path), kind, path)
@@ -71,17 +70,6 @@ def _check_regular(found: os.stat_result, kind: str, path: Path) -> None:
         raise RequestError(f"cannot read {kind} {path}: it is {what}, wanted a file")
 
 
-def check_size(width: int, height: int, most: int, kind: str, name: StrPath | None = None) -> None:
-    """RequestError if a header announces a picture of more than `most` pixels, or of none."""
-    if width < 1 or height < 1:
-        raise RequestError(f"cannot read {_named(kind, name)}: its size is {width}x{height}")
-    if width * height > most or max(width, height) > MAX_SIDE:
-        raise RequestError(
-            f"cannot read {_named(kind, name)}: its size is {width}x{height}, and the limit is "
-            f"{most / 1e6:.1f} million pixels ({MAX_SIDE} a side): scale it down first"
-        )
-
-
 @contextmanager
 def damage_is_refused(kind: str, name: StrPath | None = None) -> Iterator[None]:
     """Around a library that decodes: whatever it raises on a damaged file comes out as a RequestError.
@@ -100,8 +88,5 @@ def damage_is_refused(kind: str, name: StrPath | None = None) -> Iterator[None]:
 def unreadable(kind: str, name: StrPath | None, error: Exception) -> RequestError:
     """One line: what could not be read, and why."""
     reason = str(getattr(error, "strerror", None) or error) or type(error).__name__
-    return RequestError(f"cannot read {_named(kind, name)}: {' '.join(reason.split())}")
-
-
-def _named(kind: str, name: StrPath | None) -> str:
-    return kind if name is None else f"{kind} {os.fsdecode(name)}"
+    what = kind if name is None else f"{kind} {os.fsdecode(name)}"
+    return RequestError(f"cannot read {what}: {' '.join(reason.split())}")

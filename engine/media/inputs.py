@@ -17,9 +17,10 @@ import numpy.typing as npt
 import torch
 
 from kinema.errors import RequestError
-from kinema.media.files import MAX_STILL_PIXELS, MAX_VIDEO_BYTES, StrPath, damage_is_refused, existing
+from kinema.media.files import StrPath, damage_is_refused, existing
 from kinema.media.formats import MAX_FPS, MIN_FPS
 from kinema.media.libraries import needed
+from kinema.media.limits import MAX_STILL_PIXELS, MAX_VIDEO_BYTES
 from kinema.media.npy import NpyReader
 from kinema.media.video import DEFAULT_FPS, Video
 
@@ -51,13 +52,9 @@ def load_image(image: ImageInput) -> Image.Image | torch.Tensor:
     """
     if isinstance(image, (str, os.PathLike)):
         path = existing(image, "image")
-        with needed("PIL", f"reading {path.name}"):
-            from kinema.media.picture_files import read_still
-        return read_still(path)
+        return _picture(path, f"reading {path.name}")
     if is_picture(image):
-        from kinema.media.picture_files import upright
-
-        return upright(image)
+        return _picture(image, "reading pictures")
     if not isinstance(image, (np.ndarray, torch.Tensor)):
         raise RequestError(f"an image must be a path, a PIL picture, an array or a tensor, got {type(image).__name__}")
     batch = image if image.ndim == 4 else image[None]
@@ -148,15 +145,6 @@ def frames_of(video: VideoInput) -> Iterable[Image.Image] | torch.Tensor:
     return _pictures(video) if video.dtype in (np.uint8, torch.uint8) else _values(video)
 
 
-def is_batch(video: Any) -> bool:
-    """Whether these are several videos: a 5-D array or tensor, or a list of videos."""
-    if isinstance(video, (np.ndarray, torch.Tensor)):
-        return video.ndim == 5
-    if not isinstance(video, (list, tuple)) or not video:
-        return False
-    return isinstance(video[0], (list, tuple)) or getattr(video[0], "ndim", 0) == 4
-
-
 def is_picture(value: object) -> TypeGuard[Image.Image]:
     """Whether it is a PIL picture; nothing is while pillow has not been imported."""
     pillow = sys.modules.get("PIL.Image")
@@ -190,18 +178,22 @@ def _in_rgb(pictures: Sequence[Image.Image]) -> Iterator[Image.Image]:
             yield as_rgb(picture)
 
 
+def _picture(image: Path | Image.Image | npt.NDArray[np.generic], use: str) -> Image.Image:
+    with needed("PIL", use):
+        from kinema.media.picture_files import picture_of
+    return picture_of(image)
+
+
 def _pictures(frames: Iterable[npt.NDArray[np.generic]] | Iterable[torch.Tensor]) -> Iterator[Image.Image]:
     """uint8 frames, arrays [H, W, 3] or tensors [3, H, W], as pictures."""
-    with needed("PIL", "resizing pictures"):
-        from kinema.media.picture_files import picture_of
     for frame in frames:
         if isinstance(frame, torch.Tensor):
             _check_tensor(frame)
             _check_channels(frame.shape, axis=0, wanted="a tensor [3, H, W]")
-            yield picture_of(frame.permute(1, 2, 0).cpu().numpy())
+            frame = frame.permute(1, 2, 0).cpu().numpy()
         else:
             _check_channels(frame.shape, axis=2, wanted="an array [H, W, 3]")
-            yield picture_of(frame)
+        yield _picture(frame, "resizing pictures")
 
 
 def _values(pixels: npt.NDArray[np.generic] | torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kinema.errors import RequestError
-from kinema.media.files import MAX_STILL_PIXELS, MAX_VIDEO_BYTES, check_size, damage_is_refused, open_file
+from kinema.media.files import open_file
+from kinema.media.limits import MAX_STILL_PIXELS, MAX_VIDEO_BYTES, check_size
 
 
 class NpyEncoder:
@@ -58,9 +59,9 @@ class NpyReader:
         self.path = path
 
     def __iter__(self) -> Iterator[npt.NDArray[np.uint8]]:
-        with open_file(self.path, "video") as file, damage_is_refused("video", self.path):
+        with open_file(self.path, "video") as file:
             shape, by_columns = self._header(file)
-            check_size(shape[2], shape[1], MAX_STILL_PIXELS, "video", self.path)
+            check_size(shape[2], shape[1], MAX_STILL_PIXELS, f"video {self.path}")
             size = math.prod(shape)
             if os.fstat(file.fileno()).st_size - file.tell() < size:
                 raise RequestError(f"cannot read video {self.path}: the file is shorter than its {list(shape)} values")

@@ -13,15 +13,8 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, ImageSequence, UnidentifiedImageError
 
 from kinema.errors import RequestError
-from kinema.media.files import (
-    MAX_FRAME_PIXELS,
-    MAX_PICTURE_BYTES,
-    MAX_PICTURE_PIXELS,
-    MAX_STILL_PIXELS,
-    check_size,
-    damage_is_refused,
-    open_file,
-)
+from kinema.media.files import damage_is_refused, open_file
+from kinema.media.limits import MAX_FRAME_PIXELS, MAX_PICTURE_BYTES, MAX_PICTURE_PIXELS, MAX_STILL_PIXELS, check_size
 from kinema.media.timing import stored_durations, timing_of
 
 # Only what pillow decodes itself: some of its other formats start programs.
@@ -34,10 +27,17 @@ _BITS_PER_SAMPLE = 258  # a tag of TIFF
 Samples: TypeAlias = npt.NDArray[Any]
 
 
+def picture_of(image: Path | Image.Image | npt.NDArray[np.generic]) -> Image.Image:
+    """What a file, a picture that someone has opened or made, or uint8 pixels [H, W, 3] show: upright, in RGB."""
+    if isinstance(image, Path):
+        return read_still(image)
+    return _upright(image) if isinstance(image, Image.Image) else Image.fromarray(np.ascontiguousarray(image))
+
+
 def read_still(path: Path, most: int = MAX_PICTURE_PIXELS) -> Image.Image:
     """A file's picture, the first one of an animation. Its size is looked at before a pixel is decoded."""
-    with open_file(path, "image") as file, damage_is_refused("image", path), _opened(file, "image", path) as opened:
-        check_size(*opened.size, min(most, _limit(opened)), "image", path)
+    with open_file(path, "image") as file, _opened(file, "image", path) as opened:
+        check_size(*opened.size, min(most, _limit(opened)), f"image {path}")
         ImageOps.exif_transpose(opened, in_place=True)
         return as_rgb(opened)
 
@@ -54,7 +54,7 @@ class AnimationReader:
         self.rate: Fraction | None = None
 
     def __iter__(self) -> Iterator[npt.NDArray[np.uint8]]:
-        with open_file(self.path, "video") as file, damage_is_refused("video", self.path):
+        with open_file(self.path, "video") as file:
             durations, unit = stored_durations(file)
             file.seek(0)
             with _opened(file, "video", self.path) as opened:
@@ -62,15 +62,14 @@ class AnimationReader:
                 self.rate = timing.rate
                 hidden = int(getattr(opened, "default_image", False))  # for programs that show no animations
                 for index, picture in enumerate(ImageSequence.Iterator(opened), -hidden):
-                    check_size(*picture.size, min(MAX_STILL_PIXELS, _limit(opened)), "video", self.path)
+                    check_size(*picture.size, min(MAX_STILL_PIXELS, _limit(opened)), f"video {self.path}")
                     if index >= 0:
                         frame = np.asarray(as_rgb(ImageOps.exif_transpose(picture), picture))
                         for _ in range(timing.repeats[index] if index < len(timing.repeats) else 1):
                             yield frame
 
 
-def upright(picture: Image.Image) -> Image.Image:
-    """A picture that someone has opened or made, in RGB and turned by its EXIF tag."""
+def _upright(picture: Image.Image) -> Image.Image:
     with damage_is_refused("image"):
         _check_undecoded(picture)
         return as_rgb(ImageOps.exif_transpose(picture), picture)
@@ -95,11 +94,6 @@ def as_rgb(picture: Image.Image, opened: Image.Image | None = None) -> Image.Ima
     if mode == "F":
         return _in_strips(picture, _from_unit)
     raise RequestError(f"a picture of pillow's mode {mode} does not say which value is white: convert it to RGB first")
-
-
-def picture_of(pixels: npt.NDArray[np.generic]) -> Image.Image:
-    """uint8 [H, W, 3] as a picture."""
-    return Image.fromarray(np.ascontiguousarray(pixels))
 
 
 def _opened(file: BinaryIO, kind: str, path: Path) -> Image.Image:

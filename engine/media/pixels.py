@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from kinema.errors import RequestError
-from kinema.media.inputs import frames_of, is_batch, is_picture, load_image
+from kinema.media.inputs import frames_of, is_picture, load_image
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,9 +32,6 @@ class Pixels:
     @property
     def num_frames(self) -> int:
         return len(self.frames)
-
-    def first(self, count: int) -> Pixels:
-        return self if count == self.num_frames else Pixels(self.frames[:count])
 
     def values(self, height: int, width: int) -> torch.Tensor:
         """float32 [T, 3, height, width] in [-1, 1], bit for bit as diffusers' VideoProcessor makes them.
@@ -109,6 +106,15 @@ def read_video(
             f"num_frames is {num_frames}, the video has {len(frames)}: ask for fewer, or leave num_frames out"
         )
     return Pixels(frames[:num_frames])
+
+
+def is_batch(video: Any) -> bool:
+    """Whether these are several videos: a 5-D array or tensor, or a list of videos."""
+    if isinstance(video, (np.ndarray, torch.Tensor)):
+        return video.ndim == 5
+    if not isinstance(video, (list, tuple)) or not video:
+        return False
+    return isinstance(video[0], (list, tuple)) or getattr(video[0], "ndim", 0) == 4
 
 
 def _not_one(name: str, count: int) -> RequestError:

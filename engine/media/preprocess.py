@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from kinema.errors import RequestError
-from kinema.media.inputs import ImageInput, VideoInput, is_batch
-from kinema.media.pixels import read_image, read_video
+from kinema.media.inputs import ImageInput, VideoInput
+from kinema.media.pixels import is_batch, read_image, read_video
 
 
 def preprocess_image(image: ImageInput | Sequence[ImageInput], height: int, width: int) -> torch.Tensor:

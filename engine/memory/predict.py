@@ -1,12 +1,13 @@
-"""Predicts the peak memory of a request."""
+"""Predicts the peak memory of a request, and refuses one that does not fit."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
+from kinema.errors import RequestError
 from kinema.families.base import MAX_BYTES_RECORDED, MAX_TOKENS_RECORDED, Model, Work
 from kinema.loading.options import LoadOptions
+from kinema.memory.remedies import remedies
 from kinema.ops import Plan
 from kinema.ops.plan import stored_bytes
 from kinema.request.generation import GenerationRequest
@@ -53,14 +54,42 @@ def predict(
     stage_work = model.work(request, plan, streamed=streamed, graphs=graphs)
     if "image" not in stage_work:
         parts.pop("vae.encoder", None)  # it is packed when it is first used
-    stages, recorded = {}, _recorded_bytes(model, request, plan, options, stage_work)
+    stages, recorded = {}, _recorded_bytes(stage_work["denoise"], plan, options)
     for stage, work in stage_work.items():
         held = [parts[name] for name in (parts if options.keep_loaded else resident[stage]) if name in parts]
         # without keep_loaded the parts of a stage come one after the other
         weights = sum(held) if options.keep_loaded else max(held, default=0)
-        stages[stage] = PROCESS_BYTES + int((1 + WEIGHT_HOLES) * weights) + work.peak + _kept_free(work)
+        kept_free = min(work.peak - work.lasting, KEPT_FREE_BYTES)
+        stages[stage] = PROCESS_BYTES + int((1 + WEIGHT_HOLES) * weights) + work.peak + kept_free
         stages[stage] += recorded if stage in ("denoise", "decode") else 0
     return Prediction(parts, stages)
+
+
+def check_fits(
+    model: Model,
+    request: GenerationRequest,
+    plan: Plan,
+    options: LoadOptions,
+    available: int,
+    *,
+    streamed: bool = False,
+) -> Prediction:
+    """The prediction of a completed request, or RequestError if it cannot fit, with what would be enough."""
+    prediction = predict(model, request, plan, options, streamed=streamed)
+    if prediction.peak > available:
+
+        def peak(request: GenerationRequest, plan: Plan, options: LoadOptions) -> int:
+            return predict(model, request, plan, options, streamed=streamed).peak
+
+        found = remedies(peak, model, request, plan, options, available)
+        enough = [what if needed is None else f"{what} ({gib(needed)})" for what, needed in found]
+        hopeless = "nothing that kinema has makes it fit" if options.keep_loaded else "only a smaller model would fit"
+        advice = f"enough would be {', or '.join(enough)}" if enough else hopeless
+        raise RequestError(
+            f"this needs about {gib(prediction.peak)} in its {prediction.largest_stage} stage, {gib(available)} are "
+            f"available: {advice}"
+        )
+    return prediction
 
 
 def weight_bytes(model: Model, plan: Plan) -> dict[str, int]:
@@ -73,21 +102,11 @@ def weight_bytes(model: Model, plan: Plan) -> dict[str, int]:
     return found
 
 
-def _recorded_bytes(
-    model: Model, request: GenerationRequest, plan: Plan, options: LoadOptions, stages: Mapping[str, Work]
-) -> int:
+def _recorded_bytes(work: Work, plan: Plan, options: LoadOptions) -> int:
     """Of the recording of a small forward on a CPU, which stays: about what the forward takes (denoise/replay.py)."""
-    num_frames, height, width = request.clip  # of any length: a video is read as far as it fits
-    spatial = model.geometry.spatial
-    latent = ((num_frames - 1) // model.geometry.temporal + 1, height // spatial, width // spatial)
-    tokens = model.geometry.tokens(latent) * request.samples * (1 + request.guided)
-    if not options.replay or plan.backend("linear") != "cpu" or tokens > MAX_TOKENS_RECORDED:
+    if not options.replay or plan.backend("linear") != "cpu" or work.tokens > MAX_TOKENS_RECORDED:
         return 0
-    return min(stages["denoise"].peak, MAX_BYTES_RECORDED)
-
-
-def _kept_free(work: Work) -> int:
-    return min(work.peak - work.lasting, KEPT_FREE_BYTES)
+    return min(work.peak, MAX_BYTES_RECORDED)
 
 
 def gib(count: int) -> str:

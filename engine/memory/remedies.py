@@ -5,61 +5,33 @@ from __future__ import annotations
 from bisect import bisect
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 
-from kinema.errors import RequestError, UnsupportedError
+from kinema.errors import UnsupportedError
 from kinema.families.base import Model
 from kinema.loading.options import LoadOptions
-from kinema.memory.predict import Prediction, gib, predict
 from kinema.ops import Plan
 from kinema.ops.plan import at_precision
 from kinema.request.generation import GenerationRequest
 from kinema.vae.tiling import Tiling
 
 Change = tuple[tuple[str, ...], GenerationRequest, Plan, LoadOptions]
+Peak = Callable[[GenerationRequest, Plan, LoadOptions], int]  # predicted, in bytes
 TILED, LOW_MEMORY = "--tiled (tiling=Tiling())", "--low-memory (keep_loaded=False)"
 NARROWER = ("bf16", "int8")
 NAMED = 3  # remedies that leave the clip as it is
 
 
-def check_fits(
-    model: Model,
-    request: GenerationRequest,
-    plan: Plan,
-    options: LoadOptions,
-    available: int,
-    *,
-    streamed: bool = False,
-) -> Prediction:
-    """The prediction of a completed request, or RequestError if it cannot fit, with what would be enough."""
-
-    prediction = predict(model, request, plan, options, streamed=streamed)
-    if prediction.peak > available:
-        enough = _enough(partial(predict, model, streamed=streamed), model, request, plan, options, available)
-        advice = f"enough would be {', or '.join(enough)}" if enough else _hopeless(options)
-        raise RequestError(
-            f"this needs about {gib(prediction.peak)} in its {prediction.largest_stage} stage, {gib(available)} are "
-            f"available: {advice}"
-        )
-    return prediction
-
-
-def _enough(
-    predicted: Callable[[GenerationRequest, Plan, LoadOptions], Prediction],
-    model: Model,
-    request: GenerationRequest,
-    plan: Plan,
-    options: LoadOptions,
-    available: int,
-) -> list[str]:
-    """Remedies by which it fits."""
-    enough: dict[frozenset[str], str] = {}
+def remedies(
+    peak: Peak, model: Model, request: GenerationRequest, plan: Plan, options: LoadOptions, available: int
+) -> list[tuple[str, int | None]]:
+    """What makes it fit, and the bytes that it needs then; last a smaller clip, without."""
+    enough: dict[frozenset[str], tuple[str, int | None]] = {}
     for flags, other, by, loaded in _changes(request, plan, options):
         more_than_needed = any(fewer <= set(flags) for fewer in enough)
-        if not more_than_needed and (needed := predicted(other, by, loaded).peak) <= available:
-            enough[frozenset(flags)] = f"{' with '.join(flags)} ({gib(needed)})"
-    smaller = _smaller(model, request, lambda other: predicted(other, plan, options).peak <= available)
-    return [*list(enough.values())[:NAMED], *([smaller] if smaller else [])]
+        if not more_than_needed and (needed := peak(other, by, loaded)) <= available:
+            enough[frozenset(flags)] = (" with ".join(flags), needed)
+    smaller = _smaller(model, request, lambda other: peak(other, plan, options) <= available)
+    return [*list(enough.values())[:NAMED], *([(smaller, None)] if smaller else [])]
 
 
 def _changes(request: GenerationRequest, plan: Plan, options: LoadOptions) -> Iterator[Change]:
@@ -80,7 +52,7 @@ def _changes(request: GenerationRequest, plan: Plan, options: LoadOptions) -> It
 def _smaller(model: Model, request: GenerationRequest, fits: Callable[[GenerationRequest], bool]) -> str:
     """The longest clip of its size that fits, or the largest of its shape; "" if there is none."""
     num_frames, height, width = request.clip
-    step, shortest = model.geometry.frame_step, model.geometry.longest(1)
+    step, shortest = model.geometry.frame_step, model.geometry.shortest
     clips = range(shortest, num_frames, step)
     at_most = bisect(clips, False, key=lambda count: not fits(replace(request, num_frames=count)))
     if at_most and clips[at_most - 1] > 1:
@@ -89,7 +61,3 @@ def _smaller(model: Model, request: GenerationRequest, fits: Callable[[Generatio
     sizes = [tuple(max(side, share * n // 16 // side * side) for n in (height, width)) for share in range(1, 16)]
     at_most = bisect(sizes, False, key=lambda size: not fits(replace(request, height=size[0], width=size[1])))
     return "--height {} --width {}".format(*sizes[at_most - 1]) if at_most else ""
-
-
-def _hopeless(options: LoadOptions) -> str:
-    return "nothing that kinema has makes it fit" if options.keep_loaded else "only a smaller model would fit"

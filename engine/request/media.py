@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from kinema.errors import warn
-from kinema.media.pixels import read_image, read_video
+from kinema.media.pixels import Pixels, read_image, read_video
 from kinema.request.generation import GenerationRequest
 
 
@@ -16,6 +16,9 @@ class Sizes(Protocol):
 
     @property
     def frame_step(self) -> int: ...
+
+    @property
+    def shortest(self) -> int: ...
 
     def longest(self, num_frames: int) -> int: ...
 
@@ -37,7 +40,7 @@ def read_media(
     if request.video is None:
         return request
     assert request.height is not None and request.width is not None
-    sizes.latent_size(request.num_frames or sizes.longest(1), request.height, request.width)
+    sizes.latent_size(request.num_frames or sizes.shortest, request.height, request.width)
     video = read_video(
         *(request.video, request.height, request.width, request.num_frames),
         fits=lambda num_frames: fits(replace(request, num_frames=num_frames)),
@@ -45,9 +48,10 @@ def read_media(
     frames = video.num_frames
     length = min(frames, sizes.longest(frames))
     if length < frames:
+        video = Pixels(video.frames[:length])
         warn(
             f"the video has {frames} frames, and this model makes {length} or {length + sizes.frame_step}: "
             f"its first {length} are taken",
             stacklevel=3,
         )
-    return replace(request, video=video.first(length), num_frames=length)
+    return replace(request, video=video, num_frames=length)

@@ -62,12 +62,20 @@ class SchedulerState:
 
 
 def start(
-    core: SchedulerCore, grid: Grid, *, begin: int = 0, eta: float = 0.0, generator: Generators | None = None
+    core: SchedulerCore,
+    grid: Grid,
+    *,
+    begin: int = 0,
+    strength: float | None = None,
+    eta: float = 0.0,
+    generator: Generators | None = None,
 ) -> SchedulerState:
     """A run of `core` over `grid` from step `begin`. Every coefficient is computed, and refused, here.
 
-    eta: DDIM's share of fresh noise. generator: for samplers that draw noise in each step.
+    strength: of video-to-video, instead of `begin`. eta: DDIM's share of fresh noise. generator: of each step's noise.
     """
+    if strength is not None:
+        begin = begin_index(len(grid), strength)
     if not 0 <= begin < len(grid):
         raise RequestError(f"begin={begin}: wanted a step of the grid, 0 to {len(grid) - 1}")
     tables = torch.stack([core.coefficients(grid, i, begin=begin, eta=eta) for i in range(begin, len(grid))])

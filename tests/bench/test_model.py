@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from kinema.bench import model, model_parts
 from kinema.bench.model_counts import counted
 from kinema.bench.model_parts import calls_of, grid_of, inputs_for, sizes_for
-from kinema.buffers.machine import peak_bytes, reset_peak
+from kinema.buffers.peak import peak_bytes, reset_peak
 from kinema.cli.main import main
 from kinema.pipeline import VideoPipeline
 from kinema.request.stats import Stats

@@ -28,7 +28,7 @@ from fuzz_base import Base
 from fuzz_groups import GROUPS, PLANTED, generate
 
 import kinema.pipeline
-from kinema.buffers.machine import return_freed_bytes
+from kinema.buffers.heap import return_freed_bytes
 from kinema.errors import KinemaError
 from kinema.media.inputs import load_video
 from kinema.memory.predict import PROCESS_BYTES

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kinema.checkpoints.weights import Weights
-from kinema.families.wan.vae import decoder
+from kinema.families.wan.vae import memory
 from kinema.families.wan.vae.autoencoder import WanVAE, WanVAEConfig, tensor_shapes
 from kinema.ops import build_ops, plan_ops, target_for
 from kinema.vae.tiling import Tiling
@@ -82,9 +82,9 @@ def test_encoding_more_frames_takes_no_more_memory() -> None:
 def test_large_frames_take_less_memory_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     at_once = peak_beyond_output(lambda vae, z: vae.decode(z), latents(9))
     frame = 4 * CONFIG.decoder_dims[-1] * SIZE**2
-    monkeypatch.setattr(decoder, "PIECE_BYTES", 2 * frame - 1)
-    one, pair = (decoder.frames_at_once(frame, native=native) for native in (False, True))
-    assert (one, pair) == (1, 2) and decoder.frames_at_once(frame // 2, native=True) == 3
+    monkeypatch.setattr(memory, "PIECE_BYTES", 2 * frame - 1)
+    one, pair = (memory.frames_at_once(frame, native=native) for native in (False, True))
+    assert (one, pair) == (1, 2) and memory.frames_at_once(frame // 2, native=True) == 3
     native = plan_ops(target_for("cpu")).backend("conv3d").startswith("cpu")
     decoding = WanVAE(CONFIG, Weights(WEIGHTS), build_ops(plan_ops(target_for("cpu")))).decoder
     entering = SIZE >> sum(stage.double is not None for stage in decoding.late)

@@ -14,7 +14,7 @@ from diffusers import AutoencoderKLWan
 
 from kinema.checkpoints.weights import Weights
 from kinema.families.wan.vae import autoencoder as wan
-from kinema.families.wan.vae import decoder, resample
+from kinema.families.wan.vae import decoder, memory, resample
 from kinema.families.wan.vae.autoencoder import WanVAE, WanVAEConfig, tensor_shapes
 from kinema.ops import Ops, build_ops, plan_ops, target_for
 from kinema.vae import tiling
@@ -236,7 +236,7 @@ def test_the_smaller_the_pictures_the_more_of_them_are_a_chunk() -> None:
     """Of as many frames as make a map of the last stage of 8 MB; and a frame of 480p is larger."""
     config = WanVAEConfig(base_dim=16)
     sizes = [(1, 8, 8), (1, 16, 16), (2, 16, 16), (1, 17, 16), (1, 60, 104)]
-    assert [decoder.latents_at_once(config, *size) for size in sizes] == [8, 2, 1, 1, 1]
+    assert [memory.latents_at_once(config, *size) for size in sizes] == [8, 2, 1, 1, 1]
     vae = ours("wan21")
     z = latents_of("wan21")
     with torch.no_grad():

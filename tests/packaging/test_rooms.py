@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
@@ -93,12 +94,62 @@ def test_no_file_is_long(root):
 
 
 def test_preparing_a_request_goes_down(root):
-    """Of `prepare`: calls into a higher room, which are those through the seam, and returns to a file that was left."""
+    """Of `prepare`: calls into a higher room, which are those through the seam, and returns to a file that was left.
+
+    Before the engine had rooms there were 55 returns.
+    """
     walked = walk("kinema.pipeline.VideoPipeline.prepare", modules(root))
-    assert len(walked.files) > 100, "little is followed: HOLDS is out of date"
+    assert len(walked.functions) > 180, "little is followed: HOLDS is out of date"
     assert set(walked.climbs(lambda module: ROOMS.index(room(module) or "errors"))) == {
         ("kinema.request.media", "kinema.families.geometry"),
         ("kinema.encoders.prompts", "kinema.loading.components"),
         ("kinema.families.wan.conditioning", "kinema.loading.components"),
     }
-    assert len(walked.returns) <= 36
+    assert len(walked.returns) <= 24
+    assert not walked.upward
+
+
+def test_a_walk_is_counted_as_it_is_read(tmp_path):
+    """Arguments before the call that takes them, depth first, and each function once."""
+    sources = {
+        "k.top": """
+            from k.left import one, two
+            from k.right import Right
+
+            def start(right):
+                three = [two(item) for item in one(right.run())]
+                Right(three)
+                return one(three)
+
+            def late(): ...
+            """,
+        "k.left": """
+            def one(x): return deep(x)
+            def deep(x): ...
+            def two(x): ...
+            """,
+        "k.right": """
+            from k.left import deep
+            import k.top
+
+            class Base:
+                def run(self): return deep(self)
+
+            class Right(Base):
+                def __post_init__(self):
+                    from k.top import late
+                    late()
+            """,
+    }
+    files = {}
+    for name, text in sources.items():
+        files[name] = tmp_path / f"{name}.py"
+        files[name].write_text(dedent(text))
+    walked = walk("k.top.start", files, {"right": "k.right.Right"})
+    names = [name.removeprefix("k.") for name in walked.functions]
+    first = ["top.start", "right.Base.run", "left.deep", "left.one", "left.two"]
+    assert names == [*first, "right.Right.__post_init__", "top.late"]
+    assert walked.returns == [("k.top", "k.left"), ("k.top", "k.left"), ("k.top", "k.right")]
+    assert walked.upward == [("k.right", "k.top")]
+    assert walked.climbs(["k.left", "k.right", "k.top"].index) == [("k.right", "k.top")]
+    assert walked.climbs(["k.top", "k.right", "k.left"].index).count(("k.top", "k.left")) == 3

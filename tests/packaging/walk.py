@@ -1,13 +1,14 @@
 """Where a call leads: the functions that it may reach, file by file, read from the sources alone.
 
 A call is followed where its name says what is called: a function or class of ours, a method of `self`, or of what
-HOLDS says a name holds. Each function is entered once, in the order of the sources.
+HOLDS says a name holds. The walk is depth first and in the order of evaluation, arguments before the call that takes
+them. Each function is entered once: who has read it does not read it again.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +20,8 @@ HOLDS = {
     "geometry": "kinema.families.geometry.Geometry",
     "sizes": "kinema.families.geometry.Geometry",
     "vae": "kinema.families.wan.vae.autoencoder.WanVAE",
+    **dict.fromkeys(("image", "last_image", "video"), "kinema.media.pixels.Pixels"),
+    "core": "kinema.schedulers.unipc.UniPCMultistep",
     "stats": "kinema.request.stats.Stats",
     "state": "kinema.denoise.state.RequestState",
     "conditioning": "kinema.families.wan.conditioning.WanConditioning",
@@ -29,20 +32,27 @@ HOLDS = {
 
 @dataclass
 class Walk:
-    """calls: (from file, to file) of every call that leaves its file. returns: those to a file that was left before."""
+    """functions: in the order in which they are entered. calls: (from file, to file) of those that leave their file.
 
+    returns: those that enter a function for the first time, in a file that was left before: none of its functions is
+    running any more. upward: calls to a file of which a function is still running.
+    """
+
+    functions: list[str] = field(default_factory=list)
     calls: list[tuple[str, str]] = field(default_factory=list)
     returns: list[tuple[str, str]] = field(default_factory=list)
-    files: list[str] = field(default_factory=list)
+    upward: list[tuple[str, str]] = field(default_factory=list)
 
     def climbs(self, rank: Callable[[str], int]) -> list[tuple[str, str]]:
-        return [(a, b) for a, b in self.calls if rank(b) > rank(a)]
+        """Calls into a file of higher rank, or upward."""
+        return [(a, b) for a, b in self.calls if rank(b) > rank(a) or (a, b) in self.upward]
 
 
 class _Sources:
     def __init__(self, files: Mapping[str, Path], holds: Mapping[str, str]) -> None:
         self.holds = holds
-        self.bodies: dict[str, ast.AST] = {}  # of functions and methods, by their whole names
+        self.bodies: dict[str, ast.FunctionDef] = {}  # functions and methods, by their whole names
+        self.owners: dict[str, tuple[str, str | None]] = {}  # of a body: its module, and its class
         self.names: dict[str, dict[str, str]] = {}  # of a module: what its own and imported names stand for
         self.bases: dict[str, list[str]] = {}
         for module, path in files.items():
@@ -54,31 +64,33 @@ class _Sources:
             if isinstance(node, ast.ImportFrom) and node.module:
                 names |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
         for node in tree.body:
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-                names[node.name] = f"{module}.{node.name}"
             if isinstance(node, ast.FunctionDef):
-                self.bodies[f"{module}.{node.name}"] = node
+                names[node.name] = self._add(node, module, None)
             elif isinstance(node, ast.ClassDef):
-                self.bases[f"{module}.{node.name}"] = [b.id for b in node.bases if isinstance(b, ast.Name)]
+                cls = names[node.name] = f"{module}.{node.name}"
+                self.bases[cls] = [base.id for base in node.bases if isinstance(base, ast.Name)]
                 for method in node.body:
                     if isinstance(method, ast.FunctionDef):
-                        self.bodies[f"{module}.{node.name}.{method.name}"] = method
+                        self._add(method, module, cls)
 
-    def module_of(self, name: str) -> str:
-        return next(m for m in sorted(self.names, key=len, reverse=True) if name.startswith(f"{m}."))
+    def _add(self, body: ast.FunctionDef, module: str, cls: str | None) -> str:
+        name = f"{cls or module}.{body.name}"
+        self.bodies[name], self.owners[name] = body, (module, cls)
+        return name
 
     def method(self, cls: str, name: str) -> str | None:
         if f"{cls}.{name}" in self.bodies:
             return f"{cls}.{name}"
-        names = self.names.get(cls.rpartition(".")[0], {})
-        found = (self.method(names[base], name) for base in self.bases.get(cls, []) if base in names)
-        return next((method for method in found if method), None)
+        bases = (self._whole(cls.rpartition(".")[0], base) for base in self.bases.get(cls, []))
+        return next((found for base in bases if base and (found := self.method(base, name))), None)
 
     def called(self, call: ast.Call, module: str, cls: str | None) -> str | None:
         function = call.func
         if isinstance(function, ast.Name):
             whole = self._whole(module, function.id)
-            return whole if whole in self.bodies else self.method(whole, "__init__") if whole else None
+            if whole is None or whole in self.bodies:
+                return whole
+            return self.method(whole, "__init__") or self.method(whole, "__post_init__")
         if not isinstance(function, ast.Attribute):
             return None
         value = function.value
@@ -86,38 +98,53 @@ class _Sources:
             return self.method(cls, function.attr)
         held = value.id if isinstance(value, ast.Name) else value.attr if isinstance(value, ast.Attribute) else ""
         whole = self._whole(module, held)
-        if whole is not None and f"{whole}.{function.attr}" in self.bodies:
-            return f"{whole}.{function.attr}"
+        if whole in self.names:  # a module or a package
+            return self._whole(whole, function.attr)
+        if whole is not None and (found := self.method(whole, function.attr)):
+            return found
         return self.method(self.holds[held], function.attr) if held in self.holds else None
 
     def _whole(self, module: str, name: str) -> str | None:
-        whole = self.names[module].get(name)
-        if whole is None:
-            return None
-        package, _, last = whole.rpartition(".")  # what a package gives on
-        return self.names[package].get(last, whole) if package in self.names else whole
+        """What a name of a module stands for, where it is defined."""
+        whole = self.names.get(module, {}).get(name)
+        if whole is None or whole.rpartition(".")[0] in ("", module):
+            return whole
+        package, _, last = whole.rpartition(".")
+        return self._whole(package, last) or whole
+
+
+def _calls(node: ast.AST) -> Iterator[ast.Call]:
+    """The calls in a piece of source as they are evaluated."""
+    children = list(ast.iter_child_nodes(node))
+    if isinstance(node, (ast.ListComp, ast.SetComp, ast.GeneratorExp, ast.DictComp)):
+        children.sort(key=lambda child: not isinstance(child, ast.comprehension))
+    for child in children:
+        yield from _calls(child)
+    if isinstance(node, ast.Call):
+        yield node
 
 
 def walk(start: str, files: Mapping[str, Path], holds: Mapping[str, str] = HOLDS) -> Walk:
-    sources, found, entered = _Sources(files, holds), Walk(), set[str]()
+    sources, found, left = _Sources(files, holds), Walk(), set[str]()
 
-    def enter(name: str) -> None:
-        entered.add(name)
-        module = sources.module_of(name)
-        owner = name.rpartition(".")[0]
-        cls = owner if owner != module else None
-        for call in (node for node in ast.walk(sources.bodies[name]) if isinstance(node, ast.Call)):
+    def enter(name: str, running: frozenset[str]) -> None:
+        found.functions.append(name)
+        module, cls = sources.owners[name]
+        running |= {module}
+        for call in (call for part in sources.bodies[name].body for call in _calls(part)):
             target = sources.called(call, module, cls)
-            if target is None or target in entered:
+            if target not in sources.bodies:
                 continue
-            other = sources.module_of(target)
+            other, new = sources.owners[target][0], target not in found.functions
             if other != module:
                 found.calls.append((module, other))
-                if other in found.files:
+                if other in running:
+                    found.upward.append((module, other))
+                elif new and other in left:
                     found.returns.append((module, other))
-            found.files.append(other)
-            enter(target)
+            if new:
+                enter(target, running)
+        left.add(module)
 
-    found.files.append(sources.module_of(start))
-    enter(start)
+    enter(start, frozenset())
     return found

@@ -192,7 +192,7 @@ def test_rows_beyond_the_token_limit_are_split_with_the_same_result(models, forw
 
 
 def test_decoding_and_stepping_alternate(models, monkeypatch):
-    monkeypatch.setattr("kinema.families.wan.vae.decoder.CHUNK_BYTES", 0)  # a latent frame at a time, small as it is
+    monkeypatch.setattr("kinema.families.wan.vae.memory.CHUNK_BYTES", 0)  # a latent frame at a time, small as it is
     pipe = models("t2v").ours
     wanted = [request(SMALL, num_frames=13), request(LARGE, num_frames=13)]
     expected = [decode(pipe, finished(pipe, one)) for one in wanted]

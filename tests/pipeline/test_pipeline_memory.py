@@ -17,14 +17,9 @@ from kinema import GenerationRequest
 from kinema.checkpoints.weights import Weights
 from kinema.errors import RequestError
 from kinema.families.wan.config import WanConfig, tensor_shapes
-from kinema.families.wan.memory import (
-    decode_bytes,
-    denoise_bytes,
-    encode_bytes,
-    native_denoise_bytes,
-    native_scratch_bytes,
-)
+from kinema.families.wan.memory import denoise_bytes, native_denoise_bytes, native_scratch_bytes
 from kinema.families.wan.transformer import WanTransformer
+from kinema.families.wan.vae.memory import decode_bytes, encode_bytes
 from kinema.memory.predict import PROCESS_BYTES, predict, weight_bytes
 from kinema.ops import build_ops, plan_ops, target_for
 from kinema.ops.common import PRECISIONS
@@ -219,14 +214,15 @@ def test_live_tensors_of_decoding_and_encoding(models, middle, kind, tiling):
 # In a process of its own: where others have freed memory, the blocks fall into holes, which go back by themselves.
 FREE = """
 import torch
-from kinema.buffers import machine as machine_memory
+from kinema.buffers.heap import return_freed_bytes
+from kinema.buffers.machine import held_bytes
 cpu = torch.device("cpu")
 blocks = [torch.ones(16_000) for _ in range(3000)]  # 64 kB each: too small to be pages of their own
-held = machine_memory.held_bytes(cpu)
+held = held_bytes(cpu)
 del blocks[:-1]
-kept = machine_memory.held_bytes(cpu)
-machine_memory.return_freed_bytes()
-print(held, kept, machine_memory.held_bytes(cpu))
+kept = held_bytes(cpu)
+return_freed_bytes()
+print(held, kept, held_bytes(cpu))
 """
 
 

@@ -7,9 +7,9 @@ import threading
 import pytest
 import torch
 
-from kinema.buffers import machine as machine_memory
-from kinema.buffers.machine import reset_peak
-from kinema.buffers.peak import PeakMemory
+from kinema.buffers import peak as peak_memory
+from kinema.buffers.machine import held_bytes
+from kinema.buffers.peak import PeakMemory, reset_peak
 from kinema.request import stats
 from kinema.request.stats import GpuClock, Stats
 
@@ -143,7 +143,7 @@ def test_peaks_in_threads():
     def measure():
         go.wait()
         for _ in range(10):
-            base = machine_memory.held_bytes(CPU)
+            base = held_bytes(CPU)
             peak = PeakMemory(CPU)
             hold(32)
             if peak.read() - base < 16 * MIB:
@@ -159,16 +159,16 @@ def test_peaks_in_threads():
 
 
 def test_where_the_mark_cannot_be_set_back_what_is_held_counts(monkeypatch):
-    monkeypatch.setattr(machine_memory, "reset_peak", lambda device: False)
+    monkeypatch.setattr(peak_memory, "reset_peak", lambda device: False)
     ballast = torch.ones(256 * MIB // 4)  # of an earlier run
     del ballast
     peak = PeakMemory(CPU)
     held = torch.ones(64 * MIB // 4)
     peak.note()
     del held
-    earlier = machine_memory.peak_bytes(CPU)
+    earlier = peak_memory.peak_bytes(CPU)
     assert 64 * MIB < peak.read() < earlier
-    monkeypatch.setattr(machine_memory, "peak_bytes", lambda device: earlier + 1)
+    monkeypatch.setattr(peak_memory, "peak_bytes", lambda device: earlier + 1)
     assert peak.read() == earlier + 1
 
 

@@ -33,7 +33,7 @@ def run_python(code: str, *arguments: str) -> str:
 
 LOAD = """
 import sys, torch
-from kinema.buffers.machine import peak_bytes
+from kinema.buffers.peak import peak_bytes
 from kinema.pipeline import VideoPipeline
 pipe = VideoPipeline.from_pretrained(sys.argv[1], precision=sys.argv[2])
 before = peak_bytes(torch.device("cpu"))

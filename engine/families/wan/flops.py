@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from kinema.encoders.umt5 import UMT5Config
+from kinema.families.geometry import LatentSize
 from kinema.families.wan.config import WanConfig
 from kinema.families.wan.vae.config import WanVAEConfig
-from kinema.families.wan.vae.decoder import UpStageSpec
-from kinema.families.wan.vae.encoder import DownStageSpec
+from kinema.families.wan.vae.stages import DownStageSpec, UpStageSpec
 
 CUBE = 27  # taps of a 3×3×3 convolution
 
@@ -17,7 +17,7 @@ def stage_flops(
     transformer: WanConfig,
     vae: WanVAEConfig,
     text: UMT5Config | None,
-    latent: tuple[int, int, int],
+    latent: LatentSize,
     *,
     samples: int,
     rows: int,
@@ -37,8 +37,8 @@ def stage_flops(
     }
 
 
-def forward_flops(config: WanConfig, latent: tuple[int, int, int], rows: int, text_tokens: int) -> int:
-    """One forward of `rows` rows, the prompt's keys and values at hand. latent: (T, h, w)."""
+def forward_flops(config: WanConfig, latent: LatentSize, rows: int, text_tokens: int) -> int:
+    """One forward of `rows` rows, the prompt's keys and values at hand."""
     tokens = math.prod(n // p for n, p in zip(latent, config.patch_size, strict=True))
     dim, patch = config.dim, math.prod(config.patch_size)
     products = dim * (6 * dim + 2 * config.ffn_dim)  # qkv, out; q and out of cross-attention; up, down
@@ -56,7 +56,7 @@ def text_flops(config: UMT5Config, prompts: int, tokens: int) -> int:
     return 2 * prompts * tokens * config.num_layers * layer
 
 
-def decode_flops(config: WanVAEConfig, latent: tuple[int, int, int], samples: int) -> int:
+def decode_flops(config: WanVAEConfig, latent: LatentSize, samples: int) -> int:
     """Latents (T, h, w) to frames."""
     frames, area = latent[0], latent[1] * latent[2]
     first = config.decoder_dims[0]

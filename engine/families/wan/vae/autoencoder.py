@@ -13,13 +13,14 @@ from typing import Literal
 
 import torch
 
-from kinema.buffers.machine import return_freed_bytes
+from kinema.buffers.heap import return_freed_bytes
 from kinema.checkpoints.weights import Tensors, Weights
 from kinema.errors import RequestError
 from kinema.families.wan.vae.blocks import CausalConv, conv_shapes
 from kinema.families.wan.vae.config import WanVAEConfig
-from kinema.families.wan.vae.decoder import Decoder, latents_at_once, smaller_whole
+from kinema.families.wan.vae.decoder import Decoder
 from kinema.families.wan.vae.encoder import Encoder
+from kinema.families.wan.vae.memory import latents_at_once, smaller_whole
 from kinema.families.wan.vae.resample import patchify, unpatchify
 from kinema.fields.diffusers_names import DiffusersNames
 from kinema.ops import Ops

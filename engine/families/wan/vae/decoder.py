@@ -2,108 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
-from kinema.buffers.machine import return_freed_bytes
+from kinema.buffers.heap import return_freed_bytes
 from kinema.checkpoints.weights import Stored, Tensors, Weights
 from kinema.families.wan.vae.blocks import CausalConv, MidBlock, ResidualBlock, conv_shapes
 from kinema.families.wan.vae.config import WanVAEConfig
+from kinema.families.wan.vae.memory import frames_at_once
 from kinema.families.wan.vae.resample import Upsample, duplicate_up
+from kinema.families.wan.vae.stages import UpStageSpec
 from kinema.ops import Ops
 from kinema.vae.feature_cache import FeatureCache
-
-PIECE_BYTES = 32 << 20
-"""Limit on an activation of the last stage: as many frames as fit go through the late stages at once, so that it stays
-well below gigabytes and, on a CPU, near the caches."""
-
-PAST_OF_BLOCK = 4  # frames: two for each convolution
-
-
-def frames_at_once(frame_bytes: int, *, native: bool) -> int:
-    """Frames of a chunk that go through the late stages at once. frame_bytes: one frame of an activation of the last.
-
-    native: the native CPU kernels lay out and transform an input frame once per call, for all output frames that read
-    it: two frames together take four transforms; one by one they take six, and 10 to 14 % longer.
-    """
-    return max(2 if native else 1, PIECE_BYTES // frame_bytes)
-
-
-CHUNK_BYTES = 8 << 20
-"""Limit on an activation of the last stage: as many latent frames as fit make a chunk, so that a chunk's overhead is
-paid less often and activations still fit in a CPU's last-level cache."""
-
-
-def latents_at_once(config: WanVAEConfig, batch: int, height: int, width: int) -> int:
-    """Latent frames per chunk after the first. height, width: of the latents."""
-    specs = UpStageSpec.all(config)
-    area = height * width << 2 * sum(spec.doubling is not None for spec in specs)
-    frame_bytes = torch.float32.itemsize * batch * specs[-1].hidden * area
-    return max(1, CHUNK_BYTES // (config.scale_factor_temporal * frame_bytes))
-
-
-def smaller_whole(config: WanVAEConfig, frames: int, height: int, width: int) -> bool:
-    """Whether a clip takes less memory if it goes through the late stages block by block, all its frames at once.
-
-    That holds all frames of an activation and the past of one block, instead of one frame and the past of all blocks.
-    frames: of the clip, in pixels; height, width: of its latents.
-    """
-    specs = UpStageSpec.all(config)
-    early = UpStageSpec.late(specs)
-    area, past, frame = height * width * 4**early, 0, 0
-    for spec in specs[early:]:
-        frame = spec.hidden * area
-        past += len(spec.blocks) * PAST_OF_BLOCK * frame
-        area *= 4
-    return (frames + PAST_OF_BLOCK) * frame <= past
-
-
-@dataclass(frozen=True)
-class UpStageSpec:
-    """Names and channels of one resolution. doubling: the upsampler's name, None in the last stage.
-
-    hidden: channels of the blocks; out: after the upsampler.
-    """
-
-    blocks: tuple[str, ...]
-    doubling: str | None
-    into: int
-    hidden: int
-    out: int
-    temporal: bool
-    shortcut: bool
-
-    @staticmethod
-    def all(config: WanVAEConfig) -> list[UpStageSpec]:
-        """Wan 2.1 halves the channels while it doubles the frame, 2.2 does so in the next stage's first block."""
-        specs = []
-        into = config.decoder_dims[0]
-        for i, temporal in enumerate((*config.temperal_downsample[::-1], False)):
-            stage = f"decoder.up_blocks.{i}"
-            blocks = tuple(f"{stage}.resnets.{j}" for j in range(config.num_res_blocks + 1))
-            hidden = out = config.decoder_dims[i + 1]
-            doubling = None
-            if i < len(config.dim_mult) - 1:
-                doubling = f"{stage}.upsampler" if config.is_residual else f"{stage}.upsamplers.0"
-                out = hidden if config.is_residual else hidden // 2
-            shortcut = config.is_residual and doubling is not None
-            specs.append(UpStageSpec(blocks, doubling, into, hidden, out, temporal, shortcut))
-            into = out
-        return specs
-
-    @staticmethod
-    def late(specs: list[UpStageSpec]) -> int:
-        """The index of the first late stage: from there on, time is not upsampled."""
-        return max((i + 1 for i, spec in enumerate(specs) if spec.temporal), default=0)
-
-    def shapes(self) -> Tensors:
-        shapes: Tensors = {}
-        for j, name in enumerate(self.blocks):
-            shapes |= ResidualBlock.shapes(name, self.hidden if j else self.into, self.hidden)
-        if self.doubling is not None:
-            shapes |= Upsample.shapes(self.doubling, self.hidden, self.out, temporal=self.temporal)
-        return shapes
 
 
 class UpStage:
@@ -139,10 +48,8 @@ class Decoder:
     def __init__(self, config: WanVAEConfig, weights: Weights, ops: Ops) -> None:
         self.conv_in = CausalConv(weights, "decoder.conv_in", ops)
         self.mid = MidBlock(weights, "decoder.mid_block", ops)
-        specs = UpStageSpec.all(config)
-        stages = [UpStage(spec, weights, ops) for spec in specs]
-        first = UpStageSpec.late(specs)
-        self.early, self.late = stages[:first], stages[first:]
+        stages = [UpStage(spec, weights, ops) for spec in UpStageSpec.all(config)]
+        self.early, self.late = ([stage for stage in stages if stage.spec.late == late] for late in (False, True))
         self.conv_out = CausalConv(weights, "decoder.conv_out", ops, norm="decoder.norm_out")
 
     @staticmethod

@@ -2,57 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from kinema.checkpoints.weights import Stored, Tensors, Weights
 from kinema.families.wan.vae.blocks import CausalConv, MidBlock, ResidualBlock, conv_shapes
 from kinema.families.wan.vae.config import WanVAEConfig
 from kinema.families.wan.vae.resample import Downsample, average_down
+from kinema.families.wan.vae.stages import DownStageSpec
 from kinema.ops import Ops
 from kinema.vae.feature_cache import FeatureCache
-
-
-@dataclass(frozen=True)
-class DownStageSpec:
-    """Names and channels of one resolution. halving: the downsampler's name, None in the last stage."""
-
-    blocks: tuple[str, ...]
-    halving: str | None
-    into: int
-    out: int
-    temporal: bool
-    shortcut: bool
-
-    @staticmethod
-    def all(config: WanVAEConfig) -> list[DownStageSpec]:
-        """Wan 2.1 numbers blocks and downsamplers in one list, 2.2 nests them by stage."""
-        specs = []
-        dims = config.encoder_dims
-        count = config.num_res_blocks
-        for i, temporal in enumerate((*config.temperal_downsample, False)):
-            last = i == len(config.dim_mult) - 1
-            if config.is_residual:
-                stage = f"encoder.down_blocks.{i}"
-                blocks = tuple(f"{stage}.resnets.{j}" for j in range(count))
-                halving = f"{stage}.downsampler"
-            else:
-                first = i * (count + 1)
-                blocks = tuple(f"encoder.down_blocks.{first + j}" for j in range(count))
-                halving = f"encoder.down_blocks.{first + count}"
-            specs.append(
-                DownStageSpec(blocks, None if last else halving, dims[i], dims[i + 1], temporal, config.is_residual)
-            )
-        return specs
-
-    def shapes(self) -> Tensors:
-        shapes: Tensors = {}
-        for j, name in enumerate(self.blocks):
-            shapes |= ResidualBlock.shapes(name, self.out if j else self.into, self.out)
-        if self.halving is not None:
-            shapes |= Downsample.shapes(self.halving, self.out, temporal=self.temporal)
-        return shapes
 
 
 class DownStage:
