@@ -15,7 +15,6 @@ from kinema.sample.clip_folder import ClipFolder
 from kinema.sample.start import read_words
 from kinema.sample.training import generator_for
 
-
 # two steps show what they do on few clips, too
 FEW = ("train_vae.batch=1", "train_dit.batch=4", "train_dit.image_batch=4", "train_dit.images.start=8")
 LITTLE = [word for number in (*FEW, "train_dit.clips.start=8") for word in ("--set", number)]
