@@ -4,6 +4,7 @@ And which tests there are. KINEMA_TESTS=quick leaves out what is marked `usual` 
 KINEMA_TESTS=all takes in what is marked `full`; tests/native_tables.py reads it too.
 """
 
+import gc
 import importlib.util
 import os
 import tempfile
@@ -104,6 +105,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_collection_finish(session):
+    gc.freeze()  # what is imported by now is no garbage, and whoever collects (every measurement does) need not look
     if INTERPRETED and any("triton" in item.nodeid for item in session.items) and importlib.util.find_spec("triton"):
         spec = importlib.util.spec_from_file_location("triton_interpreter", HERE / "triton_interpreter.py")
         interpreter = importlib.util.module_from_spec(spec)

@@ -1,7 +1,5 @@
 """Benchmarks of tiny things: what is tested is the machinery, not the machine."""
 
-import gc
-
 import pytest
 
 
@@ -11,14 +9,6 @@ def short_probes(monkeypatch):
     monkeypatch.setattr("kinema.bench.peaks.SIZES", {"cpu": (32,)})
     monkeypatch.setattr("kinema.bench.peaks.COPIED", {"cpu": 1 << 12})
     monkeypatch.setattr("kinema.bench.native_peak.SECONDS", 1e-5)
-
-
-@pytest.fixture(autouse=True)
-def little_garbage():
-    """Every measurement collects it first, and a process of many tests is full of what is none."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """kinema bench ops: cases chosen by name, op and precision, timed, with their work beside."""
 
-import gc
 import json
 
 import pytest
@@ -15,9 +14,6 @@ def short_probes(monkeypatch):
     monkeypatch.setattr("kinema.bench.peaks.SIZES", {"cpu": (32,)})
     monkeypatch.setattr("kinema.bench.peaks.COPIED", {"cpu": 1 << 12})
     monkeypatch.setattr("kinema.bench.native_peak.SECONDS", 1e-5)
-    gc.freeze()  # every measurement collects garbage first
-    yield
-    gc.unfreeze()
 
 
 def test_bench_ops(cli, out):
