@@ -57,7 +57,9 @@ def run(arguments: argparse.Namespace) -> int:
     ]
     rows = []
     with tempfile.TemporaryDirectory() as folder, steps_bar(len(wanted), unit="clip") as advance:
-        middle = write_random_model(Path(folder) / "middle", MIDDLE)
+        middle = Path(folder) / "middle"
+        if any(model == "middle" for model, _ in wanted):
+            write_random_model(middle, MIDDLE)
         for model, clip in wanted:
             path, size = ("sample", "") if model == "sample" else (str(middle), OF_MIDDLE)
             rows.append(_measured(model, path, f"{size} {clip}".split(), Path(folder)))

@@ -114,9 +114,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise RequestError(f"no case has {arguments.case!r} in its name: {'; '.join(case.name for case in cases())}")
     rows = []
     with tempfile.TemporaryDirectory() as temporary, steps_bar(len(wanted), unit="case") as advance:
-        middle = str(write_random_model(Path(temporary) / "middle", MIDDLE))
+        middle = Path(temporary) / "middle"
+        if any(case.model == "middle" for case in wanted):
+            write_random_model(middle, MIDDLE)
         for case in wanted:
-            rows.append(_measured(case, middle if case.model == "middle" else case.model, arguments.rounds))
+            rows.append(_measured(case, str(middle) if case.model == "middle" else case.model, arguments.rounds))
             advance()
     head = provenance("memory", arguments.words, plan_ops(target_for("cpu"), "auto"), timed=TIMED, backend="auto")
     report: Report = {**head, "rows": rows, "outside": sum(not row["fits"] for row in rows)}

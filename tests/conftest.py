@@ -4,6 +4,8 @@ And which tests there are. KINEMA_TESTS=quick leaves out what is marked `usual` 
 KINEMA_TESTS=all takes in what is marked `full`; tests/native_tables.py reads it too.
 """
 
+import gc
+import importlib.util
 import os
 import tempfile
 from contextlib import contextmanager
@@ -103,38 +105,9 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_collection_finish(session):
-    if INTERPRETED and any("triton" in item.nodeid for item in session.items):
-        _patch_the_language_once_a_launch()
-
-
-def _patch_the_language_once_a_launch():
-    """Triton's interpreter patches its language for every call of a device function: two thirds of its time.
-
-    What a launch has patched stays patched until it ends; only what it has not is left to do for a call.
-    """
-    try:
-        import triton.language as tl
-        from triton.runtime import interpreter
-
-        patch = interpreter._patch_lang
-    except (ImportError, AttributeError):
-        return  # no Triton, or another version's interpreter
-    done = set()
-
-    def patch_once(fn):
-        modules = {id(module) for module in fn.__globals__.values() if module is tl or module is tl.core}
-        new = modules - done
-        if modules and not new:
-            return interpreter._LangPatchScope()
-        scope = patch(fn)
-        done.update(new)
-        restore = scope.restore
-
-        def restore_and_forget():
-            restore()
-            done.difference_update(new)
-
-        scope.restore = restore_and_forget
-        return scope
-
-    interpreter._patch_lang = patch_once
+    gc.freeze()  # what is imported by now is no garbage, and whoever collects (every measurement does) need not look
+    if INTERPRETED and any("triton" in item.nodeid for item in session.items) and importlib.util.find_spec("triton"):
+        spec = importlib.util.spec_from_file_location("triton_interpreter", HERE / "triton_interpreter.py")
+        interpreter = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(interpreter)
+        interpreter.speed_up()

@@ -13,6 +13,7 @@ from kinema.ops.cases import all_cases
 def short_probes(monkeypatch):
     monkeypatch.setattr("kinema.bench.peaks.SIZES", {"cpu": (32,)})
     monkeypatch.setattr("kinema.bench.peaks.COPIED", {"cpu": 1 << 12})
+    monkeypatch.setattr("kinema.bench.native_peak.SECONDS", 1e-5)
 
 
 def test_bench_ops(cli, out):

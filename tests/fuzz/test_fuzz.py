@@ -11,17 +11,16 @@ from fuzz_base import Base
 from fuzz_groups import GROUPS
 from fuzz_run import Worker, run, table
 
-CASES = 600
-
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     return Base.make(tmp_path_factory.mktemp("fuzz") / "base").folder
 
 
-def test_damaged_files_and_odd_requests_run_or_are_refused(base):
-    whole = sum(count for _, count in GROUPS.values())
-    cases = [(name, number) for name, (_, count) in GROUPS.items() for number in range(CASES * count // whole)]
+@pytest.mark.parametrize("count", [200, pytest.param(600, marks=pytest.mark.full)])
+def test_damaged_files_and_odd_requests_run_or_are_refused(base, count):
+    whole = sum(share for _, share in GROUPS.values())
+    cases = [(name, number) for name, (_, share) in GROUPS.items() for number in range(count * share // whole)]
     results = {(group, number): result for group, number, result in run(cases, base, seed=1)}
     faults = {f"{group}:{number}": result for (group, number), result in results.items() if result["fault"]}
     assert not faults, f"{table(results)}\n{faults}\nto see one: python tests/fuzz/fuzz_run.py --seed 1 --only …"

@@ -7,10 +7,11 @@ under @triton.jit), one place at a time, and never an axis or a shape, which wou
 from __future__ import annotations
 
 import ast
-import copy
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 COMPARISONS = {
     ast.Lt: ast.LtE,
@@ -45,6 +46,9 @@ SHAPED |= {
 }
 
 
+Changes = dict[str, Any]  # fields of a node of the syntax tree
+
+
 @dataclass(frozen=True)
 class Mutant:
     """function: the kernel. what: the edit in words, unique within the file. source: the whole changed file."""
@@ -62,10 +66,10 @@ def mutants(source: str) -> list[Mutant]:
     for function in tree.body:
         if isinstance(function, ast.FunctionDef) and any("jit" in ast.unparse(d) for d in function.decorator_list):
             before = ast.unparse(function)
-            for i, (line, what) in enumerate(list(_edits(function))):
-                twin = copy.deepcopy(function)
-                _apply(twin, i)
-                changed = whole.replace(before, ast.unparse(twin))
+            for node, changes, what in list(_places(function)):
+                with _edited(node, changes):
+                    changed = whole.replace(before, ast.unparse(function))
+                line = node.lineno - function.lineno
                 found.append(Mutant(function.name, f"{function.name}:{line}: {what}", changed))
     return found
 
@@ -80,26 +84,21 @@ def sample(found: list[Mutant], each: int, seed: int = 0) -> list[Mutant]:
     return chosen
 
 
-def _edits(function: ast.FunctionDef) -> Iterator[tuple[int, str]]:
-    for _, node, what in _places(function):
-        yield node.lineno - function.lineno, what
+@contextmanager
+def _edited(node: ast.AST, changes: Changes) -> Iterator[None]:
+    before = {name: getattr(node, name) for name in changes}
+    vars(node).update(changes)
+    yield
+    vars(node).update(before)
 
 
-def _apply(function: ast.FunctionDef, number: int) -> None:
-    for i, (edit, _, _) in enumerate(_places(function)):
-        if i == number:
-            edit()
-            return
-    raise IndexError(number)
-
-
-def _places(function: ast.FunctionDef) -> Iterator[tuple[object, ast.AST, str]]:
-    """(what makes the edit, where, in words), in a fixed order."""
+def _places(function: ast.FunctionDef) -> Iterator[tuple[ast.AST, Changes, str]]:
+    """(where, what its fields become, in words), in a fixed order."""
     for statement in function.body:
         yield from _inside(statement)
 
 
-def _inside(node: ast.AST) -> Iterator[tuple[object, ast.AST, str]]:
+def _inside(node: ast.AST) -> Iterator[tuple[ast.AST, Changes, str]]:
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
         return  # a docstring
     if isinstance(node, ast.Call) and _name(node) in {"static_assert", "static_print", "device_assert", "assume"}:
@@ -119,35 +118,29 @@ def _inside(node: ast.AST) -> Iterator[tuple[object, ast.AST, str]]:
                 yield from _inside(child)
 
 
-def _at(node: ast.AST) -> Iterator[tuple[object, ast.AST, str]]:
-    before = ast.unparse(node) if isinstance(node, (ast.expr, ast.stmt)) else ""
-    if isinstance(node, ast.Compare) and type(node.ops[0]) in COMPARISONS and "None" not in before:
+def _at(node: ast.AST) -> Iterator[tuple[ast.AST, Changes, str]]:
+    words = ast.unparse
+    if isinstance(node, ast.Compare) and type(node.ops[0]) in COMPARISONS and "None" not in words(node):
         new = COMPARISONS[type(node.ops[0])]()
-        yield _setter(node.ops, 0, new), node, f"{before} with {type(new).__name__}"
+        yield node, {"ops": [new, *node.ops[1:]]}, f"{words(node)} with {type(new).__name__}"
     if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
-        yield (
-            _attribute(node, "op", OPERATORS[type(node.op)]()),
-            node,
-            f"{before} with {OPERATORS[type(node.op)].__name__}",
-        )
+        operator = OPERATORS[type(node.op)]()
+        yield node, {"op": operator}, f"{words(node)} with {type(operator).__name__}"
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitAnd) and not isinstance(node.right, ast.Constant):
-        yield _become(node, node.left), node, f"{before} without its right side"
-        yield _become(node, node.right), node, f"{before} without its left side"
+        # x & x is x, and stays the node that its parent holds
+        yield node, {"right": node.left}, f"{words(node)} without its right side"
+        yield node, {"left": node.right}, f"{words(node)} without its left side"
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
         new_value = node.value + 1 if isinstance(node.value, int) else node.value * 1.5 + 0.125
-        yield _attribute(node, "value", new_value), node, f"{node.value} becomes {new_value}"
+        yield node, {"value": new_value}, f"{node.value} becomes {new_value}"
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in CALLS:
-        yield _attribute(node.func, "attr", CALLS[node.func.attr]), node, f"{before} by {CALLS[node.func.attr]}"
+        yield node.func, {"attr": CALLS[node.func.attr]}, f"{words(node)} by {CALLS[node.func.attr]}"
     if isinstance(node, ast.AugAssign):
-        yield _attribute(node, "op", ast.Sub() if isinstance(node.op, ast.Add) else ast.Add()), node, f"{before} turned"
-    if (
-        isinstance(node, ast.If)
-        and "None" not in ast.unparse(node.test)
-        and "INTERPRETED" not in ast.unparse(node.test)
-    ):
-        yield _attribute(node, "test", ast.UnaryOp(ast.Not(), node.test)), node, f"if {ast.unparse(node.test)} negated"
+        yield node, {"op": ast.Sub() if isinstance(node.op, ast.Add) else ast.Add()}, f"{words(node)} turned"
+    if isinstance(node, ast.If) and "None" not in words(node.test) and "INTERPRETED" not in words(node.test):
+        yield node, {"test": ast.UnaryOp(ast.Not(), node.test)}, f"if {words(node.test)} negated"
     if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and _reads_itself(node):
-        yield _attribute(node, "value", ast.Name(node.targets[0].id, ast.Load())), node, f"{before} dropped"
+        yield node, {"value": ast.Name(node.targets[0].id, ast.Load())}, f"{words(node)} dropped"
 
 
 def _reads_itself(node: ast.Assign) -> bool:
@@ -158,20 +151,3 @@ def _reads_itself(node: ast.Assign) -> bool:
 
 def _name(call: ast.Call) -> str:
     return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-
-
-def _setter(items: list[ast.cmpop], index: int, new: ast.cmpop) -> object:
-    return lambda: items.__setitem__(index, new)
-
-
-def _attribute(node: ast.AST, name: str, new: object) -> object:
-    return lambda: setattr(node, name, new)
-
-
-def _become(node: ast.BinOp, other: ast.expr) -> object:
-    """`other` in place of `node`, which stays the object that its parent holds."""
-
-    def edit() -> None:
-        node.left, node.op, node.right = other, ast.BitAnd(), copy.deepcopy(other)
-
-    return edit

@@ -142,10 +142,10 @@ sys.exit(main(["doctor"]))
     assert "\nops\n" in run(code)
 
 
+CHECK = "from transformers.utils import is_kernels_available"
 USES = (
     "import kernels, kinema.ops.linear; from transformers import UMT5EncoderModel; from diffusers import WanPipeline;"
-    "from transformers.utils import is_kernels_available;"
-    "print(kernels.__file__, is_kernels_available())"
+    f"{CHECK}; print(kernels.__file__, is_kernels_available())"
 )
 
 
@@ -177,6 +177,7 @@ def test_our_folder_is_not_taken_for_the_public_kernels_package(root):
         version("kernels")
     except ModuleNotFoundError:
         # a folder without __init__.py has no file: a namespace, which the libraries do not take for the package
-        assert run(USES, cwd=root).split() == ["None", "False"]
+        code = f"import kernels; {CHECK}; print(kernels.__file__, is_kernels_available())"
+        assert run(code, cwd=root).split() == ["None", "False"]
     else:
         pytest.skip("the public package is installed here")

@@ -19,7 +19,8 @@ import numpy, torch, kinema
 
 def clip():
     pipe = kinema.VideoPipeline.from_pretrained("sample", device="cpu")
-    return pipe("a red circle moving left", num_frames=5, num_inference_steps=2, seed=1, progress=False).frames
+    small = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 2}
+    return pipe("a red circle moving left", **small, seed=1, progress=False).frames
 
 wanted = clip()
 for dtype in (torch.bfloat16, torch.float16, torch.float64):

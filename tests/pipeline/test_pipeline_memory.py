@@ -19,6 +19,8 @@ from kinema.errors import RequestError
 from kinema.families.wan.config import WanConfig, tensor_shapes
 from kinema.families.wan.memory import denoise_bytes, native_denoise_bytes, native_scratch_bytes
 from kinema.families.wan.transformer import WanTransformer
+from kinema.families.wan.vae import autoencoder
+from kinema.families.wan.vae.autoencoder import WanVAE, WanVAEConfig
 from kinema.families.wan.vae.memory import decode_bytes, encode_bytes
 from kinema.memory.predict import PROCESS_BYTES, predict, weight_bytes
 from kinema.ops import build_ops, plan_ops, target_for
@@ -101,16 +103,22 @@ def test_the_predicted_peak_is_the_measured_one(middle, precision, backend, stag
     height, width, num_frames = size
     call = {"prompt": "a b", "height": height, "width": width, "num_frames": num_frames, "num_inference_steps": 1}
     command = [sys.executable, "-c", MEASURE, str(middle), precision, backend, stage, json.dumps(call)]
-    # what malloc keeps of freed blocks differs by a fifth from run to run: the smaller of two peaks
-    runs = [json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(2)]
-    result = min(runs, key=lambda run: run["measured"][stage])
-    for name in {"denoise", stage}:
-        predicted, measured = result["predicted"][name], result["measured"][name]
-        assert 0.75 <= predicted / measured <= 1.5, f"{name}: {predicted / 2**20:.0f} MiB of {measured / 2**20:.0f}"
-    # what the request adds to the process alone, so that the process does not hide it
-    added = result["measured"][stage] - result["before"]
-    assert added > 90e6
-    assert 0.7 <= (result["predicted"][stage] - PROCESS_BYTES) / added <= 1.6
+
+    def off():
+        """What is not as it was predicted, in words."""
+        result = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        for name in ("denoise", stage):
+            predicted, measured = result["predicted"][name], result["measured"][name]
+            if not 0.75 <= predicted / measured <= 1.5:
+                yield f"{name}: {predicted / 2**20:.0f} MiB of {measured / 2**20:.0f}"
+        # what the request adds to the process alone, so that the process does not hide it
+        added = result["measured"][stage] - result["before"]
+        if not (added > 90e6 and 0.7 <= (result["predicted"][stage] - PROCESS_BYTES) / added <= 1.6):
+            yield f"the request adds {added / 2**20:.0f} MiB"
+
+    # what malloc keeps of freed blocks differs by a fifth from run to run: once more where it kept too much
+    wrong = list(off()) and list(off())
+    assert not wrong, wrong
 
 
 def most_alive(run) -> int:
@@ -189,16 +197,20 @@ def test_packing_leaves_no_holes(middle, precision):
 
 
 @pytest.mark.parametrize("tiling", [None, Tiling(96, 96, 64, 64)], ids=["whole", "tiled"])
-@pytest.mark.parametrize("kind", ["middle", "ti2v"])
-def test_live_tensors_of_decoding_and_encoding(models, middle, kind, tiling):
-    folder = middle if kind == "middle" else models(kind).folder
-    vae = kinema.load_vae(folder / "vae", device="cpu", backend="reference")
+@pytest.mark.parametrize("kind", ["wan21", "ti2v"])
+def test_live_tensors_of_decoding_and_encoding(models, kind, tiling):
+    if kind == "ti2v":
+        vae = kinema.load_vae(models(kind).folder / "vae", device="cpu", backend="reference")
+    else:  # a twelfth of the published width
+        config = WanVAEConfig(base_dim=8)
+        weights = {name: torch.zeros(shape) for name, shape in autoencoder.tensor_shapes(config).items()}
+        vae = WanVAE(config, Weights(weights), build_ops(plan_ops(target_for("cpu"), "reference")))
     side = 128 // vae.config.scale_factor_spatial
-    latents = torch.zeros(2, vae.config.z_dim, 7, side, side)
+    latents = torch.zeros(2, vae.config.z_dim, 5, side, side)
 
     def decode(together):
         cache = FeatureCache()
-        for t in (0, *range(1, 7, together)):
+        for t in (0, *range(1, 5, together)):
             vae.decode_frames(latents[:, :, t : t + (together if t else 1)], cache, tiling=tiling)
 
     for together in (1, 2, 3):

@@ -15,6 +15,10 @@ from kinema.sample.clip_folder import ClipFolder
 from kinema.sample.start import read_words
 from kinema.sample.training import generator_for
 
+# two steps show what they do on few clips, too
+FEW = ("train_vae.batch=1", "train_dit.batch=4", "train_dit.image_batch=4", "train_dit.images.start=8")
+LITTLE = [word for number in (*FEW, "train_dit.clips.start=8") for word in ("--set", number)]
+
 
 def write(folder, name, frames, captions, suffix=".npy"):
     folder.mkdir(exist_ok=True)
@@ -88,7 +92,7 @@ def test_a_model_is_trained_on_a_folder_and_generates(folder, tmp_path, capsys):
     model, runs = tmp_path / "model", tmp_path / "runs"
     command = ["train-sample", "--data", str(folder), "--runs", str(runs), "-o", str(model), "--size", "32"]
     command += ["--num-frames", "9", "--fps", "8", "--vae-steps", "2", "--steps", "2", "--threads", "1"]
-    command += ["--set", "train_dit.noise_mean=2"]
+    command += ["--set", "train_dit.noise_mean=2", *LITTLE]
     assert main(command) == 0
     assert "written after 2 steps" in capsys.readouterr().out
     assert json.loads((model / "training.json").read_text())["recipe"]["train_dit"]["noise_mean"] == 2.0
@@ -110,7 +114,7 @@ def test_sizes_that_do_not_fit_are_refused(folder, tmp_path, capsys, options, me
 def test_a_model_goes_on_with_captions_of_ones_own(folder, tmp_path, capsys):
     """Its words keep their ids and rows, new ones come behind them."""
     first, second = tmp_path / "first", tmp_path / "second"
-    command = ["train-sample", "--data", str(folder), "--size", "32", "--num-frames", "9", "--threads", "1"]
+    command = ["train-sample", "--data", str(folder), "--size", "32", "--num-frames", "9", "--threads", "1", *LITTLE]
     begun = [*command, "--runs", str(tmp_path / "a"), "-o", str(first), "--vae-steps", "1", "--steps", "1"]
     assert main(begun) == 0
     for caption in folder.glob("*.txt"):
@@ -155,7 +159,7 @@ def test_the_plan_is_said_first(folder, tmp_path, capsys):
 
 def test_the_state_of_another_run_is_refused(folder, tmp_path, capsys):
     command = ["train-sample", "--data", str(folder), "--runs", str(tmp_path / "r"), "-o", str(tmp_path / "m")]
-    command += ["--size", "32", "--num-frames", "9", "--vae-steps", "1", "--steps", "1", "--threads", "1"]
+    command += ["--size", "32", "--num-frames", "9", "--vae-steps", "1", "--steps", "1", "--threads", "1", *LITTLE]
     assert main(command) == 0
     for caption in folder.glob("*.txt"):
         caption.write_text("other words\n")
