@@ -19,6 +19,7 @@ VERBS: Verbs = {
         "kinema.bench.replay",
         "what recorded steps gain, what they cost beside their kernels, whether they last",
     ),
+    "start": ("kinema.bench.start", "where a process's time goes beside what importing torch takes"),
     "compare": ("kinema.bench.compare", "two reports: what became slower, beyond the noise"),
     "report": ("kinema.bench.markdown", "Markdown tables and plots of what the other verbs wrote"),
     "adherence": ("kinema.bench.adherence", "whether the sample model does what its prompts say"),
