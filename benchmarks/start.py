@@ -1,4 +1,4 @@
-"""kinema bench start: where the time of `kinema generate` goes beside what importing torch takes, in fresh processes."""
+"""kinema bench start: where the time of `kinema generate` goes beside importing torch, in fresh processes."""
 
 from __future__ import annotations
 
@@ -90,11 +90,7 @@ def stages(command: list[str]) -> dict[str, float]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None
-        text = ""
-        while line := process.stdout.readline():
-            text += line
-            if line.startswith("}"):
-                break
+        text = process.stdout.readline()
         said = time.perf_counter()
         errors = process.stderr.read()
         process.wait()

@@ -14,7 +14,7 @@ def test_the_verb_says_where_the_time_goes(tmp_path, capsys, monkeypatch):
     code = """
 import json, sys, time
 time.sleep(0.02)
-print(json.dumps({"seconds": {"start": 0.01, "denoise": 0.5}, "wall_seconds": 0.015}, indent=2), flush=True)
+print(json.dumps({"seconds": {"start": 0.01, "denoise": 0.5}, "wall_seconds": 0.015}), flush=True)
 time.sleep(0.05)
 """
     found = stages([sys.executable, "-c", code])
