@@ -21,6 +21,7 @@ VERBS: Verbs = {
         "what recorded steps gain, what they cost beside their kernels, whether they last",
     ),
     "neighbours": ("kinema.bench.neighbours", "a generation while other programs keep the same cores busy"),
+    "start": ("kinema.bench.start", "where a process's time goes beside what importing torch takes"),
     "compare": ("kinema.bench.compare", "two reports: what became slower, beyond the noise"),
     "report": ("kinema.bench.markdown", "Markdown tables and plots of what the other verbs wrote"),
     "adherence": ("kinema.bench.adherence", "whether the sample model does what its prompts say"),

@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         **provenance("replay", arguments.words, pipe.ops.plan, timed=TIMED, backend=arguments.backend),
         **model_of(pipe.folder.path),
         "rows": [timing(name, seconds) for name, seconds in samples.items()],
-        "calls": device_calls(_Steps(_with_recorder(arguments, _nothing))),
+        "calls": device_calls(Steps(changed(open_to_measure(arguments), nothing))),
         "mix": mix,
     }
     if arguments.json is not None:
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     return int(mix is not None and bool(mix["wrong"]))
 
 
-class _Steps:
+class Steps:
     """Takes steps of requests without an end."""
 
     def __init__(self, pipe: VideoPipeline, count: int = 1, **clip: Any) -> None:
@@ -110,15 +110,15 @@ def _calls(arguments: argparse.Namespace, pipe: VideoPipeline) -> dict[str, Call
     """What is timed, by name."""
     eager, small = open_to_measure(arguments, replay=False), smallest_clip(pipe)
     calls: dict[str, Callable[[], object]] = {
-        "step, eager": _Steps(eager),
-        "step": _Steps(pipe),
-        "smallest step, eager": _Steps(eager, **small),
-        "smallest step": _Steps(pipe, **small),
-        "step, no replay": _Steps(_with_recorder(arguments, _nothing)),
+        "step, eager": Steps(eager),
+        "step": Steps(pipe),
+        "smallest step, eager": Steps(eager, **small),
+        "smallest step": Steps(pipe, **small),
+        "step, no replay": Steps(changed(open_to_measure(arguments), nothing)),
     }
     if pipe.ops.device.type == "cpu":
-        calls["step, no kernels"] = _Steps(_with_recorder(arguments, _no_kernels))
-    requests = _Steps(pipe, TOGETHER)
+        calls["step, no kernels"] = Steps(changed(open_to_measure(arguments), _no_kernels))
+    requests = Steps(pipe, TOGETHER)
     return {**calls, "four in turn": requests.in_turn, "four together": requests.together}
 
 
@@ -133,11 +133,10 @@ def smallest_clip(pipe: VideoPipeline) -> dict[str, int]:
 # ---- recorders that replay less
 
 
-def _with_recorder(arguments: argparse.Namespace, change: Callable[[Callable[[], None]], Callable[[], None]]) -> Any:
-    """A pipeline whose recordings replay what `change` makes of what they would."""
+def changed(pipe: VideoPipeline, change: Callable[[Any], Callable[[], None]]) -> VideoPipeline:
+    """The pipeline itself, whose recordings from now on replay what `change` makes of what they would."""
     from kinema.denoise.replay import Recordings, record_on_cpu, record_on_gpu
 
-    pipe = open_to_measure(arguments)
     real: Recorder = record_on_gpu if pipe.ops.device.type == "cuda" else record_on_cpu
 
     def record(body: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor, int]:
@@ -148,7 +147,7 @@ def _with_recorder(arguments: argparse.Namespace, change: Callable[[Callable[[],
     return pipe
 
 
-def _nothing(replay: Callable[[], None]) -> Callable[[], None]:
+def nothing(replay: Callable[[], None]) -> Callable[[], None]:
     return lambda: None
 
 

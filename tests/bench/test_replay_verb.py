@@ -25,9 +25,9 @@ def words(tiny, tmp_path, monkeypatch):
 
 def small(monkeypatch):
     """Clips of a few tokens instead of the model's own."""
-    steps = replay._Steps.__init__
+    steps = replay.Steps.__init__
     clip = {"num_frames": 5, "height": 32, "width": 32}
-    monkeypatch.setattr(replay._Steps, "__init__", lambda *given, **other: steps(*given, **{**clip, **other}))
+    monkeypatch.setattr(replay.Steps, "__init__", lambda *given, **other: steps(*given, **{**clip, **other}))
 
 
 def test_the_verb_says_what_it_measured(words, monkeypatch, capsys):

@@ -183,6 +183,42 @@ def test_a_flag_ends_a_replay_and_the_next_one_is_whole(parts):
 
 
 @torch.no_grad()
+def test_calls_can_be_made_without_their_arithmetic(parts):
+    """To measure what they cost besides."""
+    transformer, rows, context = parts
+    recordings, prompt = Recordings(), context()
+    for step in range(2):
+        recordings(transformer, [rows(prompt, step)])
+    (recording,) = made(recordings)
+    recording._output.fill_(float("nan"))
+    recording._replay(skip_tasks=True)
+    assert recording._output.isnan().all()
+    check(transformer, recordings, [rows(prompt, 2)])
+
+
+@torch.no_grad()
+def test_threads_that_want_the_same_recording_make_it_once(parts, monkeypatch):
+    transformer, rows, context = parts
+    recordings, prompt, count = Recordings(), context(), []
+    given = [rows(prompt, step) for step in range(4)]
+    recordings(transformer, given[:1])
+    together, new = threading.Barrier(3, timeout=60), Recordings._new
+    monkeypatch.setattr(Recordings, "_new", lambda *given: count.append(1) or new(*given))
+
+    def run(one):
+        with torch.no_grad():
+            together.wait()
+            recordings(transformer, [one])
+
+    threads = [threading.Thread(target=run, args=(one,)) for one in given[1:]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert count == [1] and len(made(recordings)) == 1
+
+
+@torch.no_grad()
 def test_recordings_go_with_their_model(models):
     pipe = models.fresh("t2v")
     pipe("a red ball", **CALL)
