@@ -1,7 +1,7 @@
 """kinema bench neighbours: how long a generation takes while other programs keep the same cores busy.
 
-Quiet rounds and busy ones take turns. A fair scheduler gives all busy threads the same share, so that two threads take 1.5
-times as long beside one busy loop on two cores, and twice as long beside two of them.
+Quiet rounds and busy ones take turns. A fair scheduler gives all busy threads the same share, so that two threads take
+1.5 times as long beside one busy loop on two cores, and twice as long beside two of them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kinema.cli.load import MODEL_HELP, add_load_arguments, open_to_measure
+from kinema.bench.model import add_size_arguments, open_pipeline
+from kinema.cli.load import MODEL_HELP, add_load_arguments
 from kinema.cli.output import emit
 from kinema.errors import RequestError
 
@@ -41,6 +42,7 @@ while os.getppid() == parent:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--model", default="sample", help=f"{MODEL_HELP} (%(default)s)")
+    add_size_arguments(parser)
     parser.add_argument("--busy", type=int, default=max(LIMITS), metavar="N", help="loops, at most (%(default)s)")
     parser.add_argument("--steps", type=int, metavar="N", help="of a generation (left out: the model's)")
     parser.add_argument("--rounds", type=int, default=10, metavar="N", help="of each number of loops (%(default)s)")
@@ -65,10 +67,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         check_report(arguments.json)
     with _on_cores(arguments.cores):
-        pipe = open_to_measure(arguments)
+        pipe = open_pipeline(arguments)
         if pipe.ops.device.type != "cpu":
             raise RequestError(f"neighbours are of the CPU's cores, and kinema would run on {pipe.ops.device}")
-        request = request_of(pipe, sizes_for(pipe, None, None), arguments.steps or pipe.defaults.num_inference_steps)
+        sizes = sizes_for(pipe, arguments.tokens, arguments.text_tokens)
+        request = request_of(pipe, sizes, arguments.steps or pipe.defaults.num_inference_steps)
         calls: dict[str, Callable[[], Any]] = {KINEMA: lambda: pipe(**request, progress=False)}
         absent = missing(peer(PEER), pipe.ops.device)
         if not arguments.alone and absent is None:

@@ -38,7 +38,7 @@ from kinema.media.writer import write_clips
 from kinema.memory.predict import check_fits
 from kinema.ops import Ops
 from kinema.ops.common.interrupts import StopFlag
-from kinema.ops.running import each_within, leaves_little_to_torch, running
+from kinema.ops.running import each_within, running
 from kinema.request.generation import GenerationRequest, noise_generators
 from kinema.request.media import read_media
 from kinema.request.output import VideoOutput
@@ -241,8 +241,7 @@ class VideoPipeline(DiffusersPipeline):
         check_fits(self.model, request, self.ops.plan, self.options, available, streamed=streamed)
 
     def _running(self, what: str, request: GenerationRequest, *flags: StopFlag) -> AbstractContextManager[None]:
-        alone = leaves_little_to_torch(self.ops, request.pixels)
-        return running(what, self.options.threads, *flags, torch_alone=alone)
+        return running(what, self.options.threads, *flags, ops=self.ops, pixels=request.pixels)
 
 
 _DEFAULTED = ("height", "width", "num_frames", "num_inference_steps", "guidance_scale", "max_sequence_length")

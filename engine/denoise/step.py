@@ -15,7 +15,7 @@ from kinema.errors import Interrupted, RequestError
 from kinema.fields.values import each_of_kind
 from kinema.loading.components import Components
 from kinema.ops import Ops
-from kinema.ops.running import leaves_little_to_torch, running
+from kinema.ops.running import running
 
 
 def step_together(
@@ -59,11 +59,11 @@ def _step(
     threads: int | None,
     recordings: Recordings | None,
 ) -> None:
-    alone = leaves_little_to_torch(ops, sum(state.request.pixels for state in group))
+    pixels = sum(state.request.pixels for state in group)
     with ExitStack() as stages:
         for state in group:
             stages.enter_context(state.stats.stage("denoise", components.loading))
-        with running("a step", threads, *(state.stop for state in group), torch_alone=alone):
+        with running("a step", threads, *(state.stop for state in group), ops=ops, pixels=pixels):
             transformer = components.transformer(expert)
             rows = [state.rows(transformer, expert) for state in group]
             predictions = forward_together(transformer, [part for parts in rows for part in parts], recordings)

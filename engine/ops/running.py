@@ -19,25 +19,25 @@ SMALL_CLIP = 1 << 20  # pixels of all frames
 
 
 @contextmanager
-def running(what: str, threads: int | None, *flags: StopFlag, torch_alone: bool = False) -> Iterator[None]:
+def running(
+    what: str, threads: int | None, *flags: StopFlag, ops: Ops | None = None, pixels: int = 0
+) -> Iterator[None]:
     """A block of native work; Interrupted, which says `what` it was, soon after one of the flags is set.
 
-    torch_alone: torch's operators take one thread.
+    ops: what computes it, of a clip of so many `pixels`: of a small one, where all ops are native, torch computes
+    little, and takes one thread. More would spin for milliseconds after each of its operators, beside ours, and wait
+    for one another while another program has their core: longer than such an operator takes.
     """
+    native = ops is not None and ops.is_planned and all(choice.backend == "cpu" for choice in ops.plan.choices)
     try:
-        with torch.no_grad(), using_threads(threads, torch_alone=torch_alone), stopped_by(*flags):
+        with (
+            torch.no_grad(),
+            using_threads(threads, torch_alone=native and pixels <= SMALL_CLIP),
+            stopped_by(*flags),
+        ):
             yield
     except interrupts.Interrupted as error:
         raise Interrupted(f"{what} was interrupted") from error
-
-
-def leaves_little_to_torch(ops: Ops, pixels: int) -> bool:
-    """Whether one thread is best for what torch computes of a clip: all ops are native, and the clip is small.
-
-    Its threads would spin for milliseconds after each operator, beside ours, and wait for one another while another
-    program has their core: longer than such an operator takes.
-    """
-    return pixels <= SMALL_CLIP and ops.is_planned and all(choice.backend == "cpu" for choice in ops.plan.choices)
 
 
 def each_within(make: Callable[[], AbstractContextManager[None]], items: Generator[T]) -> Iterator[T]:

@@ -32,9 +32,9 @@ def _quotas() -> Iterator[float]:
     for line in groups.read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            root, names = GROUPS, ("cpu.max",)
+            root, names = GROUPS, ["cpu.max"]
         elif "cpu" in controllers.split(","):
-            root, names = GROUPS / "cpu", ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+            root, names = GROUPS / "cpu", ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
         else:
             continue
         inner = root / path.lstrip("/")
