@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
+from kinema.cli.output import emit
+
 Verbs = Mapping[str, tuple[str, str]]
 
 
@@ -51,6 +53,10 @@ class VerbParser(argparse.ArgumentParser):
         if unknown:
             self.error(self._unknown(unknown))
         return parsed, []
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Help and version; argparse would ignore that they cannot be written."""
+        emit(message.removesuffix("\n"))
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{self.prog}: error: {message}; see {self.prog} --help")

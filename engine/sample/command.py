@@ -76,6 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     kept = arguments.start or arguments.vae
     print(plan(recipe, folder, device, trains_vae=kept is None), flush=True)
+    folder.mkdir(parents=True, exist_ok=True)  # now, and not after minutes, if it cannot be made
     if kept is not None:
         trained, vae_progress = read_vae(kept, recipe), Progress()
     else:
