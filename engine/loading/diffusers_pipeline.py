@@ -8,7 +8,7 @@ import torch
 
 from kinema.errors import RequestError, shown
 from kinema.fields.diffusers_names import INSTEAD, DiffusersNames, lacks
-from kinema.fields.values import flag
+from kinema.fields.values import flag, of_kind
 
 if TYPE_CHECKING:
     from kinema.loading.components import Components
@@ -60,7 +60,9 @@ class DiffusersPipeline(DiffusersNames):
         self: Self, *where: Any, device: Any = None, dtype: Any = None, silence_dtype_warnings: bool = False
     ) -> Self:
         """The pipeline itself. RequestError for a device or dtype that it was not loaded for."""
-        for asked in (*where, device, dtype):
+        if dtype is not None:
+            where = (*where, of_kind("dtype", dtype, torch.dtype))
+        for asked in (*where, device):
             if isinstance(asked, torch.dtype):
                 if asked not in (self.dtype, self.ops.plan.target.precision.weights):
                     raise RequestError(f"this pipeline is in {self.dtype}, not {asked}: {INSTEAD['half']}")
@@ -82,7 +84,8 @@ class DiffusersPipeline(DiffusersNames):
         try:
             asked = torch.device(device)
         except (RuntimeError, TypeError):
-            return False
+            wanted = "wanted a device (cpu, cuda or cuda:1) or a torch.dtype"
+            raise RequestError(f"a pipeline cannot be moved to {shown(device)}: {wanted}") from None
         here = self.device
         index = 0 if here.index is None else here.index
         return asked.type == here.type and (here.type == "cpu" or asked.index in (None, index))
