@@ -26,7 +26,8 @@ from kinema.denoise.state import RequestState
 from kinema.denoise.step import step_together
 from kinema.errors import RequestError
 from kinema.estimate.duration import RequestTime
-from kinema.families.base import Conditioning
+from kinema.families.base import Conditioning, Model
+from kinema.families.geometry import Geometry
 from kinema.families.registry import open_folder, open_model
 from kinema.fields.values import flag, function, named_path, of_kind
 from kinema.loading import parameters
@@ -41,6 +42,7 @@ from kinema.memory.remedies import check_fits
 from kinema.ops import Ops
 from kinema.ops.common.interrupts import StopFlag
 from kinema.ops.running import each_within, running
+from kinema.request.defaults import GenerationDefaults
 from kinema.request.generation import GenerationRequest, noise_generators
 from kinema.request.media import read_media
 from kinema.request.output import VideoOutput
@@ -52,6 +54,14 @@ OnStep = Callable[[int, torch.Tensor], object]
 
 class VideoPipeline(DiffusersPipeline):
     """A model folder, ready to generate. It holds parts and options; all of a request is in its RequestState."""
+
+    folder: ModelFolder
+    options: LoadOptions
+    model: Model
+    recordings: Recordings | None
+    geometry: Geometry
+    defaults: GenerationDefaults
+    transformer_config: Any
 
     def __init__(self, folder: ModelFolder, options: LoadOptions) -> None:
         self.folder = folder

@@ -33,7 +33,7 @@ class VerbParser(argparse.ArgumentParser):
         """Let the user choose one of `verbs`, {verb: (module, one line of help)}."""
         subparsers = self.add_subparsers(metavar="VERB", title="verbs")
         for verb, (module, summary) in verbs.items():
-            description = f"{summary[0].upper()}{summary[1:]}."
+            description = f"{summary[0].upper()}{summary[1:]}{'' if summary.endswith('?') else '.'}"
             subparsers.add_parser(verb, help=summary, description=description, module=module)
         self._verbs = tuple(verbs)
 

@@ -43,7 +43,8 @@ class DiffusersPipeline(DiffusersNames):
     scheduler = _Part()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in INSTEAD and not hasattr(type(self), name):
+        declared = any(name in vars(cls).get("__annotations__", {}) for cls in type(self).__mro__)
+        if not declared and not hasattr(type(self), name):  # a mistyped name would have no effect
             raise lacks(type(self), name)
         object.__setattr__(self, name, value)
 
@@ -84,7 +85,7 @@ class DiffusersPipeline(DiffusersNames):
         try:
             asked = torch.device(device)
         except (RuntimeError, TypeError):
-            wanted = "wanted a device (cpu, cuda or cuda:1) or a torch.dtype"
+            wanted = f"wanted a device or a torch.dtype; {INSTEAD['cuda']}"
             raise RequestError(f"a pipeline cannot be moved to {shown(device)}: {wanted}") from None
         here = self.device
         index = 0 if here.index is None else here.index

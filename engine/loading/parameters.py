@@ -61,8 +61,8 @@ def _precision(name: str, dtype: Any) -> str | None:
         return None
     if not isinstance(dtype, torch.dtype) or dtype not in known:
         raise RequestError(
-            f"{name} is {shown(dtype)}: wanted torch.float32, torch.bfloat16 or torch.float16, or instead of it "
-            "precision= (fp32, bf16, fp16, fp8 or int8)"
+            f"{name} is {shown(dtype)}: wanted torch.float32, torch.bfloat16 or torch.float16; or give precision= "
+            "(fp32, bf16, fp16, fp8 or int8) instead"
         )
     return known[dtype]
 

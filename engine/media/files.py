@@ -22,6 +22,8 @@ MAX_SIDE = 65535
 MAX_PICTURE_BYTES = 256 * 2**20  # the file of a picture or an animation
 MAX_VIDEO_BYTES = 2**30  # a video's frames where they are read whole, in their own size
 
+_POINTER = b"version https://git-lfs"
+
 _KINDS = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
@@ -55,6 +57,8 @@ def open_file(path: Path, kind: str) -> BinaryIO:
         raise unreadable(kind, path, error) from error
     try:
         _check_regular(os.fstat(file.fileno()), kind, path)
+        if os.pread(file.fileno(), len(_POINTER), 0) == _POINTER:
+            raise RequestError(f"cannot read {kind} {path}: it is a git-lfs pointer; run `git lfs pull` in its folder")
     except BaseException:
         file.close()
         raise

@@ -202,7 +202,7 @@ def test_parts_refuse_other_numbers(pipe, state):
 
 @pytest.mark.parametrize("dtype", ["float16", torch.float64, {"default": torch.float16}, 16])
 def test_a_torch_dtype_is_one_of_three(models, dtype):
-    with pytest.raises(RequestError, match=r"torch_dtype is .*: wanted torch.float32.* or instead of it precision="):
+    with pytest.raises(RequestError, match=r"torch_dtype is .*: wanted torch.float32.* or give precision="):
         type(models("t2v").ours).from_pretrained(models("t2v").folder, torch_dtype=dtype)
 
 
