@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kinema.errors import KinemaError, RequestError
+from kinema.errors import KinemaError, KinemaWarning, RequestError
 from kinema.media.video import Video
 from kinema.media.writer import open_video
 from kinema.request import GenerationRequest
@@ -219,3 +219,23 @@ def test_fp32_is_advised_where_it_is_not_in_use(models, precision, advised):
 
 def test_a_state_is_shown_in_a_line(state):
     assert repr(state) == "RequestState(latents 1x4x2x4x4, 0 of 2 steps done)"
+
+
+def test_a_mistyped_attribute_is_refused(models):
+    pipe = models.fresh("t2v")
+    with pytest.raises(AttributeError, match=r"VideoPipeline has no 'transfomer': did you mean transformer\?"):
+        pipe.transfomer = 3
+    with pytest.raises(AttributeError, match="VideoPipeline has no 'speed'$"):
+        pipe.speed = 3
+
+
+def test_a_text_that_is_cut_is_said(pipe):
+    words = "a red circle moving left " * 10
+    with pytest.warns(KinemaWarning, match=r"a text has 5\d tokens, and 16 are read"):
+        pipe.prepare(GenerationRequest(words, **CALL))
+
+
+def test_a_seed_of_minus_one_is_a_new_one():
+    assert GenerationRequest("a", seed=-1).seed is None
+    with pytest.raises(RequestError, match="seed is -2"):
+        GenerationRequest("a", seed=-2)
