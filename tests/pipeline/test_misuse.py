@@ -225,7 +225,7 @@ def test_a_mistyped_attribute_is_refused(models):
     pipe = models.fresh("t2v")
     with pytest.raises(AttributeError, match=r"VideoPipeline has no 'transfomer': did you mean transformer\?"):
         pipe.transfomer = 3
-    with pytest.raises(AttributeError, match="VideoPipeline has no 'speed'$"):
+    with pytest.raises(AttributeError, match=r"VideoPipeline has no 'speed'$"):
         pipe.speed = 3
 
 
