@@ -26,12 +26,15 @@ from kinema.denoise.state import RequestState
 from kinema.denoise.step import step_together
 from kinema.errors import RequestError
 from kinema.estimate.duration import RequestTime
+from kinema.families.base import Model
+from kinema.families.geometry import Geometry
 from kinema.families.registry import open_folder, open_model
-from kinema.fields.values import of_kind
+from kinema.fields.values import flag, function, named_path, of_kind
 from kinema.loading import parameters
 from kinema.loading.components import Components, Path, ops_for
 from kinema.loading.diffusers_pipeline import DiffusersPipeline
 from kinema.loading.options import LoadOptions
+from kinema.media.formats import frame_rate
 from kinema.media.host_copy import to_host
 from kinema.media.postprocess import check_library, postprocess
 from kinema.media.writer import write_clips
@@ -39,6 +42,7 @@ from kinema.memory.predict import check_fits
 from kinema.ops import Ops
 from kinema.ops.common.interrupts import StopFlag
 from kinema.ops.running import each_within, running
+from kinema.request.defaults import GenerationDefaults
 from kinema.request.generation import GenerationRequest, noise_generators
 from kinema.request.media import read_media
 from kinema.request.output import VideoOutput
@@ -50,6 +54,14 @@ OnStep = Callable[[int, torch.Tensor], object]
 
 class VideoPipeline(DiffusersPipeline):
     """A model folder, ready to generate. It holds parts and options; all of a request is in its RequestState."""
+
+    folder: ModelFolder
+    options: LoadOptions
+    model: Model
+    recordings: Recordings | None
+    geometry: Geometry
+    defaults: GenerationDefaults
+    transformer_config: Any
 
     def __init__(self, folder: ModelFolder, options: LoadOptions) -> None:
         self.folder = folder
@@ -124,7 +136,7 @@ class VideoPipeline(DiffusersPipeline):
         state's flag; if another thread sets it meanwhile, this raises Interrupted.
         """
         stop = StopFlag() if stop is None else of_kind("stop", stop, StopFlag)
-        request = self.complete(of_kind("request", request, GenerationRequest), streamed=streamed)
+        request = self.complete(request, streamed=streamed)
         core = self.components.scheduler.core
         shape = self.model.check(request, core)
         self._check_memory(request, streamed)
@@ -146,6 +158,9 @@ class VideoPipeline(DiffusersPipeline):
 
     def run(self, state: RequestState, on_step: OnStep | None = None) -> None:
         """Take the remaining steps. on_step(number of steps done before, timestep) is called after each."""
+        of_kind("state", state, RequestState)
+        if on_step is not None:
+            function("on_step", on_step)
         while not state.done:
             step, timestep = state.step_index, state.timestep
             self.step([state])
@@ -176,24 +191,24 @@ class VideoPipeline(DiffusersPipeline):
         self.components.release(*self.model.experts)
         with self.components.using("vae"):
             vae = self.components.vae("decoder")
-            latents = check_finite(state.latents, "the latents")
+            latents = self._finite(state.latents, "the latents")
             yield from vae.decode_chunks(vae.denormalize(latents), tiling=state.request.tiling)
 
     def finish(self, state: RequestState) -> VideoOutput:
         """What `__call__` returns, from a request whose steps are done or that was interrupted (`stats` says so)."""
         of_kind("state", state, RequestState).check_done()
-        output_type = state.request.output_type
+        output_type, stats = state.request.output_type, state.stats.branch()
         if output_type == "latent":
-            frames: Any = check_finite(state.latents, "the latents")
+            frames: Any = self._finite(state.latents, "the latents")
         else:
-            with state.stats.stage("decode", self.components.loading):
+            with stats.stage("decode", self.components.loading):
                 chunks = self.decode_chunks(state)
                 chunks = chunks if output_type == "pt" else to_host(chunks)  # "pt" stays where it was decoded
                 parts = list(chunks)
                 with self._running("decoding", state.request):
                     whole = torch.cat(parts, dim=2)
-                    frames = postprocess(check_finite(whole, "the decoded frames"), output_type)
-        return VideoOutput(frames, self.defaults.fps, output_type, state.measured())
+                    frames = postprocess(self._finite(whole, "the decoded frames"), output_type)
+        return VideoOutput(frames, self.defaults.fps, output_type, state.measured(stats))
 
     def write(
         self,
@@ -209,14 +224,18 @@ class VideoPipeline(DiffusersPipeline):
         is not done, or if there is not one path per sample.
         """
         of_kind("state", state, RequestState).check_done()
-        files = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+        files = [named_path("a path", path) for path in (paths if isinstance(paths, (list, tuple)) else [paths])]
+        rate = self.defaults.fps if fps is None else frame_rate(fps)
+        if on_frames is not None:
+            function("on_frames", on_frames)
         if len(files) != state.request.samples:
             raise RequestError(f"{len(files)} paths for {state.request.samples} videos: give one for each")
         if len({os.path.abspath(file) for file in files}) < len(files):
             raise RequestError("a path is given twice: give each video a file of its own")
-        with state.stats.stage("decode and write", self.components.loading):
-            write_clips(self.decode_chunks(state), files, self.defaults.fps if fps is None else fps, on_frames)
-        return state.measured()
+        stats = state.stats.branch()
+        with stats.stage("decode and write", self.components.loading):
+            write_clips(self.decode_chunks(state), files, rate, on_frames)
+        return state.measured(stats)
 
     def complete(self, request: GenerationRequest, *, streamed: bool = False) -> GenerationRequest:
         """The request with this model's defaults filled in, and its pictures and video read.
@@ -224,6 +243,8 @@ class VideoPipeline(DiffusersPipeline):
         Where num_frames is not given, a video's own length is. RequestError if a file cannot be read, or if the clip
         does not fit into memory: a video is read only as far as it fits.
         """
+        of_kind("request", request, GenerationRequest)
+        flag("streamed", streamed)
         check_library(request.output_type)
         native = {name: getattr(self.defaults, name) for name in _DEFAULTED if getattr(request, name) is None}
         if request.video is not None:
@@ -235,6 +256,9 @@ class VideoPipeline(DiffusersPipeline):
     def expected_time(self, request: GenerationRequest) -> RequestTime:
         """What a completed request will take: `.estimate()`, and `.remember(stats)` for later ones."""
         return RequestTime(self.model, self.ops, self.options, request, self.components.scheduler.core)
+
+    def _finite(self, result: torch.Tensor, what: str) -> torch.Tensor:
+        return check_finite(result, what, self.ops.plan.target.precision.name)
 
     def _check_memory(self, request: GenerationRequest, streamed: bool) -> None:
         available = obtainable_bytes(self.ops.device)

@@ -1,14 +1,13 @@
 """The same generation by diffusers and by kinema: python examples/diffusers_twin.py [frames.npz]
 
-Needs diffusers and transformers (`make tools`). Exits with 1 if any pixel in [0, 1] differs by more than 1e-3.
-"""
+Needs diffusers and transformers (`make tools`). Exits with 1 if any pixel in [0, 1] differs by more than 1e-3."""
 
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import WanPipeline
+from diffusers import WanPipeline  # no such module: run `make tools` first
 
 import kinema
 
@@ -22,7 +21,7 @@ def main(path: str) -> int:
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(1, 16, 5, 8, 8, generator=generator, dtype=torch.float32)  # [B, C, T, h, w]
 
-    theirs = WanPipeline.from_pretrained(FOLDER)
+    theirs = WanPipeline.from_pretrained(FOLDER, torch_dtype=torch.float32)  # else the text encoder stays in fp16
     theirs.set_progress_bar_config(disable=True)
     torch.manual_seed(1)  # diffusers draws a stochastic scheduler's noise from the default generator
     wanted = theirs(**CALL, latents=latents.clone()).frames

@@ -30,6 +30,8 @@ def parse_object(data: bytes, where: str, *, max_values: int = MAX_VALUES) -> Js
 
     if sum(data.count(mark) for mark in (b",", b"[", b"{")) > max_values:
         raise CheckpointError(f"{where} has more than {max_values} values: kinema reads no such file")
+    if data.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{where} is a git-lfs pointer, not the file; run `git lfs pull` in its folder")
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=unique)
     except CheckpointError:

@@ -109,6 +109,11 @@ class ModelFolder:
 def open_component(path: str | os.PathLike[str], name: str, formats: Sequence[FolderFormat]) -> Component:
     """A component folder on its own. name: its name in a pipeline ("vae", "transformer", ...)."""
     slots = [each.slots[name] for each in formats if name in each.slots]
+    if isinstance(path, str) and path == SAMPLE and not is_folder(Path(path)):
+        raise CheckpointError(
+            f"{SAMPLE!r} is a whole pipeline: wanted the folder of its {name}, {SAMPLE_FOLDER / name}; "
+            f'or take it from VideoPipeline.from_pretrained("{SAMPLE}").{name}'
+        )
     folder = _local_folder(path, formats)
     slot = next((slot for slot in slots if is_file(folder / slot.config_file)), slots[0])
     if is_file(folder / MODEL_INDEX):
@@ -165,6 +170,11 @@ def _local_folder(path: str | os.PathLike[str], formats: Sequence[FolderFormat])
         raise CheckpointError(
             f"{folder} is a file: wanted a folder in the diffusers format, the one with {MODEL_INDEX}"
             + (f"; {known}" if known else "")
+        )
+    if os.path.lexists(folder):
+        raise CheckpointError(
+            f"{cut(str(folder), 1000)} is a device, a socket, a pipe or a broken link: wanted a folder in the "
+            "diffusers format"
         )
     raise CheckpointError(
         f"there is no folder {cut(str(folder), 1000)!r}: kinema reads local folders in the diffusers format and "
@@ -240,6 +250,9 @@ def _check_complete(classes: Mapping[str, str], path: Path, needed: tuple[tuple[
     if missing:
         raise CheckpointError(f"{path / MODEL_INDEX} lacks {', '.join(missing)}: without it no video can be made")
     absent = [name for name in classes if not is_folder(path / name)]
+    files = [name for name in absent if os.path.lexists(path / name)]
+    if files:
+        raise CheckpointError(f"{path / files[0]} is not a folder: wanted that of the {files[0]}; download it again")
     if absent:
         raise CheckpointError(
             f"{path} lacks the folders {', '.join(absent)} that its {MODEL_INDEX} names; download the folder again"

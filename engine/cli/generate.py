@@ -54,12 +54,13 @@ def run(arguments: argparse.Namespace) -> int:
     from kinema.media.staging import check_writable
 
     started = time.perf_counter()
-    paths = _output_paths(arguments.output, arguments.num_videos_per_prompt or 1)
-    for path in paths[:1]:
-        check_writable(path, fps=arguments.fps)  # before torch is even imported
+    several = (arguments.num_videos_per_prompt or 1) > 1
+    first = _output_path(arguments.output, 0 if several else None)
+    streamed = check_writable(first, fps=arguments.fps).format.name not in COLLECTED  # before torch is even imported
 
     with without_collections():
-        from kinema.memory.predict import predict
+        from kinema.buffers.machine import obtainable_bytes
+        from kinema.memory.predict import check_fits, predict
         from kinema.pipeline import VideoPipeline
         from kinema.request.progress import say, steps_bar, waiting
 
@@ -70,8 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
     num_frames, height, width = request.clip
     fps = pipe.defaults.fps if arguments.fps is None else arguments.fps
     pipe.geometry.latent_size(*request.clip)
-    destinations = [check_writable(path, fps=fps, num_frames=num_frames, height=height, width=width) for path in paths]
-    streamed = destinations[0].format.name not in COLLECTED
+    size: dict[str, Any] = {"num_frames": num_frames, "height": height, "width": width, "fps": fps}
+    check_writable(first, **size)
     prediction = predict(pipe.model, request, pipe.ops.plan, pipe.options, streamed=streamed)
     expected = pipe.expected_time(request)
     estimate = expected.estimate()
@@ -80,6 +81,12 @@ def run(arguments: argparse.Namespace) -> int:
             "\n".join(_expected(estimate, prediction))
         )
         return 0
+    # before the paths of what may be a million videos are looked at
+    available = obtainable_bytes(pipe.ops.device)
+    check_fits(pipe.model, request, pipe.ops.plan, pipe.options, available, streamed=streamed)
+    paths = [_output_path(arguments.output, i if several else None) for i in range(request.samples)]
+    for path in paths[1:]:
+        check_writable(path, **size)
     show = False if arguments.no_progress or arguments.json else None
     say(_expected(estimate, prediction)[-1], show)
     opened = time.perf_counter()
@@ -95,7 +102,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     wall = time.perf_counter() - started
     if arguments.json:
-        size = {"num_frames": num_frames, "height": height, "width": width, "fps": fps}
         foreseen = _as_json(estimate, prediction)
         emit_json({"paths": paths, **size, **stats.summary(), "wall_seconds": wall, **foreseen})
     else:
@@ -104,13 +110,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _output_paths(output: str, count: int) -> list[str]:
-    """out.mp4, or out-0.mp4, out-1.mp4, … for several videos. A final '/', which means a folder, stays."""
-    if count == 1:
-        return [output]
+def _output_path(output: str, number: int | None) -> str:
+    """out.mp4, or of several videos out-0.mp4, out-1.mp4, … A final '/', which means a folder, stays."""
+    if number is None:
+        return output
     path, end = Path(output), "/" if output.endswith("/") else ""
     stem, suffix = (path.name, "") if end else (path.stem, path.suffix)
-    return [f"{path.with_name(f'{stem}-{i}{suffix}')}{end}" for i in range(count)]
+    return f"{path.with_name(f'{stem}-{number}{suffix}')}{end}"
 
 
 def _size(path: Path) -> str:

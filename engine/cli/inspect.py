@@ -25,8 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from kinema.buffers.machine import available_bytes
+    from kinema.buffers.machine import available_bytes, obtainable_bytes
     from kinema.memory.predict import predict
+    from kinema.memory.remedies import check_fits
     from kinema.pipeline import VideoPipeline
     from kinema.request.generation import GenerationRequest
 
@@ -67,6 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
         emit_json(report)
     else:
         emit(_text(report, estimate))
+    if arguments.num_videos > 1 or any(asked is not None for asked in size.values()):
+        check_fits(pipe.model, request, pipe.ops.plan, pipe.options, obtainable_bytes(pipe.ops.device))
     return 0
 
 

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 import kinema
 from kinema import env
+from kinema.cli.failures import described
 from kinema.cli.output import complain, drop_output, flush_output, open_standard_streams, show_anything
 from kinema.cli.parser import UsageError, VerbParser, Verbs
 from kinema.errors import KinemaError, KinemaWarning
@@ -82,6 +83,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # the reader of our output has what it wanted (kinema ... | head)
         drop_output()
         return 128 + signal.SIGPIPE
+    except Exception as error:
+        outside = described(error)
+        if outside is None or env.traceback():
+            raise
+        return _fail(1, f"kinema: error: {outside}")
 
 
 def _run(arguments: Sequence[str]) -> int:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
+from kinema.cli.output import emit
+
 Verbs = Mapping[str, tuple[str, str]]
 
 
@@ -31,7 +33,7 @@ class VerbParser(argparse.ArgumentParser):
         """Let the user choose one of `verbs`, {verb: (module, one line of help)}."""
         subparsers = self.add_subparsers(metavar="VERB", title="verbs")
         for verb, (module, summary) in verbs.items():
-            description = f"{summary[0].upper()}{summary[1:]}."
+            description = f"{summary[0].upper()}{summary[1:]}{'' if summary.endswith('?') else '.'}"
             subparsers.add_parser(verb, help=summary, description=description, module=module)
         self._verbs = tuple(verbs)
 
@@ -51,6 +53,10 @@ class VerbParser(argparse.ArgumentParser):
         if unknown:
             self.error(self._unknown(unknown))
         return parsed, []
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Help and version; argparse would ignore that they cannot be written."""
+        emit(message.removesuffix("\n"))
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{self.prog}: error: {message}; see {self.prog} --help")

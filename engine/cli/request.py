@@ -74,7 +74,6 @@ def request_from(arguments: argparse.Namespace) -> GenerationRequest:
     from kinema.vae.tiling import Tiling
 
     given: dict[str, Any] = {name: getattr(arguments, name) for name in _FIELDS}
-    given["seed"] = None if arguments.seed == -1 else arguments.seed
     for name in ("image", "last_image"):
         path = getattr(arguments, name)
         given[name] = None if path is None else load_image(path)

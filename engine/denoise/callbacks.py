@@ -9,7 +9,7 @@ import torch
 
 from kinema.denoise.state import RequestState
 from kinema.errors import RequestError, shown
-from kinema.fields.values import kind
+from kinema.fields.values import function, kind
 
 StepCallback = Callable[[RequestState, int, torch.Tensor, dict[str, torch.Tensor]], Mapping[str, torch.Tensor] | None]
 
@@ -18,8 +18,8 @@ EMBEDDINGS = ("prompt_embeds", "negative_prompt_embeds")
 
 def check_callback(callback: Any, names: Any, *, guided: bool) -> list[str]:
     """The names of the tensors that `callback` wants; diffusers' callback objects say it themselves."""
-    if callback is not None and not callable(callback):
-        raise RequestError(f"callback_on_step_end is {shown(callback)}: wanted a function")
+    if callback is not None:
+        function("callback_on_step_end", callback)
     own = getattr(callback, "tensor_inputs", None)
     listed = own if isinstance(own, (list, tuple)) else names
     if not isinstance(listed, (list, tuple)) or not all(isinstance(name, str) for name in listed):

@@ -21,11 +21,9 @@ def warn_beyond_training(request: GenerationRequest, trained: GenerationDefaults
         warn(f"this model was trained on clips {', '.join(problems)}: expect worse results", stacklevel=3)
 
 
-def check_finite(result: torch.Tensor, what: str) -> torch.Tensor:
-    """`result` [B, ...] itself; KinemaError if it holds NaN or infinity."""
+def check_finite(result: torch.Tensor, what: str, precision: str) -> torch.Tensor:
+    """`result` [B, ...] itself; KinemaError if it holds NaN or infinity. precision: the model's, for the advice."""
     if not bool(torch.isfinite(result.sum(dtype=torch.float64))):  # either makes the sum NaN or infinite, in one pass
-        raise KinemaError(
-            f"{what} hold NaN or infinity: the model overflowed in its precision (try precision='fp32'), or its "
-            "weights or inputs hold them"
-        )
+        overflowed = f"the model overflowed in {precision} (try precision='fp32'), or " if precision != "fp32" else ""
+        raise KinemaError(f"{what} hold NaN or infinity: {overflowed}the model's weights or its inputs hold them")
     return result

@@ -11,7 +11,7 @@ import torch
 
 from kinema.denoise.batching import Rows
 from kinema.denoise.timesteps import Timesteps
-from kinema.errors import RequestError
+from kinema.errors import RequestError, shown
 from kinema.families.base import Conditioning, Context, Denoiser, Model
 from kinema.fields.diffusers_names import DiffusersNames, lacks
 from kinema.fields.values import floats, kind, number
@@ -20,8 +20,11 @@ from kinema.request.generation import GenerationRequest
 from kinema.request.stats import Stats
 from kinema.schedulers import SchedulerState
 
+_TENSORS = {"latents": "[B, C, T, h, w]", "text": "[B, L, C]", "negative": "[B, L, C]"}
+_OFFERED = {"latents": "latents", "prompt_embeds": "text", "negative_prompt_embeds": "negative"}  # to callbacks
 
-@dataclass(eq=False)
+
+@dataclass(eq=False, repr=False)
 class RequestState(DiffusersNames):
     """Everything of one request: nothing of it lives on a model, so requests can be interleaved at will.
 
@@ -59,17 +62,41 @@ class RequestState(DiffusersNames):
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in self.__dataclass_fields__ and not hasattr(type(self), name):
             raise lacks(RequestState, name)
-        if name == "latents" and hasattr(self, "conditioning"):
-            value = self.conditioning.hold(value)  # whoever changes them
-        other = name in ("text", "negative") and getattr(self, name, None) is not value
-        object.__setattr__(self, name, value)
-        if other:
-            self.forget_context()
+        if name in _TENSORS and hasattr(self, "conditioning"):
+            self._take(name, self._fitting(name, value))
+        else:
+            object.__setattr__(self, name, value)
 
     def __post_init__(self) -> None:
-        self.latents = self.latents  # now that conditioning is set
+        self._take("latents", self.latents)  # now that conditioning is set
         trained = self.schedule.core.config.num_train_timesteps
         self._experts = [self.model.expert(timestep, trained) for timestep in self.schedule.timesteps]
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.latents.shape))
+        return f"RequestState(latents {shape}, {self.step_index} of {self.num_steps} steps done)"
+
+    def _fitting(self, name: str, value: Any) -> Any:
+        """What is assigned to a tensor of the request, checked, in fp32 and on its device.
+
+        Texts may have another length, as in a request, and the clip of a finished run may have been continued.
+        """
+        if value is getattr(self, name) or (name == "negative" and value is None):
+            return value
+        like, length = (self.latents, 2 if self.schedule.done else None) if name == "latents" else (self.text, 1)
+        given = floats(name, value, _TENSORS[name])
+        wanted = [given.shape[axis] if axis == length else size for axis, size in enumerate(like.shape)]
+        if list(given.shape) != wanted:
+            raise RequestError(f"{name} is {kind(given)}: wanted {tuple(wanted)} {_TENSORS[name]}")
+        return given.detach().to(like)
+
+    def _take(self, name: str, value: torch.Tensor | None) -> None:
+        """Store a tensor that is known to fit."""
+        if name == "latents" and value is not None:
+            value = self.conditioning.hold(value)  # whoever changes them
+        elif value is not getattr(self, name):
+            self.forget_context()
+        object.__setattr__(self, name, value)
 
     @property
     def step_index(self) -> int:
@@ -192,7 +219,7 @@ class RequestState(DiffusersNames):
 
     def end_update(self, latents: torch.Tensor, forwards: int) -> None:
         """It is done, after that many forwards."""
-        self.latents = latents
+        self._take("latents", latents)
         self._halfway = False
         self.stats.forwards += forwards
 
@@ -216,10 +243,11 @@ class RequestState(DiffusersNames):
         if self._halfway:
             raise RequestError("this request was stopped in the middle of a step: prepare it anew")
 
-    def measured(self) -> Stats:
-        """The request's figures, with what is known only at its end."""
-        self.stats.complete(self.step_index, interrupted=not self.schedule.done)
-        return self.stats
+    def measured(self, stats: Stats | None = None) -> Stats:
+        """The request's figures, or these of a branch of them, with what is known only at the end."""
+        stats = self.stats if stats is None else stats
+        stats.complete(self.step_index, interrupted=not self.schedule.done)
+        return stats
 
     def forget_context(self) -> None:
         """Free the prompt's keys and values; another step would compute them again."""
@@ -227,27 +255,22 @@ class RequestState(DiffusersNames):
 
     def tensors(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
         """The tensors that a step callback asked for: latents, prompt_embeds, negative_prompt_embeds."""
-        offered = {"latents": self.latents, "prompt_embeds": self.text}
-        if self.negative is not None:
-            offered["negative_prompt_embeds"] = self.negative
-        unknown = [name for name in names if name not in offered]
-        if unknown:
-            raise RequestError(f"callback_on_step_end_tensor_inputs {unknown}: this request has {sorted(offered)}")
-        return {name: offered[name] for name in names}
+        return {name: getattr(self, _OFFERED[name]) for name in names}
 
     def replace_tensors(self, changed: Mapping[str, torch.Tensor]) -> None:
         """Take over what a callback returned; new embeddings make a new context."""
-        current = self.tensors(list(changed))
+        offered = [name for name, attribute in _OFFERED.items() if getattr(self, attribute) is not None]
         for name, tensor in changed.items():
-            if not isinstance(tensor, torch.Tensor) or tensor.shape != current[name].shape:
+            if name not in offered:
+                raise RequestError(f"a callback returned {shown(name)}: this request has {', '.join(offered)}")
+            current = getattr(self, _OFFERED[name])
+            if not isinstance(tensor, torch.Tensor) or tensor.shape != current.shape:
                 raise RequestError(
-                    f"a callback returned for {name} {kind(tensor)}: wanted a tensor of shape "
-                    f"{tuple(current[name].shape)}"
+                    f"a callback returned for {name} {kind(tensor)}: wanted a tensor of shape {tuple(current.shape)}"
                 )
-            if tensor is not current[name]:
-                floats(name, tensor, "[B, L, C]" if tensor.ndim == 3 else "[B, C, T, h, w]")
-        new = {name: tensor.to(current[name]) for name, tensor in changed.items()}
-        self.latents = new.get("latents", self.latents)
-        for name, attribute in (("prompt_embeds", "text"), ("negative_prompt_embeds", "negative")):
-            if name in new and not torch.equal(new[name], current[name]):
-                setattr(self, attribute, new[name])
+            if tensor is not current:
+                floats(name, tensor, _TENSORS[_OFFERED[name]])
+        for name, tensor in changed.items():
+            current, new = getattr(self, _OFFERED[name]), tensor.detach().to(getattr(self, _OFFERED[name]))
+            if name == "latents" or not torch.equal(new, current):
+                self._take(_OFFERED[name], new)

@@ -45,7 +45,7 @@ def encode_texts(parts: Parts, texts: list[str], max_length: int) -> torch.Tenso
     """
     distinct = list(dict.fromkeys(clean_prompt(text) for text in texts))
     with parts.using("tokenizer") as tokenizer:
-        _warn_of_unknown_words(tokenizer, distinct)
+        _warn_of_what_is_not_read(tokenizer, distinct, max_length)
         ids, mask = tokenizer(distinct, max_length)
     longest = int(mask.sum(dim=1).amax())
     with parts.using("text_encoder") as encoder:
@@ -55,7 +55,10 @@ def encode_texts(parts: Parts, texts: list[str], max_length: int) -> torch.Tenso
     return embeds[[distinct.index(clean_prompt(text)) for text in texts]]
 
 
-def _warn_of_unknown_words(tokenizer: Tokenizer, texts: list[str]) -> None:
+def _warn_of_what_is_not_read(tokenizer: Tokenizer, texts: list[str], most: int) -> None:
+    tokens = max(tokenizer.lengths(texts))
+    if tokens > most:
+        warn(f"a text has {tokens} tokens, and {most} are read (max_sequence_length): its end is cut off", stacklevel=2)
     unknown = list(dict.fromkeys(word for text in texts for word in tokenizer.unknown_words(text)))
     if not unknown:
         return

@@ -19,6 +19,7 @@ from kinema.encoders.transformers_config import HOUSEKEEPING_KEYS
 from kinema.errors import CheckpointError, RequestError, shown
 from kinema.fields.config import Epsilon, Layers, Range, Size, from_config, origin
 from kinema.fields.diffusers_names import DiffusersNames
+from kinema.fields.values import dense
 from kinema.ops import Ops
 from kinema.ops.attention import KV
 from kinema.ops.linear import Activation
@@ -260,12 +261,14 @@ class UMT5Encoder(DiffusersNames):
 
     def _attention_inputs(self, input_ids: torch.Tensor, mask: torch.Tensor | None) -> AttentionInputs:
         device = self.ops.device
-        if input_ids.ndim != 2 or input_ids.shape[1] == 0:
+        if dense("input_ids", input_ids, floating=False).is_floating_point():
+            raise RequestError(f"input_ids are a tensor of {input_ids.dtype}: wanted whole numbers")
+        if input_ids.ndim != 2 or 0 in input_ids.shape:
             raise RequestError(f"input_ids have shape {tuple(input_ids.shape)}: wanted [B, S]")
         pairs = self._pairs(input_ids.shape[1])
         if mask is None:
             return AttentionInputs(pairs)
-        if mask.shape != input_ids.shape:
+        if dense("attention_mask", mask, floating=False).shape != input_ids.shape:
             raise RequestError(
                 f"attention_mask has shape {tuple(mask.shape)}, input_ids {tuple(input_ids.shape)}: they must agree"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from kinema.errors import RequestError
@@ -136,6 +137,8 @@ class DiffusersNames(metaclass=_Advising):
 def lacks(owner: _Advising, name: str) -> NoSuchAttribute:
     """The error for an attribute that `owner` does not have."""
     advice = owner._instead.get(name) or INSTEAD.get(name)
+    if advice is None and (close := get_close_matches(name, dir(owner), n=1, cutoff=0.8)):
+        advice = f"did you mean {close[0]}?"
     return NoSuchAttribute(f"{owner.__name__} has no {name!r}{f': {advice}' if advice else ''}")
 
 

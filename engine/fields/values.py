@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from numbers import Integral, Real
@@ -63,6 +64,19 @@ def word(name: str, value: Any) -> str:
     """A short string, such as the name of a device."""
     if not isinstance(value, str) or not value or "\0" in value:
         raise RequestError(f"{name} is {shown(value)}: wanted a string")
+    return value
+
+
+def function(name: str, value: Any) -> Callable[..., Any]:
+    if not callable(value):
+        raise RequestError(f"{name} is {shown(value)}: wanted a function")
+    return value  # type: ignore[no-any-return]
+
+
+def named_path(name: str, value: Any) -> str | os.PathLike[str]:
+    """A path as text."""
+    if not isinstance(value, (str, os.PathLike)) or not isinstance(os.fspath(value), str):
+        raise RequestError(f"{name} is {shown(value)}: wanted a string or a pathlib.Path")
     return value
 
 

@@ -8,7 +8,7 @@ import torch
 
 from kinema.errors import RequestError, shown
 from kinema.fields.diffusers_names import INSTEAD, DiffusersNames, lacks
-from kinema.fields.values import flag
+from kinema.fields.values import flag, of_kind
 
 if TYPE_CHECKING:
     from kinema.loading.components import Components
@@ -43,7 +43,8 @@ class DiffusersPipeline(DiffusersNames):
     scheduler = _Part()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in INSTEAD and not hasattr(type(self), name):
+        declared = any(name in vars(cls).get("__annotations__", {}) for cls in type(self).__mro__)
+        if not declared and not hasattr(type(self), name):  # a mistyped name would have no effect
             raise lacks(type(self), name)
         object.__setattr__(self, name, value)
 
@@ -60,7 +61,9 @@ class DiffusersPipeline(DiffusersNames):
         self: Self, *where: Any, device: Any = None, dtype: Any = None, silence_dtype_warnings: bool = False
     ) -> Self:
         """The pipeline itself. RequestError for a device or dtype that it was not loaded for."""
-        for asked in (*where, device, dtype):
+        if dtype is not None:
+            where = (*where, of_kind("dtype", dtype, torch.dtype))
+        for asked in (*where, device):
             if isinstance(asked, torch.dtype):
                 if asked not in (self.dtype, self.ops.plan.target.precision.weights):
                     raise RequestError(f"this pipeline is in {self.dtype}, not {asked}: {INSTEAD['half']}")
@@ -82,7 +85,8 @@ class DiffusersPipeline(DiffusersNames):
         try:
             asked = torch.device(device)
         except (RuntimeError, TypeError):
-            return False
+            wanted = f"wanted a device or a torch.dtype; {INSTEAD['cuda']}"
+            raise RequestError(f"a pipeline cannot be moved to {shown(device)}: {wanted}") from None
         here = self.device
         index = 0 if here.index is None else here.index
         return asked.type == here.type and (here.type == "cpu" or asked.index in (None, index))

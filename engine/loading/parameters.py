@@ -60,7 +60,10 @@ def _precision(name: str, dtype: Any) -> str | None:
     if dtype is None or (isinstance(dtype, str) and dtype == "auto"):
         return None
     if not isinstance(dtype, torch.dtype) or dtype not in known:
-        raise RequestError(f"{name} is {shown(dtype)}: give precision= (fp32, bf16, fp16, fp8 or int8) instead")
+        raise RequestError(
+            f"{name} is {shown(dtype)}: wanted torch.float32, torch.bfloat16 or torch.float16; or give precision= "
+            "(fp32, bf16, fp16, fp8 or int8) instead"
+        )
     return known[dtype]
 
 

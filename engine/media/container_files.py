@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -39,13 +39,7 @@ class ContainerReader:
     def __iter__(self) -> Iterator[npt.NDArray[np.uint8]]:
         with (
             open_file(self.path, "video") as file,
-            av.open(
-                file,
-                "r",
-                metadata_errors="replace",
-                options=DECODER_OPTIONS,
-                container_options=CONTAINER_OPTIONS,
-            ) as container,
+            self._opened(file) as container,
         ):
             if not container.streams.video:
                 raise RequestError(f"cannot read video {self.path}: the file has no video stream")
@@ -59,6 +53,20 @@ class ContainerReader:
             for frame in container.decode(stream):
                 matrix = matrix or _display_matrix(frame)
                 yield _upright(frame.to_ndarray(format="rgb24"), *matrix)
+
+    def _opened(self, file: BinaryIO) -> Any:
+        try:
+            return av.open(
+                file,
+                "r",
+                metadata_errors="replace",
+                options=DECODER_OPTIONS,
+                container_options=CONTAINER_OPTIONS,
+            )
+        except av.error.ArgumentError as error:  # a format that is not on the list
+            raise RequestError(
+                f"cannot read video {self.path}: it is no video that kinema reads (mp4, mov, mkv, webm, avi, …)"
+            ) from error
 
 
 def _display_matrix(frame: av.VideoFrame) -> Sequence[int]:

@@ -14,6 +14,8 @@ from kinema.errors import KinemaError, RequestError
 
 StrPath = str | os.PathLike[str]
 
+_POINTER = b"version https://git-lfs"
+
 _KINDS = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
@@ -54,6 +56,8 @@ def _regular_file(path: Path, kind: str) -> BinaryIO:
         raise unreadable(kind, path, error) from error
     try:
         _check_regular(os.fstat(file.fileno()), kind, path)
+        if os.pread(file.fileno(), len(_POINTER), 0) == _POINTER:
+            raise RequestError(f"cannot read {kind} {path}: it is a git-lfs pointer; run `git lfs pull` in its folder")
     except BaseException:
         file.close()
         raise

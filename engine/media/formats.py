@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from kinema.errors import OutputError, RequestError
+from kinema.errors import OutputError
+from kinema.fields.values import named_path, number
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Destination:
 
 def parse_destination(path: str | os.PathLike[str]) -> Destination:
     """The format follows from the suffix; no suffix, or a final '/', means a folder of PNG files."""
-    shown = os.fspath(path)
+    shown = os.fspath(named_path("output path", path))
     if not shown or "\0" in shown:
         raise OutputError(f"output path {shown!r} is not a path: give a file such as out.mp4")
     place = Path(os.path.realpath(shown))
@@ -118,7 +118,5 @@ def frame_rate(fps: float | Fraction) -> Fraction:
     23.976 is 2997/125 and 24000 / 1001 is 24000/1001: the nearest fraction with a denominator up to 100000,
     which is exact for decimals of five digits and for the NTSC rates.
     """
-    value = float(fps)
-    if not math.isfinite(value) or not MIN_FPS <= value <= MAX_FPS:
-        raise RequestError(f"fps must be between {MIN_FPS} and {MAX_FPS}, got {fps}")
+    value = number("fps", fps, MIN_FPS, MAX_FPS)
     return (fps if isinstance(fps, Fraction) else Fraction(value)).limit_denominator(100_000)

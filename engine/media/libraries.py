@@ -19,4 +19,6 @@ def needed(module: str, use: str) -> Iterator[None]:
         if error.name is not None and error.name.partition(".")[0] != module:
             raise
         package = _PACKAGES[module]
-        raise UnsupportedError(f"{use} needs the library {package}: pip install {package} ({error})") from error
+        missing = isinstance(error, ModuleNotFoundError)
+        remedy = f": pip install {package}" if missing else ", which does not load"
+        raise UnsupportedError(f"{use} needs the library {package}{remedy} ({error})") from error

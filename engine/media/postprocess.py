@@ -52,8 +52,8 @@ def unit_to_uint8(values: torch.Tensor) -> npt.NDArray[np.uint8]:
     scaled = (values * 255).round_()
     if bool(scaled.isnan().any()):
         raise KinemaError(
-            "the decoded video holds NaN: the model overflowed in its precision; "
-            "try precision='fp32', and check given latents and prompt embeddings for NaN"
+            "the decoded video holds NaN: the model overflowed (below fp32; precision='fp32' cures that), or its "
+            "weights, or given latents or prompt embeddings, hold NaN"
         )
     return cast("npt.NDArray[np.uint8]", scaled.to(torch.uint8).cpu().numpy())
 

@@ -148,6 +148,11 @@ class Staging:
         if os.path.lexists(target):
             _set_mode(self.place, 0o700 if self.destination.format is FOLDER else 0o600)
 
+    def settle(self) -> None:
+        """Have the contents on the disk: some file systems report a full disk only now."""
+        if self.destination.format is not FOLDER:
+            _sync(self.place)
+
     def publish(self) -> None:
         """Rename it to the destination, and replace what is there, whose mode it takes over."""
         target = self.destination.path
@@ -155,7 +160,6 @@ class Staging:
         replaces = os.path.lexists(target)
         _set_mode(self.place, stat.S_IMODE(os.stat(target).st_mode) if replaces else self._mode)
         if self.destination.format is not FOLDER:
-            _sync(self.place)
             os.replace(self.place, target)
         elif replaces:
             replace_folder(self.place, target)
@@ -184,7 +188,6 @@ def _set_mode(place: Path, mode: int) -> None:
 
 
 def _sync(file: Path) -> None:
-    """Have the contents on the disk before the name: some file systems report a full disk only now."""
     descriptor = os.open(file, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -100,14 +100,25 @@ class VideoWriter:
     ) -> None:
         if error is not None:
             self._discard()
+        if self._staging is None:
+            return
+        self.complete()
+        with self._clean_up_on_error():
+            self._staging.publish()
+        self._staging = None
+
+    def complete(self) -> None:
+        """Write what is left. The file takes its name at the end of the block: of several files none does so before
+        the others are complete, too.
+        """
         if self._encoder is None or self._staging is None:
             return
         with self._clean_up_on_error():
             if self.num_frames == 0:
                 raise OutputError(f"cannot write {self.destination.shown}: no frames were given")
             self._encoder.finish()
-            self._staging.publish()
-        self._encoder = self._staging = None
+            self._staging.settle()
+        self._encoder = None
 
     @contextmanager
     def _clean_up_on_error(self) -> Iterator[None]:
@@ -163,3 +174,5 @@ def write_clips(
                 writer.write(frames)
             if on_frames is not None:
                 on_frames(chunk.shape[2])
+        for writer in writers:
+            writer.complete()

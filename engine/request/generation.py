@@ -21,7 +21,8 @@ class GenerationRequest:
 
     prompt, negative_prompt: a string or a list of strings. height, width: pixels. num_frames: frames.
     guidance_scale: 1 or less runs without guidance, one forward a step. guidance_scale_2: the second expert's.
-    seed: draws the noise on the CPU in fp32, so that it means the same everywhere; a list gives one per sample.
+    seed: draws the noise on the CPU in fp32, so that it means the same everywhere; a list gives one per sample; None or
+    -1: a new seed.
     generator: torch.Generator or a list of them, instead of a seed. latents: [B, C, T, h, w], given noise.
     prompt_embeds, negative_prompt_embeds: [prompts, L, C]; their lengths may differ.
     image, last_image: first (and last) frame, anything `kinema.media.inputs` reads, or a list of one. image_embeds:
@@ -120,9 +121,11 @@ class GenerationRequest:
         return self.samples * self.num_frames * self.height * self.width
 
 
-def _seeds(name: str, value: Any) -> int | list[int]:
+def _seeds(name: str, value: Any) -> int | list[int] | None:
     one = partial(whole, name, low=0, high=2**63 - 1)
-    return [one(seed) for seed in value] if isinstance(value, list) else one(value)
+    if isinstance(value, list):
+        return [one(seed) for seed in value]
+    return None if type(value) is int and value == -1 else one(value)
 
 
 def _strength(name: str, value: Any) -> float:

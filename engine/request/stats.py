@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from copy import copy
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -87,6 +88,11 @@ class Stats:
         clock = GpuClock(ops.device) if ops.device.type == "cuda" else HostClock()
         backends = {choice.op: choice.backend for choice in ops.plan.choices}
         return Stats(backends=backends, _clock=clock, _peak=PeakMemory(ops.device))
+
+    def branch(self) -> Stats:
+        """These figures so far, to which one way of finishing the run adds its own."""
+        copies = {name: copy(getattr(self, name)) for name in ("seconds", "backends", "cache_hits", "_running")}
+        return replace(self, **copies)
 
     @property
     def total_seconds(self) -> float:

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runs", default="runs/sample", help="where the run keeps its state; run again to resume (%(default)s)"
     )
-    parser.add_argument("-o", "--output", default="runs/sample/model", help="the model folder to write (%(default)s)")
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="the model folder to write (model in --runs)")
     parser.add_argument(
         "--data", metavar="FOLDER", help="your own clips with captions: name.mp4 (or .npy) and name.txt"
     )
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     from kinema.families.wan.vae.autoencoder import WanVAE
     from kinema.ops import build_ops, plan_ops, target_for
     from kinema.sample.evaluate import Quiz, adherence
-    from kinema.sample.export import export_model
+    from kinema.sample.export import check_output, export_model
     from kinema.sample.plan import plan
     from kinema.sample.start import read_dit, read_vae
     from kinema.sample.train_dit import train_dit
@@ -67,13 +67,16 @@ def run(arguments: argparse.Namespace) -> int:
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32
+    folder = Path(arguments.runs)
+    output = folder / "model" if arguments.output is None else Path(arguments.output)
+    check_output(output, folder)
     recipe, source = _recipe_and_source(arguments, device)
     ops = build_ops(plan_ops(target_for(device), "reference"))
-    folder = Path(arguments.runs)
     stop_after = None if arguments.minutes is None else 60 * arguments.minutes
 
     kept = arguments.start or arguments.vae
     print(plan(recipe, folder, device, trains_vae=kept is None), flush=True)
+    folder.mkdir(parents=True, exist_ok=True)  # now, and not after minutes, if it cannot be made
     if kept is not None:
         trained, vae_progress = read_vae(kept, recipe), Progress()
     else:
@@ -119,8 +122,8 @@ def run(arguments: argparse.Namespace) -> int:
         "dit": asdict(dit_run.progress),
         "torch": torch.__version__,
     }
-    export_model(Path(arguments.output), recipe, vae_config, trained, dit_run.average, record, words=source.words)
-    print(f"{arguments.output}: written after {dit_run.progress.step} steps" + ("" if dit_run.done else ", not done"))
+    export_model(output, recipe, vae_config, trained, dit_run.average, record, words=source.words)
+    print(f"{output}: written after {dit_run.progress.step} steps" + ("" if dit_run.done else ", not done"))
     return 0
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from kinema.checkpoints import save_component, save_json, save_model_index
+from kinema.errors import OutputError
 from kinema.families.wan.family import FAMILY
 from kinema.families.wan.vae.autoencoder import WanVAEConfig
 from kinema.sample.batches import PROMPT_TOKENS
@@ -20,6 +21,8 @@ from kinema.sample.captions import VOCABULARY
 from kinema.sample.recipe import Recipe
 from kinema.sample.tokenizer import MAX_TOKENS, build_tokenizer
 from kinema.sample.train_vae import with_past_taps
+
+RECORD = "training.json"
 
 # What the scheduler does with the model's output, and Wan's own shift for small clips. Fresh noise in each step lets
 # frames that disagree about where a slow subject is come to agree: a deterministic sampler keeps its first mistake.
@@ -36,6 +39,21 @@ SCHEDULER = {
     "final_sigmas_type": "zero",
     "timestep_spacing": "linspace",
 }
+
+
+def check_output(folder: Path, runs: Path) -> None:
+    """OutputError unless `folder` can be replaced as a whole: it is missing, empty, or a model that training wrote."""
+    if folder.resolve() in (runs.resolve(), *runs.resolve().parents):
+        raise OutputError(
+            f"cannot write {folder}: it holds the run's state, {runs}; give the model a folder of its own"
+        )
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    if os.path.lexists(folder) and not (folder / RECORD).is_file():
+        raise OutputError(
+            f"cannot write {folder}: what is there is no model that `kinema train-sample` wrote, and all of it would "
+            "be replaced; give a new folder"
+        )
 
 
 def export_model(
@@ -100,7 +118,7 @@ def _write(
     save_component(folder / "text_encoder", text, _below(dit, "text."), dtype=dtype)
     save_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
     build_tokenizer(folder / "tokenizer", words, MAX_TOKENS if words == VOCABULARY else PROMPT_TOKENS)
-    save_json(folder / "training.json", json.loads(json.dumps(dict(record))))
+    save_json(folder / RECORD, json.loads(json.dumps(dict(record))))
 
 
 def _below(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

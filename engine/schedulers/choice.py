@@ -41,11 +41,16 @@ def named(name: str, own: SchedulerCore) -> SchedulerCore:
     """The scheduler of that name for a model that came with `own`: with its shift, and defaults otherwise."""
     class_name = NAMES.get(name.lower(), name)
     if class_name not in NAMES.values():
-        raise RequestError(f"there is no scheduler {shown(name)}: wanted {', '.join(NAMES)} or a scheduler_config.json")
+        fitting = NAMES if flow_shift(own) is None else _of_flows()
+        raise RequestError(
+            f"there is no scheduler {shown(name)}: wanted {', '.join(fitting)} or a scheduler_config.json"
+        )
     if class_name == own.class_name:
         return own
     shift = flow_shift(own)
-    if shift is None or class_name == NAMES["ddim"]:
+    if shift is not None and class_name == NAMES["ddim"]:
+        raise RequestError(f"{class_name} does no flow matching, as this model needs: wanted {', '.join(_of_flows())}")
+    if shift is None:
         raise RequestError(
             f"{class_name} for a model with {own.class_name}: a name is not enough for this change, give a "
             "scheduler_config.json"
@@ -56,6 +61,10 @@ def named(name: str, own: SchedulerCore) -> SchedulerCore:
     return core_from_config(
         {**config, "_class_name": class_name, "num_train_timesteps": own.config.num_train_timesteps}
     )
+
+
+def _of_flows() -> list[str]:
+    return [name for name in NAMES if name != "ddim"]
 
 
 def flow_shift(core: SchedulerCore) -> float | None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -27,29 +26,35 @@ class SchedulerOutput:
         return (self.prev_sample,)[index]
 
 
-class SchedulerConfig(Mapping[str, Any]):
-    """A read-only view of a configuration, with items and attributes; `from_config` takes it back."""
+class SchedulerConfig(dict[str, Any]):
+    """A configuration with items and attributes, which cannot be changed; `from_config` takes it back.
+
+    A dict, since diffusers' `from_config` takes anything else for the name of a repository.
+    """
 
     def __init__(self, core: SchedulerCore) -> None:
-        self._values = {"_class_name": core.class_name, **asdict(core.config)}
-
-    def __getitem__(self, key: str) -> Any:
-        return self._values[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
+        super().__init__({"_class_name": core.class_name, **asdict(core.config)})
 
     def __getattr__(self, name: str) -> Any:
         try:
-            return self.__dict__["_values"][name]
+            return self[name]
         except KeyError:
             raise AttributeError(f"the scheduler's configuration has no {name!r}") from None
 
+    def _refuse(self, *given: Any, **named: Any) -> NoReturn:
+        raise RequestError(
+            "a scheduler's configuration cannot be changed: make another scheduler, "
+            "kinema.schedulers.from_config({**scheduler.config, 'flow_shift': 5.0})"
+        )
+
+    __setitem__ = __delitem__ = __setattr__ = __delattr__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
+
+    def __reduce__(self) -> Any:
+        return dict, (dict(self),)  # copies and pickles are plain
+
     def __repr__(self) -> str:
-        return f"SchedulerConfig({self._values})"
+        return f"SchedulerConfig({super().__repr__()})"
 
 
 class Scheduler:

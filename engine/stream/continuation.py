@@ -7,19 +7,16 @@ that was trained that way, as the sample model is.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from kinema import schedulers
+from kinema.denoise.state import RequestState
 from kinema.errors import RequestError
+from kinema.fields.values import of_kind, whole
 from kinema.ops.attention import BlockCausal
 from kinema.ops.running import running
+from kinema.pipeline import VideoPipeline
 from kinema.schedulers import draw_noise
-
-if TYPE_CHECKING:
-    from kinema.denoise.state import RequestState
-    from kinema.pipeline import VideoPipeline
 
 
 def extend(pipe: VideoPipeline, state: RequestState, latent_frames: int, *, window: int = 5) -> None:
@@ -28,10 +25,11 @@ def extend(pipe: VideoPipeline, state: RequestState, latent_frames: int, *, wind
     window: latent frames that the transformer sees at once, the new one included. The new frames' noise comes from
     the request's own generators, and they take as many steps, with the same guidance, as the clip did.
     """
+    of_kind("pipe", pipe, VideoPipeline)
+    of_kind("state", state, RequestState).check_model(pipe.model)
+    latent_frames, window = whole("latent_frames", latent_frames), whole("window", window, 2)
     if not state.schedule.done:
         raise RequestError(f"the request has done {state.step_index} of {state.num_steps} steps: finish it first")
-    if window < 2:
-        raise RequestError(f"window is {window}: wanted 2 or more, past frames and the new one")
     if len(pipe.model.experts) > 1 or not state.conditioning.plain or pipe.geometry.patch[0] != 1:
         raise RequestError("only text-to-video models with one expert and a temporal patch of 1 continue a clip")
     state.heed_interrupt()

@@ -124,18 +124,29 @@ class Cpu:
 @lru_cache(maxsize=1)
 def _load() -> tuple[ctypes.CDLL | None, str]:
     """The library, or None and why there is none."""
-    if not LIBRARY.exists():
+    named = f" ({LIBRARY_VARIABLE}={LIBRARY})" if os.environ.get(LIBRARY_VARIABLE) else ""
+    if not LIBRARY.is_file():
+        if named:
+            return None, f"the native kernels do not load: there is no such file{named}"
         return None, "the native kernels are not built: install a C++ compiler and CMake, then kinema again"
     try:
         library = ctypes.CDLL(str(LIBRARY))
+        version = library.kinema_abi_version()
+        if version != ABI_VERSION:
+            return (
+                None,
+                f"the native kernels are of interface {version}, wanted {ABI_VERSION}: install kinema again{named}",
+            )
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
     except OSError as error:
-        return None, f"the native kernels do not load: {error}"
-    version = library.kinema_abi_version()
-    if version != ABI_VERSION:
-        return None, f"the native kernels are of interface {version}, wanted {ABI_VERSION}: install kinema again"
-    for name, (result, arguments) in _SIGNATURES.items():
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
+        return None, f"the native kernels do not load: {error}{named}"
+    except AttributeError as error:  # a function is missing
+        return (
+            None,
+            f"the native kernels do not load: this is another library: {error}{named}",
+        )
     return library, ""
 
 

@@ -133,8 +133,22 @@ def test_an_instruction_set_that_is_not_there_is_a_reason_that_names_the_known()
 
 @USUAL
 def test_without_the_library_doctor_says_what_to_do(tmp_path):
-    report = run(DOCTOR, KINEMA_CPU_LIBRARY=str(tmp_path / "none.so"))
+    run_here = f"from kinema.ops.common import native; native.LIBRARY = native.Path({str(tmp_path / 'none.so')!r})\n"
+    report = run(run_here + DOCTOR, KINEMA_CPU_LIBRARY="")
     assert "not cpu: the native kernels are not built: install a C++ compiler and CMake, then kinema again" in report
+
+
+@pytest.mark.parametrize("kind", ["foreign", "missing", "a pipe", "a folder", "text"])
+def test_a_library_that_is_not_ours_is_a_reason(tmp_path, monkeypatch, kind):
+    """Another one has no such functions; opening a pipe would wait for a writer."""
+    path = Path(torch._C.__file__) if kind == "foreign" else tmp_path / "x.so"
+    make = {"a pipe": os.mkfifo, "a folder": os.mkdir, "text": lambda path: path.write_text("text")}
+    make.get(kind, lambda path: None)(path)
+    monkeypatch.setattr(native, "LIBRARY", path)
+    monkeypatch.setenv(native.LIBRARY_VARIABLE, str(path))
+    library, reason = native._load.__wrapped__()
+    assert library is None and reason.startswith("the native kernels do not load: ")
+    assert f"({native.LIBRARY_VARIABLE}={path})" in reason
 
 
 @USUAL

@@ -139,9 +139,9 @@ def test_loading_options_that_mean_what_kinema_does(models, given, precision):
 REFUSED = {
     "pickles": ({"use_safetensors": False}, "use_safetensors is False: kinema reads safetensors"),
     "two precisions": ({"torch_dtype": torch.bfloat16, "precision": "fp16"}, "disagree: give precision alone"),
-    "double": ({"torch_dtype": torch.float64}, "torch_dtype is torch.float64: give precision="),
-    "by part": ({"torch_dtype": {"vae": torch.float32}}, "torch_dtype is .*: give precision="),
-    "text": ({"dtype": "bf16"}, "dtype is 'bf16': give precision="),
+    "double": ({"torch_dtype": torch.float64}, "torch_dtype is torch.float64: wanted .*precision="),
+    "by part": ({"torch_dtype": {"vae": torch.float32}}, "torch_dtype is .*: wanted .*precision="),
+    "text": ({"dtype": "bf16"}, "dtype is 'bf16': wanted .*precision="),
     "no encoder": ({"text_encoder": None}, "text_encoder is a NoneType: wanted a part that kinema loaded"),
 }
 

@@ -112,15 +112,17 @@ def test_sizes_that_do_not_fit_are_refused(folder, tmp_path, capsys, options, me
 
 
 def test_a_model_goes_on_with_captions_of_ones_own(folder, tmp_path, capsys):
-    """Its words keep their ids and rows, new ones come behind them."""
-    first, second = tmp_path / "first", tmp_path / "second"
+    """Its words keep their ids and rows, new ones come behind them; each run's folder holds its own model."""
+    first, second = tmp_path / "a" / "model", tmp_path / "b" / "model"
     command = ["train-sample", "--data", str(folder), "--size", "32", "--num-frames", "9", "--threads", "1", *LITTLE]
-    begun = [*command, "--runs", str(tmp_path / "a"), "-o", str(first), "--vae-steps", "1", "--steps", "1"]
+    begun = [*command, "--runs", str(tmp_path / "a"), "--vae-steps", "1", "--steps", "1"]
     assert main(begun) == 0
+    record = (first / "training.json").read_bytes()
     for caption in folder.glob("*.txt"):
         caption.write_text("a zebra that nobody has named before\n")
-    went_on = [*command, "--runs", str(tmp_path / "b"), "-o", str(second), "--steps", "1", "--start", str(first)]
+    went_on = [*command, "--runs", str(tmp_path / "b"), "--steps", "1", "--start", str(first)]
     assert main(went_on) == 0, capsys.readouterr().err
+    assert (first / "training.json").read_bytes() == record != (second / "training.json").read_bytes()
     before, after = read_words(str(first)), read_words(str(second))
     assert after[: len(before)] == before and {"zebra", "nobody", "named"} <= set(after[len(before) :])
     tables = [load_file(model / "text_encoder" / "model.safetensors")["shared.weight"] for model in (first, second)]
@@ -144,6 +146,18 @@ def test_a_model_goes_on_with_captions_of_ones_own(folder, tmp_path, capsys):
 def test_what_makes_no_run_is_refused(folder, tmp_path, capsys, options, message):
     assert main(["train-sample", "--data", str(folder), "--runs", str(tmp_path / "r"), *options]) == 1
     assert message in capsys.readouterr().err and not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("output", ["home", "home/notes.txt", "r", "r/..", "link"])
+def test_nothing_but_a_trained_model_is_replaced(folder, tmp_path, capsys, output):
+    """The model's folder is replaced as a whole, with all that lies in it."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "notes.txt").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "home")
+    options = ["--runs", str(tmp_path / "r"), "-o", str(tmp_path / output)]
+    assert main(["train-sample", "--data", str(folder), *options]) == 1
+    assert "cannot write" in capsys.readouterr().err
+    assert (tmp_path / "home" / "notes.txt").read_text() == "mine" and not (tmp_path / "r").exists()
 
 
 def test_the_plan_is_said_first(folder, tmp_path, capsys):

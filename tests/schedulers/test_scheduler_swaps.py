@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import logging
+import pickle
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import pytest
 import torch
 
 from kinema import schedulers
-from kinema.errors import CheckpointError
+from kinema.errors import CheckpointError, RequestError
 from kinema.schedulers.loading import _CORES
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
@@ -133,6 +135,47 @@ def test_every_option_of_diffusers_class_is_known(name: str) -> None:
     theirs = set(inspect.signature(getattr(diffusers, name).__init__).parameters) - {"self"}
     ours = {field.name for field in fields(_CORES[name].config_class)}
     assert theirs <= ours
+
+
+@pytest.mark.parametrize("source", ["unipc of Wan", "dpm of the sample", "flow euler", "ddim"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_diffusers_takes_a_configuration_of_kinemas(source: str, target: str, tmp_path: Path) -> None:
+    """`Other.from_config(pipe.scheduler.config)`, as with its own; it would ask the network for anything but a dict."""
+    name, options = SOURCES[source]
+    as_saved(getattr(diffusers, name)(**options), tmp_path)
+    ours = schedulers.from_pretrained(tmp_path)
+    shift = {"flow_shift": 5.0} if target[:3] in ("Uni", "DPM") and "flow_shift" in ours.config else {}
+    theirs = getattr(diffusers, name).from_pretrained(tmp_path)
+    try:
+        wanted = getattr(diffusers, target).from_config(theirs.config, **shift)
+    except ValueError as error:
+        pytest.skip(f"diffusers refuses it: {error}")
+    got = getattr(diffusers, target).from_config(ours.config, **shift)
+    for scheduler in (got, wanted):
+        scheduler.set_timesteps(7)
+    assert torch.equal(torch.as_tensor(got.timesteps), torch.as_tensor(wanted.timesteps))
+    if shift:
+        assert schedulers.core_of(got).config.flow_shift == got.config.flow_shift == 5.0
+
+
+def test_a_configuration_cannot_be_changed() -> None:
+    config = schedulers.from_config({"_class_name": "UniPCMultistepScheduler", **FLOW}).config
+    changes: list[Any] = [
+        lambda: config.update(flow_shift=1.0),
+        lambda: config.__setitem__("flow_shift", 1.0),
+        lambda: setattr(config, "flow_shift", 1.0),
+        lambda: config.pop("flow_shift"),
+        lambda: config.setdefault("new", 1),
+        lambda: config.__ior__({"flow_shift": 1.0}),
+    ]
+    for change in changes:
+        with pytest.raises(RequestError, match="cannot be changed: make another"):
+            change()
+    assert config.flow_shift == 3.0 and isinstance(config, dict)
+    for copied in (copy.deepcopy(config), copy.copy(config), config.copy(), pickle.loads(pickle.dumps(config))):
+        copied["flow_shift"] = 4.0
+    assert config["flow_shift"] == 3.0 and not hasattr(config, "nothing")
+    assert json.loads(json.dumps(config))["_class_name"] == "UniPCMultistepScheduler"
 
 
 def test_what_no_class_knows_is_said(caplog: pytest.LogCaptureFixture) -> None:

@@ -23,6 +23,7 @@ from kinema.families.wan.vae.encoder import Encoder
 from kinema.families.wan.vae.memory import latents_at_once, smaller_whole
 from kinema.families.wan.vae.resample import patchify, unpatchify
 from kinema.fields.diffusers_names import DiffusersNames
+from kinema.fields.values import dense, of_kind
 from kinema.ops import Ops
 from kinema.vae.feature_cache import FeatureCache
 from kinema.vae.posterior import Posterior
@@ -245,14 +246,18 @@ class WanVAE(DiffusersNames):
         return x.to(self.device, torch.promote_types(x.dtype, torch.float32))
 
     def _check_latents(self, latents: torch.Tensor) -> None:
-        if latents.ndim != 5 or latents.shape[1] != self.config.z_dim or 0 in latents.shape:
+        if (
+            dense("latents", latents, floating=False).ndim != 5
+            or latents.shape[1] != self.config.z_dim
+            or 0 in latents.shape
+        ):
             raise RequestError(f"latents are {tuple(latents.shape)}, wanted [B, {self.config.z_dim}, T, H, W]")
 
     def _check_video(self, video: torch.Tensor, chunk: int | None) -> None:
         channels, time, space = (
             self.config.pixel_channels, self.config.scale_factor_temporal, self.config.scale_factor_spatial
         )  # fmt: skip
-        if video.ndim != 5 or video.shape[1] != channels or 0 in video.shape:
+        if dense("video", video, floating=False).ndim != 5 or video.shape[1] != channels or 0 in video.shape:
             raise RequestError(f"video is {tuple(video.shape)}, wanted [B, {channels}, T, H, W]")
         frames, height, width = video.shape[2:]
         if (frames - 1) % time or height % space or width % space:
@@ -269,7 +274,7 @@ def _needed(tiling: Tiling | None, config: WanVAEConfig, height: int, width: int
     """The tiling, if frames of this many pixels are larger than a tile."""
     if tiling is None:
         return None
-    tiling.check(config.scale_factor_spatial)
+    of_kind("tiling", tiling, Tiling).check(config.scale_factor_spatial)
     return tiling if height > tiling.min_height or width > tiling.min_width else None
 
 
