@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 
 from kinema.caches.policies import Policy, policy_of
-from kinema.request.caching import CacheConfig, GuidanceEndConfig
+from kinema.request.caching import CacheConfig, GuidanceEndConfig, cache_configs
 from kinema.request.stats import CacheUse
 from kinema.schedulers.clean import combined, guided_output, noise_levels
 from kinema.schedulers.core import Grid, SchedulerCore
@@ -54,8 +54,9 @@ class Cache:
     _expert: str = ""
 
     @staticmethod
-    def of(configs: Sequence[CacheConfig], core: SchedulerCore, grid: Grid, begin: int) -> Cache:
+    def of(asked: CacheConfig | Sequence[CacheConfig], core: SchedulerCore, grid: Grid, begin: int) -> Cache:
         """The cache of a run that begins at step `begin` of the grid."""
+        configs = cache_configs("cache", asked)
         levels = noise_levels(core, grid, begin)
         ends = [config.sigma for config in configs if isinstance(config, GuidanceEndConfig)]
         policies = [policy_of(config, levels) for config in configs if not isinstance(config, GuidanceEndConfig)]

@@ -10,6 +10,7 @@ from weakref import ref
 import torch
 
 from kinema import schedulers
+from kinema.caches import Cache, Decision, Run
 from kinema.denoise.batching import Rows
 from kinema.errors import RequestError
 from kinema.families.base import Conditioning, Context, Denoiser, Model
@@ -29,7 +30,8 @@ class RequestState(DiffusersNames):
     """Everything of one request: nothing of it lives on a model, so requests can be interleaved at will.
 
     latents: [B, C, T, h, w] fp32. text, negative: prompt embeddings [B, L, C], None without guidance.
-    guidance: scale per expert, in their order. stop: ends native work of this request; see `interrupt`.
+    guidance: scale per expert, in their order. stop: ends native work of this request; see `interrupt`. cache: what it
+    holds from step to step, if it was asked to.
 
     A callback is given this where diffusers gives the pipeline: it has the attributes that callbacks change there
     (`_interrupt`, `_guidance_scale`), and refuses others.
@@ -45,6 +47,7 @@ class RequestState(DiffusersNames):
     conditioning: Conditioning
     stats: Stats
     stop: StopFlag = field(default_factory=StopFlag)
+    cache: Cache | None = None
     _contexts: tuple[tuple[object, ...], list[Context]] | None = None
     _interrupted: bool = False
     _halfway: bool = False
@@ -62,10 +65,14 @@ class RequestState(DiffusersNames):
             raise lacks(RequestState, name)
         if name == "latents" and hasattr(self, "conditioning"):
             value = self.conditioning.hold(value)  # whoever changes them
+            if self.cache is not None and not self._halfway:
+                self.cache.forget()
         other = name in ("text", "negative") and getattr(self, name, None) is not value
         object.__setattr__(self, name, value)
         if other:
             self.forget_context()
+            if self.cache is not None:
+                self.cache.forget()
 
     def __post_init__(self) -> None:
         self.latents = self.latents  # now that conditioning is set
@@ -153,25 +160,32 @@ class RequestState(DiffusersNames):
     do_classifier_free_guidance = guided
     num_timesteps = num_steps
 
-    def rows(self, transformer: Denoiser, expert: str) -> list[Rows]:
-        """What the transformer is given for the next step: the latents, repeated for the rows of each context."""
+    def plan(self) -> Decision:
+        """What the next step needs of the transformer."""
+        return Run() if self.cache is None else self.cache.plan(self.step_index, self.latents, self.expert)
+
+    def rows(self, transformer: Denoiser, expert: str, *, guided: bool = True) -> list[Rows]:
+        """What the transformer is given for the next step: the latents, repeated for the rows of each context.
+
+        guided: whether the unconditional branch runs, if the request has one.
+        """
         latents = self.conditioning.model_input(self.latents)
         timesteps = self.conditioning.timesteps(self.timestep, latents, transformer.patch_size[0])
         rows = []
-        for context in self.contexts(expert, transformer):
+        for context in self.contexts(expert, transformer, guided=guided):
             repeats = context.rows // latents.shape[0]
             repeated = timesteps.repeat(repeats, *[1] * (timesteps.ndim - 1))
             rows.append(Rows(latents.repeat(repeats, 1, 1, 1, 1), repeated, context))
         return rows
 
-    def contexts(self, expert: str, transformer: Denoiser) -> list[Context]:
+    def contexts(self, expert: str, transformer: Denoiser, *, guided: bool = True) -> list[Context]:
         """The prompts' keys and values for `expert`, computed when they are first used.
 
         One context of the conditional rows [B] followed by the unconditional ones [B], or two where the negative
         embeddings have another length. Unconditional rows are left out where guidance is 1: one forward, not two.
         """
         texts = [self.text]
-        if self.guided and self.guidance[expert] != 1.0 and self.negative is not None:
+        if guided and self.guided and self.guidance[expert] != 1.0 and self.negative is not None:
             texts.append(self.negative)
         key = (ref(transformer), expert, len(texts))  # weak: an expert that is released is not kept by its prompts
         if self._contexts is None or self._contexts[0] != key:
@@ -187,10 +201,30 @@ class RequestState(DiffusersNames):
         """Guide and take one scheduler step. predictions: [R, C, T, h, w] for each of `contexts`."""
         cond, *uncond = predictions if len(predictions) > 1 else torch.split(predictions[0], self.latents.shape[0])
         guidance = self.guidance[expert] if uncond else 1.0
+        if self.cache is not None:
+            negative = uncond[0] if uncond else None
+            self.cache.settle(ops, self.step_index, expert, self.latents, cond, negative, guidance)
+            self._count(1 + len(uncond), expert)
         self._halfway = True  # a signal may end this; latents and history would then be of different steps
         self.latents = schedulers.step(ops, self.schedule, self.latents, cond, *uncond, guidance=guidance)
         self._halfway = False
         self.stats.forwards += 1 + len(uncond)
+
+    def skip(self, ops: Ops, expert: str) -> None:
+        """Take one scheduler step without a forward."""
+        assert self.cache is not None
+        output = self.cache.held(ops, self.step_index, self.latents)
+        self._count(0, expert)
+        self._halfway = True
+        self.latents = schedulers.step(ops, self.schedule, self.latents, output)
+        self._halfway = False
+
+    def _count(self, branches: int, expert: str) -> None:
+        """Branches that ran in this step, beside those that would have without a cache."""
+        assert self.cache is not None
+        exact = 2 if self.guided and self.guidance[expert] != 1.0 else 1
+        self.cache.use.row_forwards += branches * self.latents.shape[0]
+        self.cache.use.exact += exact * self.latents.shape[0]
 
     def check_done(self) -> None:
         """RequestError if steps are left, unless the run was interrupted."""

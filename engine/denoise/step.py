@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 
+from kinema.caches import Run
 from kinema.denoise.batching import forward_together
 from kinema.denoise.replay import Recordings
 from kinema.denoise.state import RequestState
@@ -60,11 +61,18 @@ def _step(
         for state in group:
             stages.enter_context(state.stats.stage("denoise", components.loading))
         with running("a step", threads, *(state.stop for state in group)):
+            plans = [state.plan() for state in group]
             transformer = components.transformer(expert)
-            rows = [state.rows(transformer, expert) for state in group]
+            rows = [
+                state.rows(transformer, expert, guided=plan.guided) if isinstance(plan, Run) else []
+                for state, plan in zip(group, plans, strict=True)
+            ]
             predictions = forward_together(transformer, [part for parts in rows for part in parts], recordings)
         # outside the flags: one that is set from here on takes effect after this step
         with running("a step", threads):
             taken = iter(predictions)
             for state, parts in zip(group, rows, strict=True):
-                state.advance(ops, [next(taken) for _ in parts], expert)
+                if parts:
+                    state.advance(ops, [next(taken) for _ in parts], expert)
+                else:
+                    state.skip(ops, expert)

@@ -88,8 +88,8 @@ class Stats:
     `seconds` is time per stage in the order in which the stages first ran, on a GPU by the GPU's clock. `peak_bytes`
     is the most that the process held while this request ran, whatever else it did; None where it was not measured.
     `forwards` counts calls of the transformer (two per step with guidance, one without). `interrupted`: the run was
-    ended before its last step. cache: what it saved, if one was asked for. GPU seconds, steps and the peak are filled in
-    by `complete`.
+    ended before its last step. cache: what it saved, if one was asked for. GPU seconds, steps and the peak are filled
+    in by `complete`.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
