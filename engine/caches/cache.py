@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from kinema.caches.policies import Policy, policy_of
+from kinema.caches.policies import Policy, Schedule, policy_of
 from kinema.request.caching import CacheConfig, GuidanceEndConfig, cache_configs
 from kinema.request.stats import CacheUse
 from kinema.schedulers.clean import combined, guided_output, noise_levels
@@ -62,6 +62,18 @@ class Cache:
         policies = [policy_of(config, levels) for config in configs if not isinstance(config, GuidanceEndConfig)]
         maps = tuple(core.clean(grid, index) for index in range(begin, len(grid)))
         return Cache(levels, maps, policies[0] if policies else None, ends[0] if ends else -1.0)
+
+    def foreseen(self, branches: int) -> float:
+        """The share of row-forwards that will be made, as far as that is known: a policy that measures may make all.
+
+        branches: of a step without a cache.
+        """
+        last, made = len(self.levels) - 1, 0
+        for step, level in enumerate(self.levels):
+            known = isinstance(self.policy, Schedule) and 0 < step < last and self._holds(step)
+            if not (known and not self.policy.is_computed(step)):
+                made += branches if level > self.guidance_end else 1
+        return made / (branches * len(self.levels))
 
     def plan(self, step: int, latents: torch.Tensor, expert: str) -> Decision:
         """What step `step` of the run needs. Changes nothing. The first and the last step are always computed."""

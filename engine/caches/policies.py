@@ -54,6 +54,9 @@ class Schedule:
     def tensors(self) -> list[torch.Tensor]:
         return []
 
+    def is_computed(self, step: int) -> bool:
+        return self._computed[step]
+
     def skips(self, step: int, latents: torch.Tensor) -> bool:
         return not self._computed[step]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from kinema.families.base import MAX_BYTES_RECORDED, MAX_TOKENS_RECORDED, Model,
 from kinema.loading.options import LoadOptions
 from kinema.ops import Plan
 from kinema.ops.plan import stored_bytes
+from kinema.request.caching import cache_configs, latents_held
 from kinema.request.generation import GenerationRequest
 
 # What the process holds before any model: Python, torch and its kernels (245 MiB measured with torch 2.13 for CPUs).
@@ -59,7 +61,7 @@ def predict(
         # without keep_loaded the parts of a stage come one after the other
         weights = sum(held) if options.keep_loaded else max(held, default=0)
         stages[stage] = PROCESS_BYTES + int((1 + WEIGHT_HOLES) * weights) + work.peak + _kept_free(work)
-        stages[stage] += recorded if stage in ("denoise", "decode") else 0
+        stages[stage] += recorded + _cached_bytes(model, request) if stage in ("denoise", "decode") else 0
     return Prediction(parts, stages)
 
 
@@ -77,13 +79,22 @@ def _recorded_bytes(
     model: Model, request: GenerationRequest, plan: Plan, options: LoadOptions, stages: Mapping[str, Work]
 ) -> int:
     """Of the recording of a small forward on a CPU, which stays: about what the forward takes (denoise/replay.py)."""
-    num_frames, height, width = request.clip  # of any length: a video is read as far as it fits
-    spatial = model.geometry.spatial
-    latent = ((num_frames - 1) // model.geometry.temporal + 1, height // spatial, width // spatial)
-    tokens = model.geometry.tokens(latent) * request.samples * (1 + request.guided)
+    tokens = model.geometry.tokens(_latent_size(model, request)) * request.samples * (1 + request.guided)
     if not options.replay or plan.backend("linear") != "cpu" or tokens > MAX_TOKENS_RECORDED:
         return 0
     return min(stages["denoise"].peak, MAX_BYTES_RECORDED)
+
+
+def _cached_bytes(model: Model, request: GenerationRequest) -> int:
+    """What the request's caches hold (kinema.caches)."""
+    values = request.samples * model.latent_channels * math.prod(_latent_size(model, request))
+    return 0 if request.cache is None else 4 * values * latents_held(cache_configs("cache", request.cache))
+
+
+def _latent_size(model: Model, request: GenerationRequest) -> tuple[int, int, int]:
+    num_frames, height, width = request.clip  # of any length: a video is read as far as it fits
+    spatial = model.geometry.spatial
+    return (num_frames - 1) // model.geometry.temporal + 1, height // spatial, width // spatial
 
 
 def _kept_free(work: Work) -> int:

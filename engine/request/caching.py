@@ -125,6 +125,12 @@ REFUSED = {
 }
 
 
+def latents_held(configs: Sequence[CacheConfig]) -> int:
+    """How many tensors of the latents' size these caches hold at most, in fp32, the output of a step among them."""
+    held = {HoldCacheConfig: 2, MagCacheConfig: 2, RateCacheConfig: 3, EasyCacheConfig: 4, GuidanceEndConfig: 0}
+    return sum(held[type(config)] for config in configs)
+
+
 def cache_configs(name: str, value: Any) -> tuple[CacheConfig, ...]:
     """The configurations: at most one step cache and one end of guidance. One alone need not be in a list."""
     given = tuple(value) if isinstance(value, (list, tuple)) else (value,)

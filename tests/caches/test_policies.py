@@ -44,12 +44,12 @@ def test_mag_cache_computes_the_steps_that_diffusers_computes(steps, threshold):
     diffusers = pytest.importorskip("diffusers", reason="compares with diffusers")
     ratios = [1.0, 1.05, 0.99, 0.97, 1.02, 0.99, 0.98, 0.99, 0.96, 0.9, 0.8, 0.7]
     theirs = diffusers.WanTransformer3DModel(**DIT).eval()
-    middle, ran = theirs.blocks[1], []
+    middle, ran, now = theirs.blocks[1], [], [0]
     forward = middle.forward
-    middle.forward = lambda *given, **named: (ran.append(step), forward(*given, **named))[1]
+    middle.forward = lambda *given, **named: (ran.append(now[0]), forward(*given, **named))[1]
     config = diffusers.MagCacheConfig(threshold=threshold, mag_ratios=list(ratios), num_inference_steps=steps)
     theirs.enable_cache(config)
-    for step in range(steps):
+    for now[0] in range(steps):
         latents = torch.randn(1, 4, 1, 2, 2, dtype=torch.float32)
         with theirs.cache_context("cond"):
             theirs(latents, torch.ones(1, dtype=torch.int64), torch.randn(1, 3, 8, dtype=torch.float32))
@@ -133,11 +133,11 @@ def test_at_most_one_of_each_kind():
     hold, rate, end = caches.HoldCacheConfig(), caches.RateCacheConfig(), caches.GuidanceEndConfig()
     assert cache_configs("cache", hold) == (hold,) and cache_configs("cache", [end, rate]) == (end, rate)
     for wrong in ([hold, rate], [end, end], ["hold"], "hold", 3, [None]):
-        with pytest.raises(RequestError, match="cache .*wanted"):
+        with pytest.raises(RequestError, match=r"cache .*wanted"):
             cache_configs("cache", wrong)
 
 
 def test_what_ruins_clips_is_refused_with_the_figure():
     diffusers = pytest.importorskip("diffusers", reason="its configurations are refused")
-    with pytest.raises(RequestError, match="15.4 dB"):
+    with pytest.raises(RequestError, match=r"15\.4 dB"):
         cache_configs("cache", diffusers.TaylorSeerCacheConfig())

@@ -23,6 +23,7 @@ ROOMS = (
         "families",
         "loading",
         "memory",
+        "caches",
         "estimate",
         "denoise",
         "pipeline",

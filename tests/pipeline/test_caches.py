@@ -145,5 +145,5 @@ def test_a_request_that_goes_leaves_nothing(pipe):
 
 
 def test_what_is_no_cache_is_refused(pipe):
-    with pytest.raises(RequestError, match="cache is .*wanted"):
+    with pytest.raises(RequestError, match=r"cache is .*wanted"):
         request("fast")
