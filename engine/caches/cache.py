@@ -69,9 +69,10 @@ class Cache:
         branches: of a step without a cache.
         """
         last, made = len(self.levels) - 1, 0
+        schedule = self.policy if isinstance(self.policy, Schedule) else None
         for step, level in enumerate(self.levels):
-            known = isinstance(self.policy, Schedule) and 0 < step < last and self._holds(step)
-            if not (known and not self.policy.is_computed(step)):
+            inner = 0 < step < last and self._holds(step)
+            if schedule is None or not inner or schedule.is_computed(step):
                 made += branches if level > self.guidance_end else 1
         return made / (branches * len(self.levels))
 
