@@ -3,7 +3,7 @@
 `GenerationRequest(cache=…)` takes the configurations; the `Cache` belongs to the running request alone.
 """
 
-from kinema.caches.cache import Cache, Decision, Run, Skip
+from kinema.caches.cache import Cache, Decision, Run, Skip, foreseen
 from kinema.request.caching import (
     CacheConfig,
     EasyCacheConfig,
@@ -24,4 +24,5 @@ __all__ = [
     "RateCacheConfig",
     "Run",
     "Skip",
+    "foreseen",
 ]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from kinema.caches.policies import Policy, Schedule, policy_of
+from kinema.caches.policies import Hold, Mag, Policy, policy_of
 from kinema.request.caching import CacheConfig, GuidanceEndConfig, cache_configs
 from kinema.request.stats import CacheUse
 from kinema.schedulers.clean import combined, guided_output, noise_levels
@@ -59,22 +59,11 @@ class Cache:
         configs = cache_configs("cache", asked)
         levels = noise_levels(core, grid, begin)
         ends = [config.sigma for config in configs if isinstance(config, GuidanceEndConfig)]
-        policies = [policy_of(config, levels) for config in configs if not isinstance(config, GuidanceEndConfig)]
+        policies = [
+            policy_of(config, levels, len(levels)) for config in configs if not isinstance(config, GuidanceEndConfig)
+        ]
         maps = tuple(core.clean(grid, index) for index in range(begin, len(grid)))
         return Cache(levels, maps, policies[0] if policies else None, ends[0] if ends else -1.0)
-
-    def foreseen(self, branches: int) -> float:
-        """The share of row-forwards that will be made, as far as that is known: a policy that measures may make all.
-
-        branches: of a step without a cache.
-        """
-        last, made = len(self.levels) - 1, 0
-        schedule = self.policy if isinstance(self.policy, Schedule) else None
-        for step, level in enumerate(self.levels):
-            inner = 0 < step < last and self._holds(step)
-            if schedule is None or not inner or schedule.is_computed(step):
-                made += branches if level > self.guidance_end else 1
-        return made / (branches * len(self.levels))
 
     def plan(self, step: int, latents: torch.Tensor, expert: str) -> Decision:
         """What step `step` of the run needs. Changes nothing. The first and the last step are always computed."""
@@ -133,3 +122,23 @@ class Cache:
         """Whether the output can be told from what is kept: not where the latents are noise alone, or a clip."""
         a, b = self._map(step)
         return math.isfinite(a) and math.isfinite(b) and b != 0.0
+
+
+def foreseen(
+    asked: CacheConfig | Sequence[CacheConfig], core: SchedulerCore, grid: Grid, begin: int, branches: int
+) -> float:
+    """The share of row-forwards that a run will make, as far as it is known: a policy that measures may make all.
+
+    branches: of a step without a cache.
+    """
+    cache = Cache.of(asked, core, grid, begin)
+    schedule = cache.policy if isinstance(cache.policy, (Hold, Mag)) else None
+    nothing, made, last = torch.empty(0, dtype=torch.float32, device="cpu"), 0, len(cache.levels) - 1
+    for step, level in enumerate(cache.levels):
+        if schedule is not None and 0 < step < last and schedule.skips(step, nothing):
+            schedule.skipped(step, nothing)
+            continue
+        if schedule is not None:
+            schedule.computed(step, nothing, nothing, nothing)
+        made += branches if level > cache.guidance_end else 1
+    return made / (branches * len(cache.levels))

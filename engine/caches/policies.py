@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -42,23 +43,58 @@ class Policy(Protocol):
     def tensors(self) -> list[torch.Tensor]: ...
 
 
-class Schedule:
-    """Steps that are known before the run."""
+class Hold:
+    """Of HoldCacheConfig. levels: the noise level of each step so far."""
 
     holds_clip = True
 
-    def __init__(self, computed: Sequence[bool]) -> None:
-        self._computed = tuple(computed)
+    def __init__(self, config: HoldCacheConfig, levels: Sequence[float]) -> None:
+        self._config, self._levels, self._held = config, levels, 0
 
     @property
     def tensors(self) -> list[torch.Tensor]:
         return []
 
-    def is_computed(self, step: int) -> bool:
-        return self._computed[step]
+    def skips(self, step: int, latents: torch.Tensor) -> bool:
+        level, before = self._levels[step], self._levels[step - 1] if step else math.inf
+        if self._config.sigmas is not None:
+            return not any(level <= sigma < before for sigma in self._config.sigmas)
+        return level <= self._config.retention_sigma and self._held < self._config.max_skip_steps
+
+    def computed(self, step: int, latents: torch.Tensor, output: torch.Tensor, kept: torch.Tensor) -> None:
+        self._held = 0
+
+    def skipped(self, step: int, latents: torch.Tensor) -> None:
+        self._held += 1
+
+    def forget(self) -> None:
+        """The schedule stays."""
+
+
+class Mag:
+    """Of MagCacheConfig: the errors |1 - Πγ| since the last computed step add up to at most the threshold."""
+
+    holds_clip = True
+
+    def __init__(self, config: MagCacheConfig, steps: int) -> None:
+        scale = (len(config.mag_ratios) - 1) / max(1, steps - 1)
+        ratios = [config.mag_ratios[round(i * scale)] for i in range(steps)] if steps > 1 else config.mag_ratios[-1:]
+        self._skipped: list[bool] = []
+        ratio, error, held = 1.0, 0.0, 0
+        for step in range(steps):
+            if step >= int(config.retention_ratio * steps + 0.5):
+                ratio, held = ratio * ratios[step], held + 1
+                error += abs(1.0 - ratio)
+            self._skipped.append(step > 0 and 0 < held <= config.max_skip_steps and error <= config.threshold)
+            if not self._skipped[-1]:
+                ratio, error, held = 1.0, 0.0, 0
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        return []
 
     def skips(self, step: int, latents: torch.Tensor) -> bool:
-        return not self._computed[step]
+        return self._skipped[step]
 
     def computed(self, step: int, latents: torch.Tensor, output: torch.Tensor, kept: torch.Tensor) -> None:
         """Nothing is measured."""
@@ -68,37 +104,6 @@ class Schedule:
 
     def forget(self) -> None:
         """Nothing is known."""
-
-
-def hold_schedule(config: HoldCacheConfig, levels: Sequence[float]) -> Schedule:
-    """Of HoldCacheConfig. levels: the noise level of each step of the run."""
-    if config.sigmas is not None:
-        above = [float("inf"), *levels]
-        return Schedule(
-            [any(low <= sigma < high for sigma in config.sigmas) for low, high in zip(levels, above, strict=False)]
-        )
-    computed, held = [], 0
-    for level in levels:
-        held = 0 if level > config.retention_sigma or held == config.max_skip_steps else held + 1
-        computed.append(held == 0)
-    return Schedule(computed)
-
-
-def mag_schedule(config: MagCacheConfig, steps: int) -> Schedule:
-    """Of MagCacheConfig: the errors |1 - Πγ| since the last computed step add up to at most the threshold."""
-    scale = (len(config.mag_ratios) - 1) / max(1, steps - 1)
-    ratios = [config.mag_ratios[round(i * scale)] for i in range(steps)] if steps > 1 else config.mag_ratios[-1:]
-    computed, ratio, error, held = [], 1.0, 0.0, 0
-    for step in range(steps):
-        if step >= int(config.retention_ratio * steps + 0.5):
-            ratio, held = ratio * ratios[step], held + 1
-            error += abs(1.0 - ratio)
-        if step and held and error <= config.threshold and held <= config.max_skip_steps:
-            computed.append(False)
-        else:
-            computed.append(True)
-            ratio, error, held = 1.0, 0.0, 0
-    return Schedule(computed)
 
 
 class Rate:
@@ -176,12 +181,12 @@ class Easy:
         return self._sum + self._ratio * float(moved.max())
 
 
-def policy_of(config: StepCacheConfig, levels: Sequence[float]) -> Policy:
-    """levels: the noise level of each step of the run, from 1 to 0."""
+def policy_of(config: StepCacheConfig, levels: Sequence[float], steps: int) -> Policy:
+    """levels: the noise level of each of the `steps` steps of a run, from 1 to 0; it may still grow."""
     if isinstance(config, HoldCacheConfig):
-        return hold_schedule(config, levels)
+        return Hold(config, levels)
     if isinstance(config, MagCacheConfig):
-        return mag_schedule(config, len(levels))
+        return Mag(config, steps)
     return Rate(config, levels) if isinstance(config, RateCacheConfig) else Easy(config)
 
 

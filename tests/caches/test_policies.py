@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kinema import caches
-from kinema.caches.policies import Easy, Rate, hold_schedule, mag_schedule
+from kinema.caches.policies import Easy, Hold, Mag, Rate
 from kinema.errors import RequestError
 from kinema.request.caching import cache_configs
 
@@ -17,8 +17,14 @@ DIT = {
 
 
 def computed(policy):
-    nothing = torch.zeros(1, dtype=torch.float32)
-    return [step for step in range(len(LEVELS)) if not policy.skips(step, nothing)]
+    nothing, steps = torch.zeros(1, dtype=torch.float32), []
+    for step in range(len(LEVELS)):
+        if policy.skips(step, nothing):
+            policy.skipped(step, nothing)
+        else:
+            policy.computed(step, nothing, nothing, nothing)
+            steps.append(step)
+    return steps
 
 
 def clip(value, samples=1):
@@ -28,13 +34,13 @@ def clip(value, samples=1):
 def test_hold_computes_the_noisy_steps_and_then_every_few():
     assert [round(level, 2) for level in LEVELS[5:8]] == [0.9, 0.87, 0.85]
     config = caches.HoldCacheConfig(retention_sigma=0.86, max_skip_steps=3)
-    assert computed(hold_schedule(config, LEVELS)) == [*range(7), 10, 14, 18]
+    assert computed(Hold(config, LEVELS)) == [*range(7), 10, 14, 18]
 
 
 def test_hold_computes_the_first_step_at_or_below_each_sigma():
     config = caches.HoldCacheConfig(sigmas=[1.0, 0.9, LEVELS[10], 0.3, 0.26, 0.0])
     # 0.3 and 0.26 fall before the same step; nothing is at or below 0
-    assert computed(hold_schedule(config, LEVELS)) == [0, 5, 10, 18]
+    assert computed(Hold(config, LEVELS)) == [0, 5, 10, 18]
 
 
 @pytest.mark.parametrize("threshold", [0.023, 0.123, 0.5])
@@ -53,7 +59,7 @@ def test_mag_cache_computes_the_steps_that_diffusers_computes(steps, threshold):
         latents = torch.randn(1, 4, 1, 2, 2, dtype=torch.float32)
         with theirs.cache_context("cond"):
             theirs(latents, torch.ones(1, dtype=torch.int64), torch.randn(1, 3, 8, dtype=torch.float32))
-    ours = mag_schedule(caches.MagCacheConfig(ratios, threshold=threshold), steps)
+    ours = Mag(caches.MagCacheConfig(ratios, threshold=threshold), steps)
     assert [step for step in range(steps) if not ours.skips(step, latents)] == ran
 
 

@@ -14,7 +14,7 @@ from walk import walk
 
 # from the ground up: a room imports those before it, and itself
 ROOMS = (
-    *("errors", "env", "fields", "ops", "checkpoints", "schedulers", "media", "buffers", "request"),
+    *("errors", "env", "fields", "ops", "checkpoints", "schedulers", "media", "buffers", "request", "caches"),
     *(
         "families/base",
         "text",
@@ -23,7 +23,6 @@ ROOMS = (
         "families",
         "loading",
         "memory",
-        "caches",
         "estimate",
         "denoise",
         "pipeline",
