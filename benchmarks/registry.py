@@ -15,6 +15,10 @@ VERBS: Verbs = {
     "memory": ("kinema.bench.memory", "predicted peaks of memory beside measured ones"),
     "estimate": ("kinema.bench.estimate", "the seconds that generate foresees beside those that it takes"),
     "interrupt": ("kinema.bench.interrupt", "how long ctrl-C and a flag take to end native work"),
+    "replay": (
+        "kinema.bench.replay",
+        "what recorded steps gain, what they cost beside their kernels, whether they last",
+    ),
     "compare": ("kinema.bench.compare", "two reports: what became slower, beyond the noise"),
     "report": ("kinema.bench.markdown", "Markdown tables and plots of what the other verbs wrote"),
     "adherence": ("kinema.bench.adherence", "whether the sample model does what its prompts say"),

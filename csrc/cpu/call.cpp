@@ -20,6 +20,8 @@ int64_t milliseconds() {
     return std::chrono::duration_cast<std::chrono::milliseconds>(since).count();
 }
 
+void nothing(void *, int64_t, int) {}
+
 } // namespace
 
 Call::Call(Pool &pool, const kinema_control *control) : pool_(pool), control_(control) {
@@ -30,7 +32,7 @@ Call::Call(Pool &pool, const kinema_control *control) : pool_(pool), control_(co
 void Call::run(int threads, int64_t tasks, Body body, void *data) {
     skips_left_ = 0;
     if (!interrupted(0)) // else each remaining run would wake the threads for nothing
-        pool_.run(*this, threads, tasks, body, data);
+        pool_.run(*this, threads, tasks, control_ != nullptr && control_->skip_tasks != 0 ? nothing : body, data);
 }
 
 bool Call::interrupted(int thread) {

@@ -35,7 +35,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a struct or a function below changes. */
-#define KINEMA_ABI_VERSION 8
+#define KINEMA_ABI_VERSION 9
 
 enum kinema_status {
     KINEMA_OK = 0,
@@ -98,6 +98,7 @@ typedef struct kinema_control {
     kinema_poll poll; /* may call these functions, and must return; NULL: only flags */
     void *data;
     int32_t interval_ms; /* between calls of `poll`, or a few milliseconds more; 0: at every check */
+    int32_t skip_tasks;  /* not 0: threads are handed their tasks and run none, to measure what calls cost besides */
 } kinema_control;
 
 /* y[i] = activation(x[i]), in fp32. */

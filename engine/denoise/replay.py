@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary, ref
 import torch
 
 from kinema.buffers.activations import ActivationBuffers
-from kinema.denoise.batching import Rows
+from kinema.denoise.batching import Rows, joined
 from kinema.families.base import (
     MAX_BYTES_RECORDED,
     MAX_TOKENS_PER_FORWARD,
@@ -50,11 +50,11 @@ class RecordableContext(Context, Protocol):
 class Recordable(Denoiser, Protocol):
     """A denoiser whose forwards can be replayed; its contexts are RecordableContexts.
 
-    What torch computes of the timesteps is `modulations`, which comes before the calls that are recorded.
+    What is computed of the timesteps alone is `modulations`, which a request does for all its steps at once.
     """
 
     def modulations(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """What timesteps [R] or [R, G] are to the layers."""
+        """What timesteps [R] or [R, G] are to the layers: [R, G, ...] each, where the model is."""
         ...
 
     def forward(
@@ -66,7 +66,7 @@ class Recordable(Denoiser, Protocol):
         rope: Rope | None,
         buffers: ActivationBuffers,
     ) -> torch.Tensor:
-        """`__call__` by ops alone: on a CPU nothing but native calls. latents, modulations: where the model is."""
+        """`__call__` after `modulations`: on a CPU nothing but native calls. What it is given is where the model is."""
         ...
 
 
@@ -99,25 +99,20 @@ class Recording:
     """One forward of rows of one shape, and all that it reads and writes beside weights."""
 
     def __init__(self, denoiser: Recordable, parts: Sequence[Rows], record: Recorder) -> None:
-        device, on_gpu = denoiser.ops.device, denoiser.ops.device.type == "cuda"
+        device, dtype = denoiser.ops.device, denoiser.ops.dtype
         self._lock = threading.Lock()
-        self._buffers = ActivationBuffers(not on_gpu)
+        self._buffers = ActivationBuffers(device.type == "cpu")
         with torch.inference_mode(False), torch.no_grad():
-            self._latents = torch.cat([part.latents for part in parts]).to(device, denoiser.ops.dtype, copy=True)
-            joined: RecordableContext = parts[0].context.concatenate([part.context for part in parts])
-            self._context = joined.clone()
+            latents, timesteps, context = joined(parts)
+            self._latents = latents.to(device, dtype, copy=True)
+            self._context: RecordableContext = context.clone()
+            self._times = denoiser.modulations(timesteps)
             rope = denoiser.rope(self._latents)  # a cache would let it go
-            timesteps = _timesteps(parts)
-            # a GPU embeds the timesteps in the graph; on a CPU torch does, which a recording has nothing of
-            self._times = (timesteps.to(device, copy=True),) if on_gpu else denoiser.modulations(timesteps)
 
             def body() -> torch.Tensor:
-                if on_gpu:
-                    return denoiser(self._latents, self._times[0], self._context, rope=rope)
                 return denoiser.forward(self._latents, self._times, self._context, rope=rope, buffers=self._buffers)
 
             self._replay, self._output, self._kept_bytes = record(body)
-        self._on_gpu = on_gpu
         self._prompts: list[ref[Context]] = []
 
     @property
@@ -128,15 +123,16 @@ class Recording:
 
     def __call__(self, denoiser: Recordable, parts: Sequence[Rows]) -> torch.Tensor:
         """The forward of these rows, [R, C, T, h, w] fp32."""
-        times = (_timesteps(parts),) if self._on_gpu else denoiser.modulations(_timesteps(parts))
         with self._lock:
             self._load_prompts([part.context for part in parts])
-            for own, new in zip(self._times, times, strict=True):
-                own.copy_(new)
             taken = 0
             for part in parts:
-                self._latents[taken : taken + len(part.latents)].copy_(part.latents)
-                taken += len(part.latents)
+                rows = slice(taken, taken + part.count)
+                part.write(self._latents[rows])
+                samples = len(part.timesteps)
+                for own, new in zip(self._times, _modulations(denoiser, part), strict=True):
+                    own[rows].view(-1, samples, *own.shape[1:]).copy_(new)
+                taken += part.count
             self._replay()
             return self._output.clone()
 
@@ -169,26 +165,35 @@ class Recordings:
 
     def __init__(self, record: Recorder | None = None) -> None:
         self._record = record
-        self._known: WeakKeyDictionary[Recordable, OrderedDict[Hashable, Recording | State]] = WeakKeyDictionary()
-        self._lock = threading.Lock()
+        self._known: WeakKeyDictionary[Denoiser, OrderedDict[Hashable, Recording | State]] = WeakKeyDictionary()
+        self._lock, self._recording = threading.Lock(), threading.Lock()
 
     def __call__(self, denoiser: Denoiser, parts: Sequence[Rows]) -> torch.Tensor | None:
         """The forward of parts of one shape, [R, C, T, h, w]; None where the caller is to run it."""
-        if not isinstance(denoiser, Recordable) or not _may_be_recorded(denoiser, parts):
+        known = self._known.get(denoiser)
+        if known is None:  # asked once: it takes as long as a replay's copies
+            if not isinstance(denoiser, Recordable):
+                return None
+            with self._lock:
+                known = self._known.setdefault(denoiser, OrderedDict())
+        if not _may_be_recorded(denoiser, parts):
             return None
-        rows = sum(len(part.latents) for part in parts)
+        denoiser = cast("Recordable", denoiser)
+        rows = sum(part.count for part in parts)
         isa = native.cpu().isa if denoiser.ops.device.type == "cpu" else ""
         key = (rows, parts[0].shape, thread_count(), isa)
         with self._lock:
-            known = self._known.setdefault(denoiser, OrderedDict())
             found = known.get(key)
             known[key] = State.SEEN if found is None else found
             known.move_to_end(key)
         if found is State.SEEN:
-            found = self._new(denoiser, parts)
-            with self._lock:
-                known[key] = found
-                self._make_room(known)
+            with self._recording:
+                found = known.get(key)  # another thread may have made it meanwhile
+                if not isinstance(found, Recording):
+                    found = self._new(denoiser, parts)
+                    with self._lock:
+                        known[key] = found
+                        self._make_room(known)
         return found(denoiser, parts) if isinstance(found, Recording) else None
 
     def release_large(self) -> None:
@@ -223,12 +228,15 @@ class Recordings:
 
 def _may_be_recorded(denoiser: Denoiser, parts: Sequence[Rows]) -> bool:
     latents = parts[0].latents
-    tokens = sum(len(part.latents) for part in parts) * latents[0, 0].numel() // math.prod(denoiser.patch_size)
+    tokens = sum(part.count for part in parts) * latents[0, 0].numel() // math.prod(denoiser.patch_size)
     if denoiser.ops.device.type == "cuda":
         return len(parts) == 1 or tokens <= MAX_TOKENS_PER_FORWARD
     # a function of the caller's own may compute where no recorder sees it
     return tokens <= MAX_TOKENS_RECORDED and denoiser.ops.is_planned and denoiser.ops.plan.backend("linear") == "cpu"
 
 
-def _timesteps(parts: Sequence[Rows]) -> torch.Tensor:
-    return torch.cat([part.timesteps for part in parts]) if len(parts) > 1 else parts[0].timesteps
+def _modulations(denoiser: Recordable, part: Rows) -> tuple[torch.Tensor, ...]:
+    """Of one sample or of each."""
+    if part.schedule is None:
+        return denoiser.modulations(part.timesteps)
+    return part.schedule.embedded(denoiser, part.step)

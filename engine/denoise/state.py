@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import ref
 
 import torch
 
-from kinema import schedulers
 from kinema.caches import Cache, Decision, Run
 from kinema.denoise.batching import Rows
+from kinema.denoise.timesteps import Timesteps
 from kinema.errors import RequestError
 from kinema.families.base import Conditioning, Context, Denoiser, Model
 from kinema.fields.diffusers_names import DiffusersNames, lacks
 from kinema.fields.values import floats, kind, number
+from kinema.ops import Ops
 from kinema.ops.common.interrupts import StopFlag
 from kinema.request.generation import GenerationRequest
 from kinema.request.stats import Stats
 from kinema.schedulers import SchedulerState
-
-if TYPE_CHECKING:
-    from kinema.ops import Ops
 
 
 @dataclass(eq=False)
@@ -49,6 +47,8 @@ class RequestState(DiffusersNames):
     stop: StopFlag = field(default_factory=StopFlag)
     cache: Cache | None = None
     _contexts: tuple[tuple[object, ...], list[Context]] | None = None
+    _timesteps: Timesteps | None = None
+    _experts: list[str] = field(default_factory=list)
     _interrupted: bool = False
     _halfway: bool = False
 
@@ -76,6 +76,8 @@ class RequestState(DiffusersNames):
 
     def __post_init__(self) -> None:
         self.latents = self.latents  # now that conditioning is set
+        trained = self.schedule.core.config.num_train_timesteps
+        self._experts = [self.model.expert(timestep, trained) for timestep in self.schedule.timesteps]
 
     @property
     def step_index(self) -> int:
@@ -94,7 +96,7 @@ class RequestState(DiffusersNames):
     @property
     def expert(self) -> str:
         """The transformer that the next step is for."""
-        return self.model.expert(self.timestep, self.schedule.core.config.num_train_timesteps)
+        return self._experts[self.step_index]
 
     @property
     def done(self) -> bool:
@@ -165,18 +167,17 @@ class RequestState(DiffusersNames):
         return Run() if self.cache is None else self.cache.plan(self.step_index, self.latents, self.expert)
 
     def rows(self, transformer: Denoiser, expert: str, *, guided: bool = True) -> list[Rows]:
-        """What the transformer is given for the next step: the latents, repeated for the rows of each context.
-
-        guided: whether the unconditional branch runs, if the request has one.
-        """
-        latents = self.conditioning.model_input(self.latents)
-        timesteps = self.conditioning.timesteps(self.timestep, latents, transformer.patch_size[0])
-        rows = []
-        for context in self.contexts(expert, transformer, guided=guided):
-            repeats = context.rows // latents.shape[0]
-            repeated = timesteps.repeat(repeats, *[1] * (timesteps.ndim - 1))
-            rows.append(Rows(latents.repeat(repeats, 1, 1, 1, 1), repeated, context))
-        return rows
+        """What the transformer is given for the next step, for each of `contexts`."""
+        if self._timesteps is None:
+            frames = self.latents.shape[2] // transformer.patch_size[0]
+            levels = self.conditioning.levels(self.schedule.timesteps, frames)
+            self._timesteps = Timesteps(levels, self.latents.device)
+        step, channels = self.step_index, self.conditioning.channels
+        timesteps = self._timesteps.of(step, len(self.latents))
+        return [
+            Rows(self.latents, timesteps, context, channels, self._timesteps, step)
+            for context in self.contexts(expert, transformer, guided=guided)
+        ]
 
     def contexts(self, expert: str, transformer: Denoiser, *, guided: bool = True) -> list[Context]:
         """The prompts' keys and values for `expert`, computed when they are first used.
@@ -197,34 +198,29 @@ class RequestState(DiffusersNames):
             self._contexts = (key, encoded)
         return self._contexts[1]
 
-    def advance(self, ops: Ops, predictions: Sequence[torch.Tensor], expert: str) -> None:
-        """Guide and take one scheduler step. predictions: [R, C, T, h, w] for each of `contexts`."""
-        cond, *uncond = predictions if len(predictions) > 1 else torch.split(predictions[0], self.latents.shape[0])
-        guidance = self.guidance[expert] if uncond else 1.0
-        if self.cache is not None:
-            negative = uncond[0] if uncond else None
-            self.cache.settle(ops, self.step_index, expert, self.latents, cond, negative, guidance)
-            self._count(1 + len(uncond), expert)
-        self._halfway = True  # a signal may end this; latents and history would then be of different steps
-        self.latents = schedulers.step(ops, self.schedule, self.latents, cond, *uncond, guidance=guidance)
-        self._halfway = False
-        self.stats.forwards += 1 + len(uncond)
-
-    def skip(self, ops: Ops, expert: str) -> None:
-        """Take one scheduler step without a forward."""
+    def cached(self, ops: Ops, branches: Sequence[torch.Tensor], expert: str) -> list[torch.Tensor]:
+        """The branches, which the cache takes note of, or the output that it holds where there are none."""
         assert self.cache is not None
-        output = self.cache.held(ops, self.step_index, self.latents)
-        self._count(0, expert)
         self._halfway = True
-        self.latents = schedulers.step(ops, self.schedule, self.latents, output)
-        self._halfway = False
-
-    def _count(self, branches: int, expert: str) -> None:
-        """Branches that ran in this step, beside those that would have without a cache."""
-        assert self.cache is not None
         exact = 2 if self.guided and self.guidance[expert] != 1.0 else 1
-        self.cache.use.row_forwards += branches * self.latents.shape[0]
+        self.cache.use.row_forwards += len(branches) * self.latents.shape[0]
         self.cache.use.exact += exact * self.latents.shape[0]
+        if not branches:
+            return [self.cache.held(ops, self.step_index, self.latents)]
+        cond, *uncond = branches
+        guidance = self.guidance[expert] if uncond else 1.0
+        self.cache.settle(ops, self.step_index, expert, self.latents, cond, uncond[0] if uncond else None, guidance)
+        return [cond, *uncond]
+
+    def begin_update(self) -> None:
+        """A scheduler step begins: a signal may end it when latents and history are of different steps."""
+        self._halfway = True
+
+    def end_update(self, latents: torch.Tensor, forwards: int) -> None:
+        """It is done, after that many forwards."""
+        self.latents = latents
+        self._halfway = False
+        self.stats.forwards += forwards
 
     def check_done(self) -> None:
         """RequestError if steps are left, unless the run was interrupted."""

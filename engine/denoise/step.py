@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import ExitStack
 
+import torch
+
+from kinema import schedulers
 from kinema.caches import Run
 from kinema.denoise.batching import forward_together
 from kinema.denoise.replay import Recordings
@@ -71,8 +74,36 @@ def _step(
         # outside the flags: one that is set from here on takes effect after this step
         with running("a step", threads):
             taken = iter(predictions)
-            for state, parts in zip(group, rows, strict=True):
-                if parts:
-                    state.advance(ops, [next(taken) for _ in parts], expert)
-                else:
-                    state.skip(ops, expert)
+            _advance(ops, group, [[next(taken) for _ in parts] for parts in rows], expert)
+
+
+def _advance(
+    ops: Ops, group: Sequence[RequestState], predictions: Sequence[Sequence[torch.Tensor]], expert: str
+) -> None:
+    """Guide and take one scheduler step, those of like samplers and shapes in one call.
+
+    predictions: [R, C, T, h, w] for each of a state's `contexts`, or none where it holds the step.
+    """
+    alike: dict[Hashable, list[tuple[RequestState, list[torch.Tensor], int]]] = {}
+    for state, given in zip(group, predictions, strict=True):
+        samples, core = len(state.latents), state.schedule.core
+        branches = list(given)
+        if len(given) == 1:  # of all rows together
+            branches = [given[0][i : i + samples] for i in range(0, len(given[0]), samples)]
+        outputs = branches if state.cache is None else state.cached(ops, branches, expert)
+        key = (core.delays, core.has_noise, state.latents.shape[1:], state.latents.dtype)
+        alike.setdefault(key, []).append((state, outputs, len(branches)))
+    for members in alike.values():
+        states = [state for state, _, _ in members]
+        for state in states:
+            state.begin_update()
+        following = schedulers.step_batch(
+            ops,
+            [state.schedule for state in states],
+            [state.latents for state in states],
+            [cond for _, (cond, *_), _ in members],
+            [uncond[0] if uncond else None for _, (_, *uncond), _ in members],
+            guidance=[state.guidance[expert] if uncond else 1.0 for state, (_, *uncond), _ in members],
+        )
+        for (state, _, forwards), latents in zip(members, following, strict=True):
+            state.end_update(latents, forwards)

@@ -192,18 +192,15 @@ class Conditioning:
     """What images add to the latents of a request. This base, for text alone, adds nothing."""
 
     plain = True
+    channels: torch.Tensor | None = None  # [B, Cc, T, h, w], concatenated to the latents at every step
 
     def image_rows(self, rows: int) -> torch.Tensor | None:
         """The image's tokens for `rows` rows of the denoiser."""
         return None
 
-    def model_input(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents [B, C, T, h, w] as the denoiser wants them."""
-        return latents
-
-    def timesteps(self, timestep: torch.Tensor, latents: torch.Tensor, temporal_patch: int) -> torch.Tensor:
-        """One 0-dim timestep for all samples [B], or per frame of tokens [B, T']."""
-        return timestep.expand(latents.shape[0])
+    def levels(self, timesteps: torch.Tensor, frames: int) -> torch.Tensor:
+        """The timesteps of all steps [n] as the denoiser is given them: [n], or [n, T'] by frame of tokens."""
+        return timesteps
 
     def hold(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents with the given frames restored; called after every step."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from kinema.errors import RequestError
+from kinema.ops.common.transfer import to_device
 
 Generators = torch.Generator | Sequence[torch.Generator]
 
@@ -25,7 +26,7 @@ def draw_noise(
     """
     if generator is None or isinstance(generator, torch.Generator):
         source = "cpu" if generator is None else generator.device
-        return torch.randn(tuple(shape), generator=generator, dtype=dtype, device=source).to(device)
+        return to_device(torch.randn(tuple(shape), generator=generator, dtype=dtype, device=source), device)
     if len(generator) == 1:
         return draw_noise(shape, generator[0], device=device, dtype=dtype)
     if len(generator) != shape[0]:

@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 import torch
 
 from kinema.errors import RequestError
+from kinema.ops.common.transfer import to_device
 from kinema.schedulers.core import Grid, SchedulerCore
 from kinema.schedulers.noise import Generators
+
+MAX_TABLES = 4  # of one run: guidance on, off, and another
 
 
 @dataclass
@@ -28,6 +31,7 @@ class SchedulerState:
     eta: float = 0.0
     generator: Generators | None = None
     history: list[list[torch.Tensor | None]] = field(default_factory=list)
+    _guided: dict[tuple[float, torch.device], torch.Tensor] = field(default_factory=dict)
 
     @property
     def done(self) -> bool:
@@ -43,12 +47,23 @@ class SchedulerState:
         """The timesteps of the whole run [n - begin]."""
         return self.grid.timesteps[self.begin :]
 
-    @property
-    def table(self) -> torch.Tensor:
-        """The next step's coefficients [M, K]."""
+    def coefficients(self, guidance: float, device: torch.device) -> torch.Tensor:
+        """The next step's [1, M, K + 1] fp32 on `device`, with columns sample, cond, uncond, …
+
+        uncond + g·(cond - uncond) gives cond the share g of the output's coefficients and uncond 1 - g. All steps are
+        sent at once, and again for another guidance.
+        """
         if self.done:
             raise RequestError(f"all {len(self.grid)} steps of this run are done; start a new one")
-        return self.tables[self.index - self.begin]
+        table = self._guided.get((guidance, device))
+        if table is None:
+            sample, output, rest = self.tables[..., :1], self.tables[..., 1:2], self.tables[..., 2:]
+            guided = torch.cat([sample, guidance * output, (1.0 - guidance) * output, rest], dim=-1)
+            if len(self._guided) >= MAX_TABLES:
+                self._guided.clear()
+            table = self._guided[guidance, device] = to_device(guided.to(torch.float32), device)
+        step = self.index - self.begin
+        return table[step : step + 1]
 
 
 def start(

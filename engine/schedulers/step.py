@@ -66,48 +66,34 @@ def step_batch(
         _terms(state, sample, cond, uncond, None if noise is None else noise[i])
         for i, (state, sample, cond, uncond) in enumerate(zip(states, samples, conds, unconds, strict=True))
     ]
-    coefficients = batch_table(
-        [
-            guided(state.table, scale, has_uncond=uncond is not None)
-            for state, scale, uncond in zip(states, guidance, unconds, strict=True)
-        ],
-        [len(sample) for sample in samples],
-    ).to(samples[0].device)
+    for scale, uncond in zip(guidance, unconds, strict=True):
+        if scale != 1.0 and uncond is None:
+            raise RequestError(f"guidance {scale} needs the unconditional output as well; pass uncond, or guidance=1")
+    device = samples[0].device
+    rows = [
+        state.coefficients(scale, device).expand(len(sample), -1, -1)
+        for state, sample, scale in zip(states, samples, guidance, strict=True)
+    ]
+    coefficients = rows[0] if len(rows) == 1 else torch.cat(rows)
     if len(states) == 1:
         terms = columns[0]
         results = ops.scheduler_step(terms, coefficients, out=_buffers(states[0], terms, out))
-        parts = [results]
+        results_of = [results]
     else:
         terms = [torch.cat(column) for column in zip(*columns, strict=True)]
         results = ops.scheduler_step(terms, coefficients)
         counts = [len(sample) for sample in samples]
-        split = [torch.split(result, counts) for result in results]
-        parts = list(zip(*split, strict=True))
+        # copies: runs share no memory. Its stub knows another form of it
+        parts = [torch.split_with_sizes_copy(result, counts) for result in results]  # type: ignore[func-returns-value]
+        results_of = list(zip(*parts, strict=True))
     following = []
-    for i, (state, (sample, *entries)) in enumerate(zip(states, parts, strict=True)):
+    for i, (state, (sample, *entries)) in enumerate(zip(states, results_of, strict=True)):
         for line, entry in zip(state.history, entries, strict=True):
             line.insert(0, entry)
             line.pop()
         state.index += 1
         following.append(out[i].copy_(sample) if out is not None and out[i] is not sample else sample)
     return following
-
-
-def guided(table: torch.Tensor, guidance: float, *, has_uncond: bool) -> torch.Tensor:
-    """The table [M, K] as [M, K + 1] with columns sample, cond, uncond, …: guidance folded into the output's.
-
-    uncond + g·(cond - uncond) gives cond the share g and uncond 1 - g.
-    """
-    if guidance != 1.0 and not has_uncond:
-        raise RequestError(f"guidance {guidance} needs the unconditional output as well; pass uncond, or guidance=1")
-    sample, output, rest = table[:, :1], table[:, 1:2], table[:, 2:]
-    return torch.cat([sample, guidance * output, (1.0 - guidance) * output, rest], dim=1)
-
-
-def batch_table(tables: Sequence[torch.Tensor], counts: Sequence[int]) -> torch.Tensor:
-    """[M, K] tables of several runs as the op's coefficients [B, M, K] fp32, `counts` samples of each."""
-    rows = [table.expand(count, *table.shape) for table, count in zip(tables, counts, strict=True)]
-    return torch.cat(rows).to(torch.float32)
 
 
 def add_noise(

@@ -25,6 +25,7 @@ class Control(ctypes.Structure):
         ("poll", ctypes.c_void_p),
         ("data", ctypes.c_void_p),
         ("interval_ms", ctypes.c_int32),
+        ("skip_tasks", ctypes.c_int32),
     )
 
 

@@ -26,7 +26,7 @@ from kinema.ops.common.pages import aligned_bytes
 from kinema.ops.common.rope import Rope
 from kinema.ops.common.threads import survive_forks
 
-ABI_VERSION = 8  # of csrc/include/kinema.h
+ABI_VERSION = 9  # of csrc/include/kinema.h
 ISA_VARIABLE = "KINEMA_CPU_ISA"  # forces an instruction set: portable, avx2, avx512, avx512vnni, avx512bf16
 LIBRARY_VARIABLE = "KINEMA_CPU_LIBRARY"  # another build of the library: make sanitize
 LIBRARY = Path(os.environ.get(LIBRARY_VARIABLE) or Path(__file__).with_name("libkinema_cpu.so"))

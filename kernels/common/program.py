@@ -16,7 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kinema.ops.common import native
-from kinema.ops.common.interrupts import interruptible
+from kinema.ops.common.interrupts import Control, interruptible
 from kinema.ops.common.pages import aligned_bytes
 
 ALLOCATE = frozenset({"aten::empty", "aten::empty_strided", "aten::empty_like", "aten::new_empty", "aten::detach"})
@@ -39,9 +39,16 @@ class Program:
         self.length = 0
         weakref.finalize(self, cpu.library.kinema_program_destroy, self._handle)
 
-    def __call__(self) -> None:
-        """Interrupted, or what the handler of a signal raised: then what it writes is partly written."""
-        self._cpu.check(interruptible(self._cpu.library.kinema_program_run, self._handle))
+    def __call__(self, *, skip_tasks: bool = False) -> None:
+        """Interrupted, or what the handler of a signal raised: then what it writes is partly written.
+
+        skip_tasks: every call is made and computes nothing, to measure what calls cost beside their arithmetic.
+        """
+        run = self._cpu.library.kinema_program_run
+        if skip_tasks:
+            self._cpu.check(run(self._handle, ctypes.byref(Control(skip_tasks=1))))
+        else:
+            self._cpu.check(interruptible(run, self._handle))
 
     def note(self, cpu: native.Cpu, name: str, arguments: ctypes.Structure, held: dict[str, Any]) -> None:
         """Append a call that was just made. held: what its caller has; it is kept, with all that the call reads."""

@@ -29,18 +29,13 @@ class WanConditioning(Conditioning):
         """The CLIP tokens for `rows` rows of the transformer."""
         return None if self.image is None else self.image.repeat(rows, 1, 1)
 
-    def model_input(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents [B, C, T, h, w] as the transformer wants them."""
-        return latents if self.channels is None else torch.cat((latents, self.channels), dim=1)
-
-    def timesteps(self, timestep: torch.Tensor, latents: torch.Tensor, temporal_patch: int) -> torch.Tensor:
-        """One 0-dim timestep for all samples [B], or per frame of tokens [B, T'] if the first is clean."""
-        batch, _, frames = latents.shape[:3]
+    def levels(self, timesteps: torch.Tensor, frames: int) -> torch.Tensor:
+        """The timesteps of all steps [n], or by frame of tokens [n, T'] if the first is clean."""
         if self.first_frame is None:
-            return timestep.expand(batch)
-        by_frame = timestep.repeat(frames // temporal_patch)
-        by_frame[0] = 0
-        return by_frame.expand(batch, -1)
+            return timesteps
+        by_frame = timesteps.unsqueeze(1).repeat(1, frames)
+        by_frame[:, 0] = 0
+        return by_frame
 
     def hold(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents with the clean first frame put back."""

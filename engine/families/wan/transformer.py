@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import torch
 
@@ -143,16 +143,12 @@ class WanTransformer:
         self.text_embed = Mlp(embed, ("text_embedder.linear_1", "text_embedder.linear_2"), "gelu_tanh", ops)
         self.image_embed = ImageEmbedding(embed.sub("image_embedder"), ops) if config.image_dim is not None else None
         self.blocks = [WanBlock(config, weights.sub(f"blocks.{i}"), ops) for i in range(config.num_layers)]
+        self.tables = torch.cat([block.table.detach() for block in self.blocks])  # [layers, 6, C]
+        self.ones = self.tables.new_ones(config.num_layers, 1, 2)
         self.table = weights["scale_shift_table"].to(ops.device).float()
         self.proj_out = pack_linear(weights, "proj_out", ops)
         # a GPU's allocator caches freed memory, and the reference op would allocate its result and copy it
         self.buffer_pool = BufferPool(enabled=ops.plan.backend("linear") == "cpu")
-
-    @cached_property
-    def _tables(self) -> torch.Tensor:
-        """Of all blocks, [layers, 6, C]: for recordings, which have them at once."""
-        with torch.inference_mode(False):
-            return torch.cat([block.table for block in self.blocks])
 
     @property
     def patch_size(self) -> tuple[int, int, int]:
@@ -199,16 +195,17 @@ class WanTransformer:
         token). causal: block-causal self-attention, in tokens. rope: the result of `rope(latents)`, if the caller
         keeps it. Returns [R, out_channels, T, H, W] in fp32.
         """
-        time, modulation = self._embed(timesteps.to(self.ops.device))
+        modulation, last = self.modulations(timesteps)
         layers = (modulation + block.table for block in self.blocks)  # one at a time: G may be all tokens
         rope = self.rope(latents) if rope is None else rope
         with self.buffer_pool.lease() as buffers:
-            return self._forward(latents, layers, time.unsqueeze(2) + self.table, context, causal, rope, buffers)
+            return self._forward(latents, layers, last, context, causal, rope, buffers)
 
     def modulations(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """timesteps: [R] or [R, G] → of the layers [R, G, layers, 6, C], of the output's norm [R, G, 2, C], fp32."""
+        """timesteps: [R] or [R, G] → the blocks' [R, G, 6, C], to which each adds its table, and the output norm's
+        [R, G, 2, C], fp32."""
         time, modulation = self._embed(timesteps.to(self.ops.device))
-        return modulation.unsqueeze(2) + self._tables, time.unsqueeze(2) + self.table
+        return modulation, time.unsqueeze(2) + self.table
 
     def forward(
         self,
@@ -219,10 +216,21 @@ class WanTransformer:
         rope: Rope | None,
         buffers: ActivationBuffers,
     ) -> torch.Tensor:
-        """`__call__` by ops alone, to be recorded. modulations: the result of `modulations`."""
-        layers, last = modulations
+        """`__call__` from `modulations` on, to be recorded: on a CPU by ops alone."""
+        modulation, last = modulations
+        layers = self._modulated(modulation, buffers)
         rope = self.rope(latents) if rope is None else rope
-        return self._forward(latents, layers.unbind(2), last, context, None, rope, buffers)
+        return self._forward(latents, layers, last, context, None, rope, buffers)
+
+    def _modulated(self, modulation: torch.Tensor, buffers: ActivationBuffers) -> Iterable[torch.Tensor]:
+        """[R, G, 6, C] plus each block's table, [R, G, 6, C] each."""
+        sums = buffers.get("modulation", (*modulation.shape[:2], *self.tables.shape), modulation)
+        if sums is None:
+            return (modulation + block.table for block in self.blocks)
+        for given, out in zip(modulation.flatten(0, 1), sums.flatten(0, 1), strict=True):
+            # the op sums anything, and can be recorded
+            self.ops.scheduler_step((given.expand_as(self.tables), self.tables), self.ones, out=(out,))
+        return sums.unbind(2)
 
     def rope(self, latents: torch.Tensor) -> Rope:
         """The rotation of the tokens of latents [R, in_channels, T, H, W]; shared, and kept by a small cache."""
