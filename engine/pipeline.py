@@ -17,6 +17,7 @@ import torch
 
 from kinema import schedulers
 from kinema.buffers.machine import obtainable_bytes
+from kinema.caches import Cache
 from kinema.checkpoints import ModelFolder
 from kinema.denoise.callbacks import StepCallback, call_back, check_callback
 from kinema.denoise.checks import check_finite, warn_beyond_training
@@ -153,8 +154,12 @@ class VideoPipeline(DiffusersPipeline):
                 latents = starting_latents(self.components, request, shape, generators, schedule)
             with stats.stage("text", self.components.loading):
                 text, negative = self.model.encode_text(self.components, request)
+        cache = None if request.cache is None else Cache.of(request.cache, core, grid, schedule.begin)
+        stats.cache = None if cache is None else cache.use
         guidance = dict(zip(self.model.experts, request.guidance, strict=False))
-        return RequestState(request, self.model, latents, schedule, guidance, text, negative, conditioning, stats, stop)
+        return RequestState(
+            request, self.model, latents, schedule, guidance, text, negative, conditioning, stats, stop, cache
+        )
 
     def run(self, state: RequestState, on_step: OnStep | None = None) -> None:
         """Take the remaining steps. on_step(number of steps done before, timestep) is called after each."""

@@ -23,7 +23,7 @@ from kinema.cli.request import add_request_arguments, request_from
 if TYPE_CHECKING:
     from kinema.estimate.duration import Estimate
     from kinema.memory.predict import Prediction
-    from kinema.request.stats import Stats
+    from kinema.request.stats import CacheUse, Stats
 
 COLLECTED = ("gif", "webp")  # formats that are written only when all frames are there
 
@@ -146,6 +146,14 @@ def _expected(estimate: Estimate, prediction: Prediction) -> list[str]:
     return [*lines, f"this will take {estimate}, and {gib(prediction.peak)} of memory at most"]
 
 
+def _saved(use: CacheUse, seconds: float) -> str:
+    kinds = ", ".join(f"{use.steps.count(kind)} {kind}" for kind in ("guided", "conditional", "held"))
+    return (
+        f"{kinds}; {use.row_forwards} of {use.exact} row-forwards, about "
+        f"{use.summary(seconds)['seconds_saved']:.2g} s saved, {use.nbytes / 1e6:.2g} MB held"
+    )
+
+
 def _cost(stats: Stats, wall: float) -> Sequence[str]:
     """A line per stage that did something, and the total."""
     each = stats.seconds.get("denoise", 0.0) / max(stats.steps, 1)
@@ -155,6 +163,8 @@ def _cost(stats: Stats, wall: float) -> Sequence[str]:
         for name, seconds in stats.seconds.items()
         if seconds >= 0.0005
     ]
+    if stats.cache is not None:
+        lines.append(f"  {'cache':16} {_saved(stats.cache, stats.seconds.get('denoise', 0.0))}")
     peak = f"peak memory {stats.peak_bytes / 2**30:.2f} GiB" if stats.peak_bytes else ""
     facts = ", ".join(fact for fact in (peak, f"seed {stats.seed}") if fact)
     return [*lines, f"  {'total':16} {wall:9.2f} s  {facts}"]

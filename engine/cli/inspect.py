@@ -26,8 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from kinema.buffers.machine import available_bytes, obtainable_bytes
-    from kinema.memory.predict import predict
-    from kinema.memory.remedies import check_fits
+    from kinema.memory.predict import check_fits, predict
     from kinema.pipeline import VideoPipeline
     from kinema.request.generation import GenerationRequest
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from kinema.cli.caching import add_cache_argument, cache_from
 from kinema.cli.parser import text
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
     )
     sampling.add_argument("--seed", type=int, metavar="N", help="same seed, same video; omitted or -1: a new seed")
     sampling.add_argument("--max-sequence-length", type=int, metavar="N", help="tokens of the prompt that count")
+    add_cache_argument(sampling)
     sampling.add_argument("--tiled", action="store_true", help="decode in tiles: less memory, blended seams")
 
 
@@ -77,5 +79,6 @@ def request_from(arguments: argparse.Namespace) -> GenerationRequest:
     for name in ("image", "last_image"):
         path = getattr(arguments, name)
         given[name] = None if path is None else load_image(path)
+    given["cache"] = cache_from(arguments.cache)
     given["tiling"] = Tiling() if arguments.tiled else None
     return GenerationRequest(**{name: value for name, value in given.items() if value is not None})

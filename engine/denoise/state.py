@@ -9,12 +9,14 @@ from weakref import ref
 
 import torch
 
+from kinema.caches import Cache, Decision, Run
 from kinema.denoise.batching import Rows
 from kinema.denoise.timesteps import Timesteps
 from kinema.errors import RequestError, shown
 from kinema.families.base import Conditioning, Context, Denoiser, Model
 from kinema.fields.diffusers_names import DiffusersNames, lacks
 from kinema.fields.values import floats, kind, number
+from kinema.ops import Ops
 from kinema.ops.common.interrupts import StopFlag
 from kinema.request.generation import GenerationRequest
 from kinema.request.stats import Stats
@@ -29,7 +31,8 @@ class RequestState(DiffusersNames):
     """Everything of one request: nothing of it lives on a model, so requests can be interleaved at will.
 
     latents: [B, C, T, h, w] fp32. text, negative: prompt embeddings [B, L, C], None without guidance.
-    guidance: scale per expert, in their order. stop: ends native work of this request; see `interrupt`.
+    guidance: scale per expert, in their order. stop: ends native work of this request; see `interrupt`. cache: what it
+    holds from step to step, if it was asked to.
 
     A callback is given this where diffusers gives the pipeline: it has the attributes that callbacks change there
     (`_interrupt`, `_guidance_scale`), and refuses others.
@@ -45,6 +48,7 @@ class RequestState(DiffusersNames):
     conditioning: Conditioning
     stats: Stats
     stop: StopFlag = field(default_factory=StopFlag)
+    cache: Cache | None = None
     _contexts: tuple[tuple[object, ...], list[Context]] | None = None
     _timesteps: Timesteps | None = None
     _experts: list[str] = field(default_factory=list)
@@ -96,6 +100,8 @@ class RequestState(DiffusersNames):
             value = self.conditioning.hold(value)  # whoever changes them
         elif value is not getattr(self, name):
             self.forget_context()
+        if self.cache is not None and not self._halfway and value is not getattr(self, name):
+            self.cache.forget()
         object.__setattr__(self, name, value)
 
     @property
@@ -181,7 +187,11 @@ class RequestState(DiffusersNames):
     do_classifier_free_guidance = guided
     num_timesteps = num_steps
 
-    def rows(self, transformer: Denoiser, expert: str) -> list[Rows]:
+    def plan(self) -> Decision:
+        """What the next step needs of the transformer."""
+        return Run() if self.cache is None else self.cache.plan(self.step_index, self.latents, self.expert)
+
+    def rows(self, transformer: Denoiser, expert: str, *, guided: bool = True) -> list[Rows]:
         """What the transformer is given for the next step, for each of `contexts`."""
         if self._timesteps is None:
             frames = self.latents.shape[2] // transformer.patch_size[0]
@@ -191,17 +201,17 @@ class RequestState(DiffusersNames):
         timesteps = self._timesteps.of(step, len(self.latents))
         return [
             Rows(self.latents, timesteps, context, channels, self._timesteps, step)
-            for context in self.contexts(expert, transformer)
+            for context in self.contexts(expert, transformer, guided=guided)
         ]
 
-    def contexts(self, expert: str, transformer: Denoiser) -> list[Context]:
+    def contexts(self, expert: str, transformer: Denoiser, *, guided: bool = True) -> list[Context]:
         """The prompts' keys and values for `expert`, computed when they are first used.
 
         One context of the conditional rows [B] followed by the unconditional ones [B], or two where the negative
         embeddings have another length. Unconditional rows are left out where guidance is 1: one forward, not two.
         """
         texts = [self.text]
-        if self.guided and self.guidance[expert] != 1.0 and self.negative is not None:
+        if guided and self.guided and self.guidance[expert] != 1.0 and self.negative is not None:
             texts.append(self.negative)
         key = (ref(transformer), expert, len(texts))  # weak: an expert that is released is not kept by its prompts
         if self._contexts is None or self._contexts[0] != key:
@@ -212,6 +222,20 @@ class RequestState(DiffusersNames):
             encoded = [transformer.encode_context(*given) for given in zip(texts, rows, strict=True)]
             self._contexts = (key, encoded)
         return self._contexts[1]
+
+    def cached(self, ops: Ops, branches: Sequence[torch.Tensor], expert: str) -> list[torch.Tensor]:
+        """The branches, which the cache takes note of, or the output that it holds where there are none."""
+        assert self.cache is not None
+        self._halfway = True
+        exact = 2 if self.guided and self.guidance[expert] != 1.0 else 1
+        self.cache.use.row_forwards += len(branches) * self.latents.shape[0]
+        self.cache.use.exact += exact * self.latents.shape[0]
+        if not branches:
+            return [self.cache.held(ops, self.step_index, self.latents)]
+        cond, *uncond = branches
+        guidance = self.guidance[expert] if uncond else 1.0
+        self.cache.settle(ops, self.step_index, expert, self.latents, cond, uncond[0] if uncond else None, guidance)
+        return [cond, *uncond]
 
     def begin_update(self) -> None:
         """A scheduler step begins: a signal may end it when latents and history are of different steps."""

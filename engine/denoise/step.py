@@ -8,6 +8,7 @@ from contextlib import ExitStack
 import torch
 
 from kinema import schedulers
+from kinema.caches import Run
 from kinema.denoise.batching import forward_together
 from kinema.denoise.replay import Recordings
 from kinema.denoise.state import RequestState
@@ -64,8 +65,12 @@ def _step(
         for state in group:
             stages.enter_context(state.stats.stage("denoise", components.loading))
         with running("a step", threads, *(state.stop for state in group), ops=ops, pixels=pixels):
+            plans = [state.plan() for state in group]
             transformer = components.transformer(expert)
-            rows = [state.rows(transformer, expert) for state in group]
+            rows = [
+                state.rows(transformer, expert, guided=plan.guided) if isinstance(plan, Run) else []
+                for state, plan in zip(group, plans, strict=True)
+            ]
             predictions = forward_together(transformer, [part for parts in rows for part in parts], recordings)
         # outside the flags: one that is set from here on takes effect after this step
         with running("a step", threads):
@@ -78,27 +83,28 @@ def _advance(
 ) -> None:
     """Guide and take one scheduler step, those of like samplers and shapes in one call.
 
-    predictions: [R, C, T, h, w] for each of a state's `contexts`.
+    predictions: [R, C, T, h, w] for each of a state's `contexts`, or none where it holds the step.
     """
-    alike: dict[Hashable, list[tuple[RequestState, list[torch.Tensor]]]] = {}
+    alike: dict[Hashable, list[tuple[RequestState, list[torch.Tensor], int]]] = {}
     for state, given in zip(group, predictions, strict=True):
         samples, core = len(state.latents), state.schedule.core
-        outputs = list(given)
+        branches = list(given)
         if len(given) == 1:  # of all rows together
-            outputs = [given[0][i : i + samples] for i in range(0, len(given[0]), samples)]
+            branches = [given[0][i : i + samples] for i in range(0, len(given[0]), samples)]
+        outputs = branches if state.cache is None else state.cached(ops, branches, expert)
         key = (core.delays, core.has_noise, state.latents.shape[1:], state.latents.dtype)
-        alike.setdefault(key, []).append((state, outputs))
+        alike.setdefault(key, []).append((state, outputs, len(branches)))
     for members in alike.values():
-        states = [state for state, _ in members]
+        states = [state for state, _, _ in members]
         for state in states:
             state.begin_update()
         following = schedulers.step_batch(
             ops,
             [state.schedule for state in states],
             [state.latents for state in states],
-            [cond for _, (cond, *_) in members],
-            [uncond[0] if uncond else None for _, (_, *uncond) in members],
-            guidance=[state.guidance[expert] if uncond else 1.0 for state, (_, *uncond) in members],
+            [cond for _, (cond, *_), _ in members],
+            [uncond[0] if uncond else None for _, (_, *uncond), _ in members],
+            guidance=[state.guidance[expert] if uncond else 1.0 for state, (_, *uncond), _ in members],
         )
-        for (state, outputs), latents in zip(members, following, strict=True):
-            state.end_update(latents, len(outputs))
+        for (state, _, forwards), latents in zip(members, following, strict=True):
+            state.end_update(latents, forwards)

@@ -10,6 +10,7 @@ from functools import cached_property, partial
 
 import torch
 
+from kinema.caches import foreseen
 from kinema.estimate import runs
 from kinema.estimate.runs import Run
 from kinema.families.base import Model
@@ -56,9 +57,12 @@ class RequestTime:
         self, model: Model, ops: Ops, options: LoadOptions, request: GenerationRequest, sampler: SchedulerCore
     ) -> None:
         """request: a completed one, whose frames will be streamed into a file."""
-        steps = len(sampler.grid(request.num_inference_steps))
-        if request.strength is not None:
-            steps -= begin_index(steps, request.strength)
+        grid = sampler.grid(request.num_inference_steps)
+        begin = 0 if request.strength is None else begin_index(len(grid), request.strength)
+        steps: float = len(grid) - begin
+        if request.cache is not None:
+            steps *= foreseen(request.cache, sampler, grid, begin, 1 + request.guided)
+        self._steps = len(grid) - begin, steps
         stages = model.work(request, ops.plan, streamed=True, graphs=options.cuda_graphs)
         self.work: dict[str, float] = {"load": float(sum(weight_bytes(model, ops.plan).values()))}
         for stage, work in stages.items():
@@ -85,11 +89,12 @@ class RequestTime:
     def remember(self, stats: Stats) -> None:
         """What the request took in the end; nothing of one that was interrupted."""
         if not stats.interrupted:
+            asked, made = self._steps
+            share = 1.0 if stats.cache is None else asked * (1.0 - stats.cache.saved) / made
+            done = {**self.work, "denoise": self.work.get("denoise", 0.0) * share}
             taken: Mapping[str, float] = {_stage(name): seconds for name, seconds in stats.seconds.items()}
             runs.remember(
-                Run(self.kind, self.model, stage, work, taken[stage])
-                for stage, work in self.work.items()
-                if stage in taken
+                Run(self.kind, self.model, stage, work, taken[stage]) for stage, work in done.items() if stage in taken
             )
 
     def _rate(self, stage: str) -> float:

@@ -56,9 +56,11 @@ INSTEAD: dict[str, str] = {
     **dict.fromkeys(("half", "float", "bfloat16", "quantize", "enable_layerwise_casting"), _PRECISION),
     **dict.fromkeys(("cuda", "cpu"), _DEVICE),
     **dict.fromkeys(
-        ("enable_cache", "disable_cache", "enable_freeu", "disable_freeu", "enable_parallelism"),
-        "there is no such cache or filter yet: every step runs the whole model",
+        ("enable_cache", "disable_cache"),
+        "a cache belongs to a call: cache= of it takes kinema.caches' configurations (of a transformer alone: "
+        "pipe.transformer.enable_cache)",
     ),
+    **dict.fromkeys(("enable_freeu", "disable_freeu", "enable_parallelism"), "there is no such filter: leave it out"),
     **dict.fromkeys(
         ("train", "requires_grad_", "enable_gradient_checkpointing", "parameters", "state_dict", "load_state_dict"),
         _TRAINING,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from kinema.errors import RequestError
@@ -10,6 +11,7 @@ from kinema.loading.options import LoadOptions
 from kinema.memory.remedies import remedies
 from kinema.ops import Plan
 from kinema.ops.plan import stored_bytes
+from kinema.request.caching import cache_configs, latents_held
 from kinema.request.generation import GenerationRequest
 
 # What the process holds before any model: Python, torch and its kernels (245 MiB measured with torch 2.13 for CPUs).
@@ -61,7 +63,7 @@ def predict(
         weights = sum(held) if options.keep_loaded else max(held, default=0)
         kept_free = min(work.peak - work.lasting, KEPT_FREE_BYTES)
         stages[stage] = PROCESS_BYTES + int((1 + WEIGHT_HOLES) * weights) + work.peak + kept_free
-        stages[stage] += recorded if stage in ("denoise", "decode") else 0
+        stages[stage] += recorded + _cached_bytes(model, request) if stage in ("denoise", "decode") else 0
     return Prediction(parts, stages)
 
 
@@ -107,6 +109,15 @@ def _recorded_bytes(work: Work, plan: Plan, options: LoadOptions) -> int:
     if not options.replay or plan.backend("linear") != "cpu" or work.tokens > MAX_TOKENS_RECORDED:
         return 0
     return min(work.peak, MAX_BYTES_RECORDED)
+
+
+def _cached_bytes(model: Model, request: GenerationRequest) -> int:
+    """What the request's caches hold (kinema.caches)."""
+    num_frames, height, width = request.clip  # of any length: a video is read as far as it fits
+    spatial = model.geometry.spatial
+    latent = ((num_frames - 1) // model.geometry.temporal + 1, height // spatial, width // spatial)
+    values = request.samples * model.latent_channels * math.prod(latent)
+    return 0 if request.cache is None else 4 * values * latents_held(cache_configs("cache", request.cache))
 
 
 def gib(count: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from kinema.errors import RequestError, shown
 from kinema.fields.values import Check, check_fields, floats, generators, number, prompts, whole
 from kinema.media.postprocess import OUTPUT_TYPES
+from kinema.request.caching import CacheConfig, cache_configs
 from kinema.request.tiling import Tiling
 from kinema.schedulers.core import MAX_STEPS
 
@@ -27,7 +29,8 @@ class GenerationRequest:
     prompt_embeds, negative_prompt_embeds: [prompts, L, C]; their lengths may differ.
     image, last_image: first (and last) frame, anything `kinema.media.inputs` reads, or a list of one. image_embeds:
     [I, L, C], CLIP tokens of these I images. video, strength: video-to-video; num_frames takes that many of its first
-    frames, None all that make a clip. tiling: decode in spatial tiles, for less memory.
+    frames, None all that make a clip. tiling: decode in spatial tiles, for less memory. cache: which steps need not be
+    computed (kinema.caches): a step cache, a GuidanceEndConfig, or one of each; None computes all.
     """
 
     prompt: str | list[str] | None = None
@@ -52,6 +55,7 @@ class GenerationRequest:
     max_sequence_length: int | None = None
     output_type: str = "np"
     tiling: Tiling | None = None
+    cache: CacheConfig | Sequence[CacheConfig] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no model could do; `Model.check` does the same for what a model cannot do."""
@@ -165,6 +169,7 @@ _CHECKS: dict[str, Check] = {
     "strength": _strength,
     "output_type": _output_type,
     "tiling": _tiling,
+    "cache": cache_configs,
 }
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -59,13 +59,38 @@ class GpuClock:
 
 
 @dataclass
+class CacheUse:
+    """What became of each step: "guided" (both branches ran), "conditional" (one did) or "held" (none did).
+
+    row_forwards: samples that went through the transformer, `exact` as many as without a cache. nbytes: the most that
+    was held.
+    """
+
+    steps: list[str] = field(default_factory=list)
+    row_forwards: int = 0
+    exact: int = 0
+    nbytes: int = 0
+
+    @property
+    def saved(self) -> float:
+        """The share of row-forwards that were not made."""
+        return 1.0 - self.row_forwards / self.exact if self.exact else 0.0
+
+    def summary(self, seconds: float) -> dict[str, Any]:
+        """Plain values. seconds: of all steps; those saved are what forwards that were not made would have taken."""
+        forward = seconds / self.row_forwards if self.row_forwards else 0.0
+        return {**asdict(self), "saved": self.saved, "seconds_saved": forward * (self.exact - self.row_forwards)}
+
+
+@dataclass
 class Stats:
     """The figures of one request. It belongs to that request and is filled in as the request runs.
 
     `seconds` is time per stage in the order in which the stages first ran, on a GPU by the GPU's clock. `peak_bytes`
     is the most that the process held while this request ran, whatever else it did; None where it was not measured.
     `forwards` counts calls of the transformer (two per step with guidance, one without). `interrupted`: the run was
-    ended before its last step. GPU seconds, steps and the peak are filled in by `complete`.
+    ended before its last step. cache: what it saved, if one was asked for. GPU seconds, steps and the peak are filled
+    in by `complete`.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -76,6 +101,7 @@ class Stats:
     steps: int = 0
     forwards: int = 0
     interrupted: bool = False
+    cache: CacheUse | None = None
     _clock: Clock = field(default_factory=HostClock, repr=False, compare=False)
     _peak: PeakMemory | None = field(default=None, repr=False, compare=False)
     _running: list[tuple[str, Any, Any, float]] = field(default_factory=list, repr=False, compare=False)
@@ -129,6 +155,8 @@ class Stats:
     def summary(self) -> dict[str, Any]:
         """All fields and `total_seconds` as plain values that `json.dumps` takes."""
         public = {each.name: getattr(self, each.name) for each in fields(self) if not each.name.startswith("_")}
+        if self.cache is not None:
+            public["cache"] = self.cache.summary(self.seconds.get("denoise", 0.0))
         return {**public, "total_seconds": self.total_seconds}
 
     def _settle(self) -> None:

@@ -9,6 +9,7 @@ because 1 - sigma near sigma = 1 differs by a per cent between float32 and float
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -116,6 +117,18 @@ class SchedulerCore(ABC):
     @abstractmethod
     def noising(self, grid: Grid, index: int) -> tuple[float, float]:
         """(a, s) such that a·clean + s·noise is a sample at step `index`'s level."""
+
+    def clean(self, grid: Grid, index: int) -> tuple[float, float]:
+        """(a, b) such that a·sample + b·model output is the clean sample that the output of step `index` implies."""
+        kind = getattr(self.config, "prediction_type", "flow_prediction")
+        signal, noise = self.noising(grid, index)
+        if kind == "sample":
+            return 0.0, 1.0
+        if kind == "v_prediction":
+            return signal, -noise
+        if kind == "epsilon":
+            return (1.0 / signal, -noise / signal) if signal else (math.inf, -math.inf)
+        return 1.0, -float(grid.sigmas[index])
 
     def draws_noise(self, eta: float = 0.0) -> bool:
         """Whether each step draws fresh noise, even if it is multiplied by zero: the generator advances anyway."""

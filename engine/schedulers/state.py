@@ -11,6 +11,8 @@ from kinema.ops.common.transfer import to_device
 from kinema.schedulers.core import Grid, SchedulerCore
 from kinema.schedulers.noise import Generators
 
+MAX_TABLES = 4  # of one run: guidance on, off, and another
+
 
 @dataclass
 class SchedulerState:
@@ -29,7 +31,7 @@ class SchedulerState:
     eta: float = 0.0
     generator: Generators | None = None
     history: list[list[torch.Tensor | None]] = field(default_factory=list)
-    _guided: tuple[tuple[float, torch.device], torch.Tensor] | None = None
+    _guided: dict[tuple[float, torch.device], torch.Tensor] = field(default_factory=dict)
 
     @property
     def done(self) -> bool:
@@ -49,16 +51,19 @@ class SchedulerState:
         """The next step's [1, M, K + 1] fp32 on `device`, with columns sample, cond, uncond, …
 
         uncond + g·(cond - uncond) gives cond the share g of the output's coefficients and uncond 1 - g. All steps are
-        sent at once, and again when guidance changes.
+        sent at once, and again for another guidance.
         """
         if self.done:
             raise RequestError(f"all {len(self.grid)} steps of this run are done; start a new one")
-        if self._guided is None or self._guided[0] != (guidance, device):
+        table = self._guided.get((guidance, device))
+        if table is None:
             sample, output, rest = self.tables[..., :1], self.tables[..., 1:2], self.tables[..., 2:]
             guided = torch.cat([sample, guidance * output, (1.0 - guidance) * output, rest], dim=-1)
-            self._guided = ((guidance, device), to_device(guided.to(torch.float32), device))
+            if len(self._guided) >= MAX_TABLES:
+                self._guided.clear()
+            table = self._guided[guidance, device] = to_device(guided.to(torch.float32), device)
         step = self.index - self.begin
-        return self._guided[1][step : step + 1]
+        return table[step : step + 1]
 
 
 def start(

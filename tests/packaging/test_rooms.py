@@ -15,7 +15,7 @@ from walk import walk
 
 # from the ground up: a room imports those before it, and itself
 ROOMS = (
-    *("errors", "env", "fields", "ops", "checkpoints", "schedulers", "media", "buffers", "request"),
+    *("errors", "env", "fields", "ops", "checkpoints", "schedulers", "media", "buffers", "request", "caches"),
     *(
         "families/base",
         "text",

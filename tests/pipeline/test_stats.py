@@ -107,7 +107,7 @@ def test_a_summary_is_plain(gpu):
     run = Stats(_clock=GpuClock(torch.device("cuda:3")), _peak=PeakMemory(CPU), seed=1)
     run.complete(2)
     summary = json.loads(json.dumps(run.summary()))
-    public = {"seconds", "peak_bytes", "backends", "cache_hits", "seed", "steps", "forwards", "interrupted"}
+    public = {"seconds", "peak_bytes", "backends", "cache_hits", "seed", "steps", "forwards", "interrupted", "cache"}
     assert set(summary) == public | {"total_seconds"}
     assert summary["steps"] == 2 and summary["peak_bytes"] > 2**20
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 
+from kinema.caches import CacheConfig
+from kinema.caches.named_calls import NamedCalls
 from kinema.errors import RequestError, shown
 from kinema.families.wan.config import WanConfig
 from kinema.families.wan.transformer import WanTransformer
@@ -31,6 +33,7 @@ class DiffusersTransformer(DiffusersNames):
 
     def __init__(self, model: WanTransformer) -> None:
         self.model = model
+        self._cache: NamedCalls | None = None
 
     @property
     def config(self) -> WanConfig:
@@ -45,10 +48,25 @@ class DiffusersTransformer(DiffusersNames):
     def device(self) -> torch.device:
         return self.model.ops.device
 
-    @contextmanager
-    def cache_context(self, name: str, **where: Any) -> Iterator[None]:
-        """Called by diffusers' pipelines to name the next call ("cond", "uncond"). Nothing is kept between calls."""
-        yield
+    def enable_cache(self, config: CacheConfig | Sequence[CacheConfig]) -> None:
+        """Hold steps of the runs that follow, as kinema.caches' configurations say. RequestError if a cache is on.
+
+        For pipelines that say to `cache_context` at which step a forward is; of others every forward runs.
+        """
+        if self._cache is not None:
+            raise RequestError("a cache is enabled already: call disable_cache() first")
+        self._cache = NamedCalls.of(config)
+
+    def disable_cache(self) -> None:
+        self._cache = None
+
+    @property
+    def is_cache_enabled(self) -> bool:
+        return self._cache is not None
+
+    def cache_context(self, name: str, **where: Any) -> AbstractContextManager[None]:
+        """Called by diffusers' pipelines to name the next call ("cond", "uncond") and its step."""
+        return nullcontext() if self._cache is None else self._cache.called(name, where)
 
     @torch.no_grad()
     def __call__(
@@ -69,8 +87,13 @@ class DiffusersTransformer(DiffusersNames):
         if attention_kwargs:
             raise RequestError(f"attention_kwargs {shown(attention_kwargs)} are not supported: pass none")
         self._check(hidden_states, timestep, encoder_hidden_states, encoder_hidden_states_image)
-        context = self.model.encode_context(encoder_hidden_states, encoder_hidden_states_image)
-        sample = self.model(hidden_states, timestep, context).to(hidden_states.device, hidden_states.dtype)
+
+        def forward() -> torch.Tensor:
+            context = self.model.encode_context(encoder_hidden_states, encoder_hidden_states_image)
+            return self.model(hidden_states, timestep, context).to(hidden_states.device)
+
+        sample = forward() if self._cache is None else self._cache(forward, hidden_states)
+        sample = sample.to(hidden_states.dtype)
         if return_dict is None:
             return sample
         return TransformerOutput(sample) if return_dict else (sample,)
