@@ -74,7 +74,7 @@ def tiny_calls(wanted: list[str] | None = None) -> dict[str, Callable[[], Any]]:
     unknown = set(wanted or ()) - set(known)
     if unknown:
         raise RequestError(f"no op {', '.join(sorted(unknown))}: wanted some of {', '.join(known)}")
-    made = {}
+    made: dict[str, Callable[[], Any]] = {}
     for op in wanted or [op for op in known if op != "quantize"]:  # which no precision of a CPU calls by itself
         made[op] = known[op](importlib.import_module(f"kinema.ops.{op}.cpu"), target, Inputs(target.device))
     return made

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kinema.buffers.machine import held_bytes, return_freed_bytes
+from kinema.buffers.heap import return_freed_bytes
+from kinema.buffers.machine import held_bytes
 from kinema.cli.load import open_to_measure
 from kinema.denoise import replay
 from kinema.denoise.replay import Recordings, record_on_cpu, record_on_gpu

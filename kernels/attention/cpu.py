@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import struct
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -76,6 +78,17 @@ class AttentionArguments(ctypes.Structure):
     )
 
 
+# of AttentionArguments: filled at once, for a fraction of what its arrays cost one by one
+_LAYOUT = struct.Struct("=84qf6i")
+_NEITHER_BIAS_NOR_LISTS = (0,) * 15
+
+
+def _by_field(segments: Sequence[tuple[int, ...]], most: int) -> list[int]:
+    """The fields of segments, each field of all segments at a time, with zeros for those that there could be."""
+    padded = [*segments, *[(0,) * len(segments[0])] * (most - len(segments))]
+    return [value for field in zip(*padded, strict=True) for value in field]
+
+
 def _mixes(quantize: QuantKind | None) -> bool:
     return quantize != "fp8" and multiplies_bf16()
 
@@ -116,48 +129,35 @@ def attention(
         check_readable("residual", residual)
     lengths = [s.lengths.to("cpu", torch.int64).contiguous() if s.lengths is not None else None for s in segments]
     ropes = [rope_table(s.rope) for s in segments]
-    q_b, q_n, q_s, _ = zip(*[t.stride() for t in queries], strict=True)
-    k_b, k_n, k_r, _ = zip(*[s.k.stride() for s in segments], strict=True)
-    v_b, v_n, v_r, _ = zip(*[s.v.stride() for s in segments], strict=True)
-    out_b, out_s, _ = zip(*[t.stride() for t in results], strict=True)
-    arguments = AttentionArguments(
-        batch=batch,
-        heads=heads,
-        head_dim=head_dim,
-        query_segments=len(queries),
-        key_segments=len(segments),
-        q=_TwoPointers(*[t.data_ptr() for t in queries]),
-        q_stride_b=_Two(*q_b),
-        q_stride_n=_Two(*q_n),
-        q_stride_s=_Two(*q_s),
-        q_tokens=_Two(*[t.shape[2] for t in queries]),
-        out=_TwoPointers(*[t.data_ptr() for t in results]),
-        out_stride_b=_Two(*out_b),
-        out_stride_s=_Two(*out_s),
-        residual=address(residual),
-        k=_ThreePointers(*[s.k.data_ptr() for s in segments]),
-        k_stride_b=_Three(*k_b),
-        k_stride_n=_Three(*k_n),
-        k_stride_r=_Three(*k_r),
-        v=_ThreePointers(*[s.v.data_ptr() for s in segments]),
-        v_stride_b=_Three(*v_b),
-        v_stride_n=_Three(*v_n),
-        v_stride_r=_Three(*v_r),
-        slots=_Three(*[s.k.shape[2] for s in segments]),
-        lengths=_ThreePointers(*(address(length) for length in lengths)),
-        cosines=_ThreePointers(*(address(table[0]) for table in ropes)),
-        sines=_ThreePointers(*(address(table[1]) for table in ropes)),
-        rope_stride_b=_Three(*(table[2] for table in ropes)),
-        rope_start=_Three(*(table[3] for table in ropes)),
-        rope_tokens=_Three(*(table[4] for table in ropes)),
-        interleaved=(ctypes.c_int32 * 3)(*(s.rope is not None and s.rope.interleaved for s in segments)),
-        scale=head_dim**-0.5 if scale is None else scale,
-        quantize=int(quantize == "int8"),
-        qk_dtype=DTYPES[queries[0].dtype],
-        threads=thread_count(),
+    asked = [
+        (x.data_ptr(), *x.stride()[:3], x.shape[2], y.data_ptr(), *y.stride()[:2])
+        for x, y in zip(queries, results, strict=True)
+    ]
+    seen = [
+        (s.k.data_ptr(), *s.k.stride()[:3], s.v.data_ptr(), *s.v.stride()[:3], s.k.shape[2], lengths_at or 0)
+        for s, lengths_at in zip(segments, map(address, lengths), strict=True)
+    ]
+    turned = [(address(cosines) or 0, address(sines) or 0, *rope) for cosines, sines, *rope in ropes]
+    arguments = AttentionArguments()
+    _LAYOUT.pack_into(
+        arguments,
+        0,
+        batch,
+        heads,
+        head_dim,
+        len(queries),
+        len(segments),
+        *_by_field(asked, 2),
+        *((residual.data_ptr(), *residual.stride()[:2]) if residual is not None else (0, 0, 0)),
+        *_by_field(seen, 3),
+        *_by_field(turned, 3),
+        *_NEITHER_BIAS_NOR_LISTS,
+        head_dim**-0.5 if scale is None else scale,
+        *_by_field([(s.rope is not None and s.rope.interleaved,) for s in segments], 3),
+        quantize == "int8",
+        DTYPES[queries[0].dtype],
+        thread_count(),
     )
-    if residual is not None:
-        arguments.residual_stride_b, arguments.residual_stride_s = residual.stride()[:2]
     if bias is not None:
         bias = _give_bias(arguments, bias, sum(t.shape[2] for t in queries), sum(s.k.shape[2] for s in segments))
     if causal is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import replace
+from operator import is_
 
 import torch
 
@@ -58,7 +59,11 @@ class NormModulateArguments(ctypes.Structure):
 
 def readable_norm(norm: Norm) -> Norm:
     """The norm with its tensors as a kernel reads them, which must outlive the call."""
-    return replace(norm, weight=fp32(norm.weight), bias=fp32(norm.bias), scale=fp32(norm.scale), shift=fp32(norm.shift))
+    given = (norm.weight, norm.bias, norm.scale, norm.shift)
+    weight, bias, scale, shift = made = tuple(map(fp32, given))
+    if all(map(is_, made, given)):  # as ever, and another Norm would cost a third of a small call
+        return norm
+    return replace(norm, weight=weight, bias=bias, scale=scale, shift=shift)
 
 
 def norm_arguments(tokens: int, norm: Norm) -> NormArguments:

@@ -803,3 +803,13 @@ def test_no_op_depends_on_the_threads(isa, threads):
         seen = conv3d_cpu.conv3d(video, weight, activation="silu", cache=torch.zeros(1, 5, 2, 30, 21))
         results.append((attended, rounded, normed.data, normed.scale, turned, stepped, seen))
     assert all(torch.equal(a, b) for result in results for a, b in zip(result, results[0], strict=True))
+
+
+def test_attention_packs_its_arguments_as_the_struct_has_them():
+    arguments, layout = attention_cpu.AttentionArguments(), attention_cpu._LAYOUT
+    assert layout.size == ctypes.sizeof(arguments)
+    layout.pack_into(arguments, 0, *range(1, 85), 0.5, *range(85, 90))
+    assert list(arguments.q_stride_b) == [8, 9] and arguments.residual == 22
+    assert list(arguments.k) == [25, 26, 27] and list(arguments.rope_tokens) == [67, 68, 69]
+    assert (arguments.key_tile, arguments.workspace, arguments.scale) == (83, 84, 0.5)
+    assert (list(arguments.interleaved), arguments.threads) == ([85, 86, 87], 89)
