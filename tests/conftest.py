@@ -111,3 +111,7 @@ def pytest_collection_finish(session):
         interpreter = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(interpreter)
         interpreter.speed_up()
+
+
+def pytest_sessionfinish(session):
+    gc.unfreeze()  # or what is left at the end is called a leak
