@@ -128,7 +128,9 @@ def qk(
     weight = new(heads * head_dim if across else head_dim)
     head_norm = HeadNorm("rms", 1e-6, weight, across_heads=across) if norm == "rms" else None
     rotation = _rope(new, rope, head_dim, interleaved=interleaved) if rope else None
-    return partial(functions.qk_norm_rope, x, heads, norm=head_norm, rope=rotation)
+    given = operands(target)
+    dtype = given if norm == "rms" and given != target.precision.activations else None  # values stay as they are
+    return partial(functions.qk_norm_rope, x, heads, norm=head_norm, rope=rotation, dtype=dtype)
 
 
 def attention(
