@@ -131,7 +131,7 @@ def measure(case: Case, target: Target, implementations: Sequence[Implementation
         samples = _samples(calls, rounds, target, rows)
     peak = samples.pop(HELD, None)
     for backend, seconds in samples.items():
-        rounds_to = _chosen(calls[backend]) if backend not in (REFERENCE, TORCH) else None
+        rounds_to = _chosen(calls[backend]) if backend == "cpu" else None
         own = replace(work, unit="bf16") if rounds_to is torch.bfloat16 else work
         rows[backend].update(_timed(backend, samples, seconds, own, target))
         if peak is not None and probe is not None and own.unit == work.unit:

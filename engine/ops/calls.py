@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from kinema.ops.attention import KV, BlockCausal, BlockList, operands
+from kinema.ops.attention import KV, BlockCausal, BlockList, operand_dtype
 from kinema.ops.common import Quantized, QuantKind, Rope, Target
 from kinema.ops.norm_modulate import Norm
 from kinema.ops.qk_norm_rope import HeadNorm
@@ -130,7 +130,9 @@ def qk(
     weight = new(channels if across else operands * head_dim)
     head_norm = HeadNorm("rms", 1e-6, weight, across_heads=across, operands=operands) if norm == "rms" else None
     rotation = _rope(new, rope, head_dim, interleaved=interleaved) if rope else None
-    return partial(functions.qk_norm_rope, x, operands * heads, norm=head_norm, rope=rotation)
+    given = operand_dtype(target)
+    dtype = given if norm == "rms" and given != target.precision.activations else None  # values stay as they are
+    return partial(functions.qk_norm_rope, x, operands * heads, norm=head_norm, rope=rotation, dtype=dtype)
 
 
 def attention(
@@ -153,7 +155,7 @@ def attention(
 ) -> Call:
     """fused: v is a slice of the projection. sparse: one tile of keys in so many is read. cache: keys before these."""
     dtype = target.precision.activations
-    given = operands(target)
+    given = operand_dtype(target)
     q, k = (new(1, heads, n, head_dim, dtype=given) for n in (queries, keys))
     v = new(1, heads, keys, head_dim, dtype=dtype)
     if fused:

@@ -126,7 +126,7 @@ def _in_pytorch(target: Target, kind: QuantKind) -> list[str]:
     return []
 
 
-def operands(target: Target) -> torch.dtype:
+def operand_dtype(target: Target) -> torch.dtype:
     """Of queries and keys: on a CPU bf16 where it has products of that, and linears round to as few bits or fewer."""
     rounds = target.precision.weights in (torch.bfloat16, torch.float8_e4m3fn, torch.int8)
     native = target.device.type == "cpu" and multiplies_bf16()

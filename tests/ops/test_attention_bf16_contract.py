@@ -39,6 +39,8 @@ CASES = {
     "odd_tiles_of_one": Case(queries=(5,), keys=keys(11), tiles=(2, 1)),
     "odd_tiles_large": Case((1, 2, 34), (70,), keys(700), tiles=(35, 33)),
     "odd_tiles_behind_free_slots": Case(queries=(9,), keys=(Segment(9, (4, 9)), Segment(12)), tiles=(3, 5)),
+    # a query sees whole panels of keys less than others of its block
+    "causal_over_panels": Case((1, 1, 16), (70,), keys(140), causal=BlockCausal(35, offset=35)),
     "odd_causal_blocks": Case(queries=(12,), keys=keys(31), causal=BlockCausal(3)),
 }
 QUANTIZED = ("2x1x33x65x34", "1x2x130x257x64", "video_text_lengths", "bias_and_lengths", "odd_tiles", "causal_blocks")
