@@ -147,7 +147,7 @@ OP = Op(
         FLASH_ATTN,
         SDPA,
         replace(triton_implementation("attention", quantize_unsupported), quantizes=_in_triton),
-        replace(cpu_implementation("attention"), quantizes=_on_a_cpu, operands=operands),
+        replace(cpu_implementation("attention"), quantizes=_on_a_cpu, operands=operand_dtype),
         Implementation("reference", "kinema.ops.attention.reference", quantizes=_in_pytorch),
     ),
     _result,
