@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import torch
 
 from kinema.ops.common.transfer import to_device
 
-if TYPE_CHECKING:
-    from kinema.denoise.replay import Recordable
+
+class Modulating(Protocol):
+    """A denoiser that embeds timesteps apart from its forward."""
+
+    def modulations(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What timesteps [R] or [R, G] are to the layers."""
+        ...
 
 
 class Timesteps:
@@ -26,14 +31,14 @@ class Timesteps:
             distinct, groups = torch.unique(levels, return_inverse=True)
             groups = to_device(groups, device)
         self._distinct, self._groups = to_device(distinct, device), groups
-        self._embedded: WeakKeyDictionary[Recordable, tuple[torch.Tensor, ...]] = WeakKeyDictionary()
+        self._embedded: WeakKeyDictionary[Modulating, tuple[torch.Tensor, ...]] = WeakKeyDictionary()
 
     def of(self, step: int, samples: int) -> torch.Tensor:
         """[B] or [B, G], for as many samples."""
         level = self._levels[step]
         return level.expand(samples, *level.shape)
 
-    def embedded(self, denoiser: Recordable, step: int) -> tuple[torch.Tensor, ...]:
+    def embedded(self, denoiser: Modulating, step: int) -> tuple[torch.Tensor, ...]:
         """What they are to the denoiser's layers, [1, G, ...] each; those of all steps are computed by the first call.
 
         The same bits as each computed in its step: a row of a product does not depend on how many there are.

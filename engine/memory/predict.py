@@ -11,7 +11,6 @@ from kinema.loading.options import LoadOptions
 from kinema.memory.remedies import remedies
 from kinema.ops import Plan
 from kinema.ops.plan import stored_bytes
-from kinema.request.caching import cache_configs, latents_held
 from kinema.request.generation import GenerationRequest
 
 # What the process holds before any model: Python, torch and its kernels (245 MiB measured with torch 2.13 for CPUs).
@@ -117,7 +116,7 @@ def _cached_bytes(model: Model, request: GenerationRequest) -> int:
     spatial = model.geometry.spatial
     latent = ((num_frames - 1) // model.geometry.temporal + 1, height // spatial, width // spatial)
     values = request.samples * model.latent_channels * math.prod(latent)
-    return 0 if request.cache is None else 4 * values * latents_held(cache_configs("cache", request.cache))
+    return 4 * values * sum(config.latents_held for config in request.caches)
 
 
 def gib(count: int) -> str:

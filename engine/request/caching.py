@@ -1,6 +1,7 @@
 """What is asked of caches: frozen configurations. All are off by default, and every one changes the clip.
 
-Noise levels are σ as flow matching has it, from 1 (noise alone) to 0 (the clip); of other samplers σ / (α + σ).
+latents_held: how many tensors of the latents' size each holds at most, in fp32, the output of a step among them. Noise
+levels are σ as flow matching has it, from 1 (noise alone) to 0 (the clip); of other samplers σ / (α + σ).
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from kinema.errors import RequestError, shown
 from kinema.fields.values import check_fields, number, whole
@@ -38,6 +39,8 @@ class HoldCacheConfig:
     sigmas: instead of both, computed is the first step at or below each of these levels. The last step always is.
     """
 
+    latents_held: ClassVar[int] = 2
+
     retention_sigma: float = 0.85
     max_skip_steps: int = 4
     sigmas: tuple[float, ...] | None = None
@@ -54,6 +57,8 @@ class RateCacheConfig:
     steps are not computed while that adds up to less than `threshold`, nor more than `max_skip_steps` in a row.
     """
 
+    latents_held: ClassVar[int] = 3
+
     threshold: float = 0.3
     retention_sigma: float = 0.94
     max_skip_steps: int = 4
@@ -69,6 +74,8 @@ class MagCacheConfig:
     mag_ratios: of the magnitudes of the residuals of consecutive steps, for this checkpoint; of another number of steps
     they are resampled, as in diffusers. The first `retention_ratio` of the steps are computed.
     """
+
+    latents_held: ClassVar[int] = 2
 
     mag_ratios: tuple[float, ...]
     threshold: float = 0.06
@@ -95,6 +102,8 @@ class EasyCacheConfig:
     v add up to less than `threshold` before a step is computed. The first `retention_steps` are.
     """
 
+    latents_held: ClassVar[int] = 4
+
     threshold: float = 0.05
     retention_steps: int = 10
 
@@ -105,6 +114,8 @@ class EasyCacheConfig:
 @dataclass(frozen=True)
 class GuidanceEndConfig:
     """No unconditional branch at and below the noise level `sigma`: guidance is decided above it."""
+
+    latents_held: ClassVar[int] = 0
 
     sigma: float = 0.8
 
@@ -123,12 +134,6 @@ REFUSED = {
     "FirstBlockCacheConfig": "it decides inside a forward, which then cannot be replayed, and gains nothing over x0",
     "SeaCacheConfig": "its filtered input is dominated by each step's fresh noise, as the latents are",
 }
-
-
-def latents_held(configs: Sequence[CacheConfig]) -> int:
-    """How many tensors of the latents' size these caches hold at most, in fp32, the output of a step among them."""
-    held = {HoldCacheConfig: 2, MagCacheConfig: 2, RateCacheConfig: 3, EasyCacheConfig: 4, GuidanceEndConfig: 0}
-    return sum(held[type(config)] for config in configs)
 
 
 def cache_configs(name: str, value: Any) -> tuple[CacheConfig, ...]:

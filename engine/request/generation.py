@@ -106,6 +106,10 @@ class GenerationRequest:
         return self.guidance_scale is not None and self.guidance_scale > 1
 
     @property
+    def caches(self) -> tuple[CacheConfig, ...]:
+        return self.cache if isinstance(self.cache, tuple) else ()  # what the check of it returned
+
+    @property
     def prompts(self) -> int:
         """Number of prompts (or rows of prompt_embeds)."""
         if self.prompt is None:

@@ -79,7 +79,7 @@ class AttentionArguments(ctypes.Structure):
 
 
 # of AttentionArguments: filled at once, for a fraction of what its arrays cost one by one
-_LAYOUT = struct.Struct("=84qf6i")
+_LAYOUT = struct.Struct("=84qf6i4x")
 _NEITHER_BIAS_NOR_LISTS = (0,) * 15
 
 

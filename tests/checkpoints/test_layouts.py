@@ -218,7 +218,7 @@ def test_a_path_that_no_file_can_have(tmp_path: Path) -> None:
     os.symlink("loop", tmp_path / "loop")
     os.mkfifo(tmp_path / "pipe")
     for path in ("y/" * 3000, "z" * 300, "a\0b", "\ud800", tmp_path / "loop", tmp_path / "pipe", "/dev/null"):
-        with pytest.raises(CheckpointError, match="there is no folder"):
+        with pytest.raises(CheckpointError, match=r"there is no folder|a pipe|a device"):
             open_folder(path)
 
 

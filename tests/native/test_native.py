@@ -808,8 +808,8 @@ def test_no_op_depends_on_the_threads(isa, threads):
 def test_attention_packs_its_arguments_as_the_struct_has_them():
     arguments, layout = attention_cpu.AttentionArguments(), attention_cpu._LAYOUT
     assert layout.size == ctypes.sizeof(arguments)
-    layout.pack_into(arguments, 0, *range(1, 85), 0.5, *range(85, 90))
+    layout.pack_into(arguments, 0, *range(1, 85), 0.5, *range(85, 91))
     assert list(arguments.q_stride_b) == [8, 9] and arguments.residual == 22
     assert list(arguments.k) == [25, 26, 27] and list(arguments.rope_tokens) == [67, 68, 69]
     assert (arguments.key_tile, arguments.workspace, arguments.scale) == (83, 84, 0.5)
-    assert (list(arguments.interleaved), arguments.threads) == ([85, 86, 87], 89)
+    assert (list(arguments.interleaved), arguments.qk_dtype, arguments.threads) == ([85, 86, 87], 89, 90)

@@ -77,9 +77,11 @@ def test_the_sample_model_runs_with_it(listed, calls):
     output = forced(**request)
     assert output.stats.backends["scheduler_step"] == "toy"
     assert "toy" not in {backend for op, backend in output.stats.backends.items() if op != "scheduler_step"}
-    assert calls == [(1, 16, 5, 8, 8)] * 4
+    steps = [shape for shape in calls if len(shape) == 5]  # the others are a forward's modulations
+    assert steps == [(1, 16, 5, 8, 8)] * 4
+    made = len(calls)
     usual = VideoPipeline.from_pretrained("sample", device="cpu")(**request)
-    assert usual.stats.backends["scheduler_step"] != "toy" and len(calls) == 4
+    assert usual.stats.backends["scheduler_step"] != "toy" and len(calls) == made
     assert output.frames.std() > 0.02
     assert np.abs(output.frames - usual.frames).max() < 1e-4
 

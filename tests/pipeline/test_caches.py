@@ -51,7 +51,7 @@ def test_a_held_step_keeps_the_clean_clip(pipe, monkeypatch):
         sigma, latents = float(grid.sigmas[step]), state.latents
         if kind == "guided":
             (rows,) = state.rows(transformer, "transformer")
-            cond, uncond = transformer(rows.latents, rows.timesteps, rows.context).chunk(2)
+            cond, uncond = transformer(*rows.inputs(), rows.context).chunk(2)
             output = uncond + state.guidance_scale * (cond - uncond)
             clean = latents - sigma * output
         else:

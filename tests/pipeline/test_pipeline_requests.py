@@ -61,7 +61,7 @@ ANY_MODEL = {
     "strength_zero": ({**VIDEO, "strength": 0.0}, ["strength is 0.0", "more than 0 and at most 1"]),
     "strength_large": ({**VIDEO, "strength": 1.5}, ["strength is 1.5", "more than 0 and at most 1"]),
     "output_type": ({"output_type": "mp4"}, ["output_type is 'mp4'", "np, pt, pil, latent"]),
-    "seed_negative": ({"seed": -1}, ["seed is -1", "whole number of at least 0"]),
+    "seed_negative": ({"seed": -2}, ["seed is -2", "whole number of at least 0"]),
     "seed_text": ({"seed": "0"}, ["seed is '0'", "whole number"]),
     "seed_count": ({"seed": [1, 2]}, ["2 seeds for 1 samples", "one per sample"]),
     "generator_type": ({"seed": None, "generator": 5}, ["generator is 5", "a generator"]),
