@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from kinema.denoise.replay import Recorder
     from kinema.pipeline import VideoPipeline
 
-TIMED = "a step of one request on the host's clock, or of four requests: the same steps together and in turn"
+TIMED = "a step of one request, or of four requests: the same steps together and in turn; steps in a row, host's clock"
 PROMPT = "a red circle moving left"
 MOST_STEPS = 1000  # of a request: rounds take one after the other
+SAMPLE = 0.1  # seconds: steps follow each other, as in a run, so that each finds in the caches what the last one left
 TURN = 8  # steps that one request takes before the next one's turn
 TOGETHER = 4
 SMALLEST = 0.12  # of the whole step: what the smallest may take
@@ -58,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise RequestError("forwards are not recorded with these options: leave out --no-replay and --no-cuda-graphs")
     calls = _calls(arguments, pipe)
     with steps_bar(arguments.rounds + arguments.requests, unit="round") as advance:
-        samples = interleaved(calls, arguments.rounds, device=None, advance=advance)
+        samples = interleaved(calls, arguments.rounds, device=None, shortest=SAMPLE, advance=advance)
         mix = mixed(arguments, advance) if arguments.requests else None
     report: Report = {
         **provenance("replay", arguments.words, pipe.ops.plan, timed=TIMED, backend=arguments.backend),
