@@ -67,6 +67,12 @@ def add_scheduler_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="F",
         help="larger spends more steps at high noise, smaller more on details; such as 3 or 5",
     )
+    group.add_argument(
+        "--noise-end-sigma",
+        type=float,
+        metavar="S",
+        help="a stochastic scheduler's steps from this noise level down add no noise: better where steps are few; 0.9",
+    )
 
 
 def choose_scheduler(pipe: VideoPipeline, arguments: argparse.Namespace) -> None:
@@ -81,6 +87,8 @@ def choose_scheduler(pipe: VideoPipeline, arguments: argparse.Namespace) -> None
         pipe.scheduler = schedulers.from_pretrained(asked) if is_file and not known else schedulers.named(asked, own)
     if arguments.flow_shift is not None:
         pipe.scheduler = schedulers.with_flow_shift(pipe.scheduler.core, arguments.flow_shift)
+    if arguments.noise_end_sigma is not None:
+        pipe.scheduler = schedulers.with_noise_end(pipe.scheduler.core, arguments.noise_end_sigma)
 
 
 def load_options(arguments: argparse.Namespace) -> dict[str, Any]:

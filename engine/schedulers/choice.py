@@ -73,5 +73,15 @@ def with_flow_shift(core: SchedulerCore, shift: float) -> SchedulerCore:
     return type(core)(replace(core.config, **{_shift_name(core): shift}))  # type: ignore[call-arg]
 
 
+def with_noise_end(core: SchedulerCore, sigma: float) -> SchedulerCore:
+    """The same scheduler, whose steps from the level `sigma` down add no noise."""
+    sigma = number("noise_end_sigma", sigma, 0.0, 1e6)
+    if not core.has_noise or not hasattr(core.config, "noise_end_sigma"):
+        raise RequestError(
+            f"noise_end_sigma is for DPM-Solver++ as an SDE, which this {core.class_name} is not: leave it out"
+        )
+    return type(core)(replace(core.config, noise_end_sigma=sigma))  # type: ignore[call-arg]
+
+
 def _shift_name(core: SchedulerCore) -> str:
     return next(name for name in _SHIFTS if hasattr(core.config, name))
