@@ -40,8 +40,9 @@ class ClipStore:
         for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
             try:
                 kept = json.loads(line)
-                if kept.pop("key") == key:
-                    found[kept.pop("clip")] = Figures(**kept)
+                mine, clip = kept.pop("key") == key, kept.pop("clip")
+                if mine:
+                    found[clip] = Figures(**kept)
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue
         return found

@@ -20,22 +20,18 @@ from kinema.cli.output import emit
 from kinema.errors import RequestError, UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from kinema.bench.clip_store import ClipStore
     from kinema.bench.prompt_sets import Asked
     from kinema.bench.report import Report
     from kinema.bench.variants import Variant
-    from kinema.pipeline import VideoPipeline
-    from kinema.request.stats import Stats
 
 TIMED = (
     "a whole generation of one prompt in this process, loaded and warm, decoded and not written; transformer: its steps"
 )
-EXACT, FLOOR = "exact", "noise floor"
+EXACTLY = {"precision": "fp32", "quantize_attention": None}
 BATCH_TOKENS = 2048  # of clips that are generated together, unless --batch says otherwise
-# the distances that a row is judged by: 1 where more is nearer, -1 where less is
-NEARER = {"psnr": 1, "ssim": 1, "last_step_error": -1, "adherence": 1}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,7 +89,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _measure(arguments: argparse.Namespace, store: ClipStore) -> Report:
-    from kinema.bench.lossy import OPTIONS
+    from kinema.bench.fidelity_costs import equal_cost_steps, mark_dominated, timed
     from kinema.bench.prompt_sets import asked, asked_in
     from kinema.bench.report import model_of, provenance
 
@@ -101,40 +97,32 @@ def _measure(arguments: argparse.Namespace, store: ClipStore) -> Report:
     clips = asked_in(arguments.prompts_from, number) if arguments.prompts_from else asked(arguments.set, number)
     exact, tokens = _exact(arguments)
     steps = exact.request["num_inference_steps"]
-    variants, refused = [exact], []
-    floor: Callable[[], Variant] = lambda: _floor(arguments, exact)  # noqa: E731
-    for name, made in {FLOOR: floor, **{n: _option(arguments, exact, n) for n in arguments.option or OPTIONS}}.items():
-        try:
-            variants.append(made())
-        except UnsupportedError as error:
-            kind = FLOOR if name == FLOOR else OPTIONS[name].kind
-            refused.append({"name": name, "kind": kind, "failed": str(error)})
-    rows, share = _timed(variants, clips[0], arguments.rounds)
-    given = _counts(arguments.fewer or (), steps)
-    fewer = _with_fewer(exact, sorted({*given, *equal_cost_steps(rows, steps, share)}, reverse=True))
+    counts = _counts(arguments.fewer or (), steps)
+    variants, refused = _variants(arguments, exact)
+    rows, share = timed([exact, *variants], clips[0], arguments.rounds)
+    counts |= set(equal_cost_steps(list(rows.values()), steps, share))
+    fewer = _with_fewer(exact, sorted(counts, reverse=True))
     if fewer:
-        rows |= {n: row for n, row in _timed([exact, *fewer], clips[0], arguments.rounds)[0].items() if n != EXACT}
-    batch = arguments.batch or min(16, max(1, BATCH_TOKENS // tokens))
-    _compare([*variants, *fewer], rows, clips, batch, store)
-    mark_dominated(list(rows.values()))
+        rows = {**timed([exact, *fewer], clips[0], arguments.rounds)[0], **rows}
+    ordered = [exact, *variants, *fewer]
+    _compare(ordered, rows, clips, arguments.batch or min(16, max(1, BATCH_TOKENS // tokens)), store)
+    found = [rows[variant.name] for variant in ordered]
+    mark_dominated(found)
     return {
         **provenance("fidelity", arguments.words, exact.pipe.ops.plan, timed=TIMED, backend=arguments.backend),
         **model_of(exact.pipe.folder.path),
         "steps": steps,
         "prompts": len(clips),
         "set": arguments.prompts_from or arguments.set,
-        "rows": [*rows.values(), *refused],
+        "rows": [*found, *refused],
     }
-
-
-EXACTLY = {"precision": "fp32", "quantize_attention": None}
 
 
 def _exact(arguments: argparse.Namespace) -> tuple[Variant, int]:
     """The exact run, and the tokens of a clip."""
     from kinema.bench.model import request_of
     from kinema.bench.model_parts import sizes_for
-    from kinema.bench.variants import Variant
+    from kinema.bench.variants import EXACT, Variant
 
     pipe = open_pipeline(arguments, **EXACTLY)
     sizes = sizes_for(pipe, arguments.tokens, arguments.text_tokens)
@@ -142,98 +130,55 @@ def _exact(arguments: argparse.Namespace) -> tuple[Variant, int]:
     return Variant(EXACT, EXACT, pipe, request), sizes.tokens
 
 
-def _option(arguments: argparse.Namespace, exact: Variant, name: str) -> Callable[[], Variant]:
+def _variants(arguments: argparse.Namespace, exact: Variant) -> tuple[list[Variant], list[Report]]:
+    """The noise floor and the options, and rows of those that cannot run here."""
+    from kinema.bench.lossy import OPTIONS
+    from kinema.bench.variants import FLOOR
+
+    variants, refused = [], []
+    for name in (FLOOR, *(arguments.option or OPTIONS)):
+        kind = FLOOR if name == FLOOR else OPTIONS[name].kind
+        try:
+            variants.append(_floor(arguments, exact) if name == FLOOR else _option(arguments, exact, name))
+        except UnsupportedError as error:
+            refused.append({"name": name, "kind": kind, "failed": str(error)})
+    return variants, refused
+
+
+def _option(arguments: argparse.Namespace, exact: Variant, name: str) -> Variant:
     from kinema.bench.lossy import OPTIONS
 
     option = OPTIONS[name]
-
-    def made() -> Variant:
-        pipe = open_pipeline(arguments, **{**EXACTLY, **option.load}) if option.load else exact.pipe
-        return replace(exact, name=name, kind=option.kind, pipe=pipe, request={**exact.request, **option.request})
-
-    return made
+    pipe = open_pipeline(arguments, **{**EXACTLY, **option.load}) if option.load else exact.pipe
+    return replace(exact, name=name, kind=option.kind, pipe=pipe, request={**exact.request, **option.request})
 
 
 def _floor(arguments: argparse.Namespace, exact: Variant) -> Variant:
-    """The exact run by another backend: the reference, or what `auto` chooses where that is the reference."""
+    """The exact run by another backend: the reference, or what `auto` chooses where the reference is what runs."""
+    from kinema.bench.variants import FLOOR
+
     own = {choice.op: choice.backend for choice in exact.pipe.ops.plan.choices}
     for backend in ("reference", "auto"):
-        pipe: VideoPipeline = open_pipeline(arguments, **EXACTLY, backend=backend)
+        pipe = open_pipeline(arguments, **EXACTLY, backend=backend)
         if {choice.op: choice.backend for choice in pipe.ops.plan.choices} != own:
             return replace(exact, name=FLOOR, kind=FLOOR, pipe=pipe)
     raise UnsupportedError("no other backend runs here")
 
 
-def _counts(given: Sequence[int], steps: int) -> list[int]:
+def _counts(given: Sequence[int], steps: int) -> set[int]:
     for count in given:
         if not 1 <= count < steps:
             raise RequestError(f"--fewer {count}: wanted at least 1, and fewer than the exact run's {steps}")
-    return list(given)
+    return set(given)
 
 
 def _with_fewer(exact: Variant, counts: Sequence[int]) -> list[Variant]:
     """Both baselines of each number of steps; the second only where the sampler has a noise path."""
-    from kinema.bench.noise_path import check_coupled
+    from kinema.bench.noise_path import has_path
     from kinema.bench.variants import with_steps
 
-    steps, core = exact.request["num_inference_steps"], exact.pipe.scheduler.core
-    paths: list[int | None] = [None]
-    try:
-        check_coupled(core)
-        paths.append(steps)
-    except UnsupportedError:
-        pass
+    paths = [None, exact.request["num_inference_steps"]] if has_path(exact.pipe.scheduler.core) else [None]
     return [with_steps(exact, count, path_of=path) for count in counts for path in paths]
-
-
-def _timed(variants: Sequence[Variant], clip: Asked, rounds: int) -> tuple[dict[str, Report], float]:
-    """A row of each, timed in rounds with the exact run, the first; and the share of its time that its steps take.
-
-    With no rounds one generation counts the forwards, and nothing is said of time.
-    """
-    from kinema.bench.intervals import paired_ratio
-    from kinema.bench.report import spread, timing
-    from kinema.bench.rounds import interleaved
-    from kinema.bench.variants import cost
-
-    found: dict[str, list[Stats]] = {variant.name: [] for variant in variants}
-    calls = {v.name: (lambda v=v: found[v.name].append(cost(v, clip))) for v in variants}
-    if rounds:
-        samples = interleaved(calls, rounds, warmup=1, shortest=0)
-    else:
-        samples = {name: [] for name in calls}
-        for call in calls.values():
-            call()
-    base, first = variants[0].name, found[variants[0].name][-1]
-    rows: dict[str, Report] = {}
-    for variant in variants:
-        name, stats = variant.name, found[variant.name]
-        row: Report = {"name": name, "kind": variant.kind, "forwards_share": stats[-1].forwards / first.forwards}
-        if rounds:
-            denoise = {n: [s.seconds["denoise"] for s in found[n][-rounds:]] for n in (base, name)}
-            row |= timing(name, samples[name])
-            row["than_exact"] = paired_ratio(samples[base], samples[name]).as_dict()
-            row["transformer_seconds"] = spread(denoise[name])
-            row["transformer_than_exact"] = paired_ratio(denoise[base], denoise[name]).as_dict()
-        rows[name] = row
-    return rows, first.seconds["denoise"] / first.total_seconds
-
-
-def equal_cost_steps(rows: dict[str, Report], steps: int, share: float) -> list[int]:
-    """Numbers of steps that the exact run does with the forwards of each option, or in its time where it saves none.
-
-    share: of a generation's time that depends on the number of steps: not prompts and decoding. An option that is no
-    cheaper has no such number.
-    """
-    counts = set()
-    for row in rows.values():
-        if row["kind"] in (EXACT, FLOOR):
-            continue
-        if row["forwards_share"] < 1:
-            counts.add(round(steps * row["forwards_share"]))
-        elif "than_exact" in row:
-            counts.add(round(steps * (1 - (1 - 1 / row["than_exact"]["median"]) / share)))
-    return sorted({max(1, count) for count in counts if count < steps}, reverse=True)
 
 
 def _compare(
@@ -271,30 +216,6 @@ def _compare(
             ordered = [found[name] for name in named]
             truth = truth or ordered
             rows[variant.name] |= summary(ordered, truth)
-
-
-def mark_dominated(rows: Sequence[Report]) -> None:
-    """Note in each row another that is faster and no farther from the exact run, by every distance that both have.
-
-    Noise does not dominate: faster means by the whole 95 % intervals.
-    """
-    for row in rows:
-        for other in rows:
-            judged = row["kind"] not in (EXACT, FLOOR) and other["kind"] != FLOOR
-            if other is not row and judged and _beats(other, row):
-                row["dominated"] = other["name"]
-                break
-
-
-def _beats(one: Report, other: Report) -> bool:
-    if "than_exact" not in one or "than_exact" not in other:
-        return False
-    a, b = one["than_exact"], other["than_exact"]
-    clearly = None not in (a["low"], b["high"]) and a["low"] > b["high"]
-    if one["kind"] == EXACT:  # the exact run is as near as can be: a row that saves no time gains nothing
-        return b["high"] is not None and b["high"] <= 1.0
-    both = [name for name in NEARER if name in one and name in other]
-    return bool(clearly and all(NEARER[name] * (one[name] - other[name]) >= 0 for name in both))
 
 
 def _table(report: Report) -> str:

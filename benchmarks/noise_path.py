@@ -70,7 +70,8 @@ def coupled_noises(core: SchedulerCore, long: Grid, short: Grid, draw: Draw) -> 
 
     Steps that end without noise have none and are left out: their noise is multiplied by zero.
     """
-    check_coupled(core)
+    if not has_path(core):
+        raise UnsupportedError(f"{core.class_name} with this configuration has no noise path: wanted sde-dpmsolver++")
     times = times_of(core, long)
     drawn = [draw() for _ in range(len(long))]
     path = NoisePath(times, drawn[: len(times) - 1], draw)
@@ -78,9 +79,6 @@ def coupled_noises(core: SchedulerCore, long: Grid, short: Grid, draw: Draw) -> 
     return [path.noise(start, end) for start, end in pairwise(wanted)]
 
 
-def check_coupled(core: SchedulerCore) -> None:
-    """UnsupportedError unless the sampler's noise is such a path."""
-    if not core.has_noise or getattr(core.config, "algorithm_type", None) != "sde-dpmsolver++":
-        raise UnsupportedError(
-            f"{core.class_name} with this configuration has no noise path: wanted algorithm_type 'sde-dpmsolver++'"
-        )
+def has_path(core: SchedulerCore) -> bool:
+    """Whether the sampler's noise is such a path."""
+    return core.has_noise and getattr(core.config, "algorithm_type", None) == "sde-dpmsolver++"

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from kinema.pipeline import OnStep, VideoPipeline
     from kinema.request.stats import Stats
 
+EXACT, FLOOR = "exact", "noise floor"  # kinds of variants that are not judged, but judged by
+
 
 @dataclass(frozen=True)
 class Variant:
