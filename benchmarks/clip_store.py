@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+import kinema
 from kinema.bench.clip_figures import Figures, Track
 from kinema.errors import OutputError
+from kinema.ops import common
 
 LINES = "figures.jsonl"
 
@@ -21,8 +23,8 @@ LINES = "figures.jsonl"
 class ClipStore:
     """A folder of the exact run's clips (KEY-CLIP.npz), and of a line of figures for each clip of every setting.
 
-    Everything is kept under a digest of all that it depends on: what another model, scheduler, size or commit gave is
-    not found again.
+    Everything is kept under a digest of all that it depends on: what another model, scheduler, size or kinema gave
+    is not found again.
     """
 
     folder: Path
@@ -75,6 +77,25 @@ class ClipStore:
 def digest(settings: Any) -> str:
     """Of plain values and of dataclasses, whose `repr` says all."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=repr).encode()).hexdigest()[:16]
+
+
+def code() -> str:
+    """Of all of kinema's sources and its native library: what an edit may have changed is found out anew."""
+    found = hashlib.sha256()
+    # a checkout has its folders apart, and an installed package one within the other
+    for root in (Path(kinema.__file__).parent, Path(__file__).parent, Path(common.__file__).parents[1]):
+        for folder, folders, names in os.walk(root, followlinks=True):
+            folders.sort()
+            for name in sorted(names):
+                if name.endswith((".py", ".so")):
+                    found.update(name.encode() + Path(folder, name).read_bytes())
+    return found.hexdigest()[:16]
+
+
+def files_of(folder: Path) -> list[tuple[str, int, int]]:
+    """Name, bytes and time of a model's files: its weights are too large to be read for this."""
+    files = [(path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
+    return [(str(path), about.st_size, about.st_mtime_ns) for path, about in files]
 
 
 def _is_cut_short(file: str) -> bool:

@@ -186,14 +186,11 @@ def _compare(
 ) -> None:
     """Generate what the store lacks, and add to each row what its clips show. The exact run is the first."""
     from kinema.bench.clip_figures import figures_of, summary
-    from kinema.bench.clip_store import digest
-    from kinema.bench.report import commit, model_of
+    from kinema.bench.clip_store import code, digest, files_of
     from kinema.bench.variants import batches, generate
     from kinema.request.progress import steps_bar
 
-    folder = variants[0].pipe.folder.path
-    files = sorted((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in folder.rglob("*") if f.is_file())
-    origin = [commit(), model_of(folder), files]
+    origin = [code(), files_of(variants[0].pipe.folder.path)]
     keys = {v.name: digest([origin, variants[0].settings(), v.settings(), batch]) for v in variants}
     exact = keys[variants[0].name]
     named = [digest([clip.prompt, clip.seed]) for clip in clips]  # the same clip of another number of prompts is found
