@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from kinema.schedulers import SchedulerCore
 
 OWN, STEPS, BATCH = "the model's own", (8, 12, 20), 16
-NOISE_ENDS = (0.9, 0.8)
+LONGEST = 0.45  # of a step that adds noise
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,12 +82,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def samplers_of(own: SchedulerCore) -> dict[str, SchedulerCore]:
-    """The model's own sampler, with its noise ending early and without any, and others by name."""
-    from kinema.schedulers import NAMES, named, with_noise_end
+    """The model's own sampler, with noise in its shorter steps only and without any, and others by name."""
+    from kinema.schedulers import NAMES, named, with_noise_max_step
 
     found = {OWN: own}
-    if hasattr(own.config, "noise_end_sigma") and own.has_noise:
-        found |= {f"noise ends at {end:g}": with_noise_end(own, end) for end in NOISE_ENDS}
+    if hasattr(own.config, "noise_max_step") and own.has_noise:
+        found[f"noise in steps up to {LONGEST:g}"] = with_noise_max_step(own, LONGEST)
     if own.has_noise:
         found["no noise"] = own.without_noise()
     others = {name: NAMES[name] for name in ("euler", "unipc") if NAMES[name] != own.class_name}

@@ -73,14 +73,14 @@ def with_flow_shift(core: SchedulerCore, shift: float) -> SchedulerCore:
     return type(core)(replace(core.config, **{_shift_name(core): shift}))  # type: ignore[call-arg]
 
 
-def with_noise_end(core: SchedulerCore, sigma: float) -> SchedulerCore:
-    """The same scheduler, whose steps from the level `sigma` down add no noise."""
-    sigma = number("noise_end_sigma", sigma, 0.0, 1e6)
-    if not core.has_noise or not hasattr(core.config, "noise_end_sigma"):
+def with_noise_max_step(core: SchedulerCore, step: float) -> SchedulerCore:
+    """The same scheduler, whose steps that are longer than `step` in λ = log(α/σ) add no noise."""
+    step = number("noise_max_step", step, 0.0, 1e6)
+    if not core.has_noise or not hasattr(core.config, "noise_max_step"):
         raise RequestError(
-            f"noise_end_sigma is for DPM-Solver++ as an SDE, which this {core.class_name} is not: leave it out"
+            f"noise_max_step is for DPM-Solver as an SDE, which this {core.class_name} is not: leave it out"
         )
-    return type(core)(replace(core.config, noise_end_sigma=sigma))  # type: ignore[call-arg]
+    return type(core)(replace(core.config, noise_max_step=step))  # type: ignore[call-arg]
 
 
 def _shift_name(core: SchedulerCore) -> str:

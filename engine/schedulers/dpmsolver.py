@@ -25,8 +25,8 @@ class DPMSolverMultistepConfig(MultistepConfig):
     use_lu_lambdas: spacing.Flag = False
     lambda_min_clipped: Annotated[float, Range(-float("inf"), 1000)] = -float("inf")
     variance_type: spacing.VarianceType | None = None
-    # kinema's own: an SDE's steps from this σ down are those of the ODE; 0: all add noise, as in diffusers
-    noise_end_sigma: Annotated[float, Range(0, 1e6)] = 0.0
+    # kinema's own: steps of an SDE that are longer than this in λ are those of the ODE; None: none, as in diffusers
+    noise_max_step: Annotated[float, Range(0, 1e6)] | None = None
 
 
 class DPMSolverMultistep(MultistepCore):
@@ -51,16 +51,16 @@ class DPMSolverMultistep(MultistepCore):
             raise CheckpointError("DPMSolverMultistepConfig: sde-dpmsolver has no third order; use solver_order 1 or 2")
         self._heun = config.solver_type == "heun"
         self.has_noise = algorithm.startswith("sde")
-        if config.noise_end_sigma and not self.has_noise:
+        if config.noise_max_step is not None and not self.has_noise:
             raise CheckpointError(
-                f"DPMSolverMultistepConfig: noise_end_sigma={config.noise_end_sigma:g} needs an SDE, but "
+                f"DPMSolverMultistepConfig: noise_max_step={config.noise_max_step:g} needs an SDE, but "
                 f"algorithm_type={algorithm!r} adds no noise; leave it out, or use 'sde-{algorithm}'"
             )
         self.delays = (config.solver_order - 1,) if config.solver_order > 1 else ()
 
     def without_noise(self) -> DPMSolverMultistep:
         algorithm = self.config.algorithm_type.removeprefix("sde-")
-        return DPMSolverMultistep(replace(self.config, algorithm_type=algorithm, noise_end_sigma=0.0))
+        return DPMSolverMultistep(replace(self.config, algorithm_type=algorithm, noise_max_step=None))
 
     def _grid(
         self, num_inference_steps: int | None, sigmas: Numbers | None, timesteps: Numbers | None, mu: float | None
@@ -140,7 +140,8 @@ class DPMSolverMultistep(MultistepCore):
         """
         here, there = self._level(grid, index), self._level(grid, index + 1)
         none = torch.zeros_like(h)
-        noisy = self.has_noise and float(grid.sigmas[index]) > self.config.noise_end_sigma
+        longest = self.config.noise_max_step
+        noisy = self.has_noise and (longest is None or float(h) <= longest)
         if self.predicts_data and not noisy:
             decay, alpha = torch.exp(-h) - 1.0, there.alpha
             linear, quadratic = alpha * (decay / h + 1.0), -(alpha * ((decay + h) / h**2 - 0.5))

@@ -15,8 +15,8 @@ SDE = {"_class_name": "DPMSolverMultistepScheduler", **FLOW, "algorithm_type": "
 
 def test_a_stochastic_sampler_is_compared_with_less_of_its_noise_and_with_others():
     found = samplers_of(schedulers.core_from_config(SDE))
-    assert list(found) == [OWN, "noise ends at 0.9", "noise ends at 0.8", "no noise", "euler", "unipc"]
-    assert found["noise ends at 0.8"].config.noise_end_sigma == 0.8 and not found["no noise"].has_noise
+    assert list(found) == [OWN, "noise in steps up to 0.45", "no noise", "euler", "unipc"]
+    assert found["noise in steps up to 0.45"].config.noise_max_step == 0.45 and not found["no noise"].has_noise
     assert found["unipc"].config.flow_shift == found["euler"].config.shift == 5.0
     unipc = schedulers.core_from_config({"_class_name": "UniPCMultistepScheduler", **FLOW})
     assert list(samplers_of(unipc)) == [OWN, "euler"]
