@@ -14,7 +14,16 @@ WINDOW, SIGMA = 11, 1.5  # Wang, Bovik, Sheikh and Simoncelli 2004, section III.
 
 def psnr(frames: np.ndarray, exact: np.ndarray) -> float:
     """Decibels, over all values of two uint8 videos of one shape; at most `SAME`."""
-    error = float(np.mean((frames.astype(np.float64) - exact.astype(np.float64)) ** 2))
+    return decibels(squared_error(frames, exact))
+
+
+def squared_error(frames: np.ndarray, exact: np.ndarray) -> float:
+    """The mean of it, over all values of two uint8 videos of one shape."""
+    return float(np.mean((frames.astype(np.float64) - exact.astype(np.float64)) ** 2))
+
+
+def decibels(error: float) -> float:
+    """PSNR of 8-bit values with this mean squared error; at most `SAME`."""
     return min(SAME, 10 * math.log10(255**2 / error)) if error else SAME
 
 

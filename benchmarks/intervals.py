@@ -101,6 +101,13 @@ def verdict(ratio: Estimate, tolerance: float) -> Better:
     return "same" if ratio.low >= 1 / limit and ratio.high <= limit else "unclear"
 
 
+def interval(samples: Sequence[float], statistic: Callable[..., Any]) -> tuple[float | None, float | None]:
+    """The 95 % interval of `statistic`, a function of numpy's that takes an axis; None where samples are too few."""
+    values = np.asarray(samples, dtype=np.float64)
+    estimate = _estimate(0.0, [values], lambda resampled: statistic(resampled[0], axis=-1))
+    return estimate.low, estimate.high
+
+
 def _estimate(
     value: float, groups: list[np.ndarray[Any, Any]], statistic: Callable[[list[np.ndarray[Any, Any]]], Any]
 ) -> Estimate:

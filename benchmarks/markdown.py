@@ -137,6 +137,11 @@ def _number(key: str, form: str) -> Callable[[Row], str | None]:
     return lambda row: format(row[key], form) if row.get(key) is not None else None
 
 
+def _changed(row: Row) -> str | None:
+    changed = row.get("changed")
+    return f"{changed['lost']} / {changed['won']} ({changed['p']:.2g})" if changed else None
+
+
 def _error(row: Row) -> str | None:
     return f"{row['error']['relative']:.1e} (largest {row['error']['largest']:.1e})" if "error" in row else None
 
@@ -158,10 +163,17 @@ COLUMNS: tuple[Column, ...] = (
     ("against torch's own op", _ratio("than_torch")),
     ("kinema is faster", _ratio("kinema_is_faster")),
     ("faster than exact", _ratio("than_exact")),
-    ("PSNR, dB", _number("psnr", ".1f")),
+    ("transformer", _ratio("transformer_than_exact")),
+    ("forwards", _share("forwards_share")),
+    ("PSNR, dB: mean", _number("psnr", ".1f")),
+    ("PSNR, median", _number("psnr_median", ".1f")),
+    ("PSNR, 5th percentile", _number("psnr_p5", ".1f")),
+    ("30 dB or more", _share("psnr_close")),
+    ("PSNR, pooled", _number("psnr_pooled", ".1f")),
     ("SSIM", _number("ssim", ".4f")),
     ("error of the last step", _number("last_step_error", ".1e")),
     ("all three right", _share("adherence")),
+    ("lost / won (p)", _changed),
     ("error", _error),
     ("first call", lambda row: duration(row["first_seconds"]) if row.get("first_seconds") else None),
     ("peak memory", _memory),

@@ -25,6 +25,7 @@ VERBS: Verbs = {
     "compare": ("kinema.bench.compare", "two reports: what became slower, beyond the noise"),
     "report": ("kinema.bench.markdown", "Markdown tables and plots of what the other verbs wrote"),
     "adherence": ("kinema.bench.adherence", "whether the sample model does what its prompts say"),
+    "samplers": ("kinema.bench.samplers", "adherence of the same clips by several samplers, at few and many steps"),
     "steps": ("kinema.bench.steps", "adherence and distance to real clips over the number of steps"),
     "contact-sheet": ("kinema.bench.contact_sheet", "prompts and their clips as one picture"),
 }

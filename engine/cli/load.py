@@ -67,6 +67,13 @@ def add_scheduler_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="F",
         help="larger spends more steps at high noise, smaller more on details; such as 3 or 5",
     )
+    group.add_argument(
+        "--noise-max-step",
+        type=float,
+        metavar="H",
+        help="a stochastic scheduler's steps that are longer than this in log(alpha / sigma) add no noise: better "
+        "where steps are few; such as 0.45",
+    )
 
 
 def choose_scheduler(pipe: VideoPipeline, arguments: argparse.Namespace) -> None:
@@ -81,6 +88,8 @@ def choose_scheduler(pipe: VideoPipeline, arguments: argparse.Namespace) -> None
         pipe.scheduler = schedulers.from_pretrained(asked) if is_file and not known else schedulers.named(asked, own)
     if arguments.flow_shift is not None:
         pipe.scheduler = schedulers.with_flow_shift(pipe.scheduler.core, arguments.flow_shift)
+    if arguments.noise_max_step is not None:
+        pipe.scheduler = schedulers.with_noise_max_step(pipe.scheduler.core, arguments.noise_max_step)
 
 
 def load_options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -4,7 +4,7 @@
 (pure functions of a frozen configuration), `start` for a request's state, and `step` or `step_batch`.
 """
 
-from kinema.schedulers.choice import NAMES, core_of, named, with_flow_shift
+from kinema.schedulers.choice import NAMES, core_of, named, with_flow_shift, with_noise_max_step
 from kinema.schedulers.core import Grid, SchedulerCore
 from kinema.schedulers.ddim import DDIM, CogVideoXDDIM
 from kinema.schedulers.diffusers_scheduler import Scheduler, SchedulerOutput
@@ -40,4 +40,5 @@ __all__ = [
     "step",
     "step_batch",
     "with_flow_shift",
+    "with_noise_max_step",
 ]

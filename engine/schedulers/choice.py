@@ -82,5 +82,15 @@ def with_flow_shift(core: SchedulerCore, shift: float) -> SchedulerCore:
     return type(core)(replace(core.config, **{_shift_name(core): shift}))  # type: ignore[call-arg]
 
 
+def with_noise_max_step(core: SchedulerCore, step: float) -> SchedulerCore:
+    """The same scheduler, whose steps that are longer than `step` in λ = log(α/σ) add no noise."""
+    step = number("noise_max_step", step, 0.0, 1e6)
+    if not core.has_noise or not hasattr(core.config, "noise_max_step"):
+        raise RequestError(
+            f"noise_max_step is for DPM-Solver as an SDE, which this {core.class_name} is not: leave it out"
+        )
+    return type(core)(replace(core.config, noise_max_step=step))  # type: ignore[call-arg]
+
+
 def _shift_name(core: SchedulerCore) -> str:
     return next(name for name in _SHIFTS if hasattr(core.config, name))

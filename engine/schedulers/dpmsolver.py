@@ -25,6 +25,8 @@ class DPMSolverMultistepConfig(MultistepConfig):
     use_lu_lambdas: spacing.Flag = False
     lambda_min_clipped: Annotated[float, Range(-float("inf"), 1000)] = -float("inf")
     variance_type: spacing.VarianceType | None = None
+    # kinema's own: steps of an SDE that are longer than this in λ are those of the ODE; None: none, as in diffusers
+    noise_max_step: Annotated[float, Range(0, 1e6)] | None = None
 
 
 class DPMSolverMultistep(MultistepCore):
@@ -48,12 +50,17 @@ class DPMSolverMultistep(MultistepCore):
         if algorithm == "sde-dpmsolver" and config.solver_order == 3:
             raise CheckpointError("DPMSolverMultistepConfig: sde-dpmsolver has no third order; use solver_order 1 or 2")
         self._heun = config.solver_type == "heun"
-        self._sde = self.has_noise = algorithm.startswith("sde")
+        self.has_noise = algorithm.startswith("sde")
+        if config.noise_max_step is not None and not self.has_noise:
+            raise CheckpointError(
+                f"DPMSolverMultistepConfig: noise_max_step={config.noise_max_step:g} needs an SDE, but "
+                f"algorithm_type={algorithm!r} adds no noise; leave it out, or use 'sde-{algorithm}'"
+            )
         self.delays = (config.solver_order - 1,) if config.solver_order > 1 else ()
 
     def without_noise(self) -> DPMSolverMultistep:
         algorithm = self.config.algorithm_type.removeprefix("sde-")
-        return DPMSolverMultistep(replace(self.config, algorithm_type=algorithm))
+        return DPMSolverMultistep(replace(self.config, algorithm_type=algorithm, noise_max_step=None))
 
     def _grid(
         self, num_inference_steps: int | None, sigmas: Numbers | None, timesteps: Numbers | None, mu: float | None
@@ -121,7 +128,7 @@ class DPMSolverMultistep(MultistepCore):
             following = following + linear * first
             if second is not None:
                 following = following + quadratic * second
-        if self._sde:
+        if self.has_noise:
             following = following + spread * terms.noise
         return [following, outputs[0]] if self.delays else [following]
 
@@ -133,7 +140,9 @@ class DPMSolverMultistep(MultistepCore):
         """
         here, there = self._level(grid, index), self._level(grid, index + 1)
         none = torch.zeros_like(h)
-        if self.predicts_data and not self._sde:
+        longest = self.config.noise_max_step
+        noisy = self.has_noise and (longest is None or float(h) <= longest)
+        if self.predicts_data and not noisy:
             decay, alpha = torch.exp(-h) - 1.0, there.alpha
             linear, quadratic = alpha * (decay / h + 1.0), -(alpha * ((decay + h) / h**2 - 0.5))
             return there.sigma / here.sigma, -(alpha * decay), linear, quadratic, none
@@ -146,7 +155,7 @@ class DPMSolverMultistep(MultistepCore):
         growth, sigma = torch.exp(h) - 1.0, there.sigma
         linear, quadratic = -(sigma * (growth / h - 1.0)), -(sigma * ((growth - h) / h**2 - 0.5))
         keep, drive = there.alpha / here.alpha, -(sigma * growth)
-        if not self._sde:
+        if not noisy:
             return keep, drive, linear, quadratic, none
         return keep, 2.0 * drive, 2.0 * linear, none, sigma * torch.sqrt(torch.exp(2 * h) - 1.0)
 

@@ -56,7 +56,23 @@ def test_a_scheduler_is_read_from_a_file(cli, tiny, out, tmp_path, place):
     assert np.array_equal(np.load(out / "a.npy"), pipe("x", **CALL).videos[0].frames)
 
 
+def test_a_stochastic_scheduler_adds_noise_in_short_steps_only(cli, tiny, out, tmp_path):
+    config = {"_class_name": "DPMSolverMultistepScheduler", **FLOW, "flow_shift": 3.0}
+    config["algorithm_type"] = "sde-dpmsolver++"
+    file = tmp_path / "sde.json"
+    file.write_text(json.dumps(config))
+    words = ("generate", "x", "-m", tiny, "-o", out / "a.npy", *CLIP, "--scheduler", file, "--noise-max-step", 1.0)
+    assert cli(*words).code == 0
+    pipe = kinema.VideoPipeline.from_pretrained(tiny)
+    found = []
+    for longest in (1.0, None):
+        pipe.scheduler = schedulers.from_config({**config, "noise_max_step": longest})
+        found.append(np.array_equal(np.load(out / "a.npy"), pipe("x", **CALL).videos[0].frames))
+    assert found == [True, False]
+
+
 REFUSED = {
+    "noise": (("--noise-max-step", 0.5), ["noise_max_step is for DPM-Solver as an SDE", "leave it out"]),
     "name": (("--scheduler", "heun"), ["no scheduler 'heun'", "unipc, euler, dpm++", "scheduler_config.json"]),
     "file": (("--scheduler", "none.json"), ["none.json"]),
     "ddim": (("--scheduler", "ddim"), ["DDIMScheduler", "no flow matching", "unipc, euler, dpm++"]),
