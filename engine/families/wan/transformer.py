@@ -150,6 +150,9 @@ class WanTransformer:
         self.image_embed = ImageEmbedding(embed.sub("image_embedder"), ops) if config.image_dim is not None else None
         self.blocks = [WanBlock(config, weights.sub(f"blocks.{i}"), ops) for i in range(config.num_layers)]
         self.tables = torch.cat([block.table.detach() for block in self.blocks])  # [layers, 6, C]
+        for block, table in zip(self.blocks, self.tables.split(1), strict=True):
+            if not block.table.requires_grad:  # one that is trained stays what the optimizer knows
+                block.table = table
         self.ones = self.tables.new_ones(config.num_layers, 1, 2)
         self.table = weights["scale_shift_table"].to(ops.device).float()
         self.proj_out = pack_linear(weights, "proj_out", ops)
