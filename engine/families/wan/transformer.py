@@ -150,7 +150,7 @@ class WanTransformer:
         self.image_embed = ImageEmbedding(embed.sub("image_embedder"), ops) if config.image_dim is not None else None
         self.blocks = [WanBlock(config, weights.sub(f"blocks.{i}"), ops) for i in range(config.num_layers)]
         self.tables = torch.cat([block.table.detach() for block in self.blocks])  # [layers, 6, C]
-        for block, table in zip(self.blocks, self.tables.split(1), strict=True):
+        for block, table in zip(self.blocks, self.tables.unsqueeze(1).unbind(), strict=True):
             if not block.table.requires_grad:  # one that is trained stays what the optimizer knows
                 block.table = table
         self.ones = self.tables.new_ones(config.num_layers, 1, 2)
