@@ -18,7 +18,7 @@ SHAPE = (4, 50_000)
 
 def source(seed=0, shape=SHAPE):
     generator = torch.Generator().manual_seed(seed)
-    return lambda: torch.randn(shape, generator=generator)
+    return lambda: torch.randn(shape, generator=generator, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("short", [10, 5, 4])

@@ -76,7 +76,7 @@ def test_other_bytes_are_an_error(words, monkeypatch, capsys):
 
 
 def test_an_operator_that_waits_is_found():
-    x = torch.ones(3)
+    x = torch.ones(3, dtype=torch.float32)
     calls = device_calls(lambda: (x + 1).sum().item())
     assert calls["aten::add"] == 1 and waiting(calls) == ["aten::_local_scalar_dense"]
 

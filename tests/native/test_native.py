@@ -738,8 +738,9 @@ from kinema.ops.common import PRECISIONS, Target
 from kinema.ops.common.threads import using_threads
 from kinema.ops.linear import cpu
 before = len(os.listdir("/proc/self/task"))
-packed = cpu.pack_linear(torch.ones(96, 64), target=Target(torch.device("cpu"), PRECISIONS["cpu"]["fp32"]))
-x = torch.ones(1, 200, 64)
+target = Target(torch.device("cpu"), PRECISIONS["cpu"]["fp32"])
+packed = cpu.pack_linear(torch.ones(96, 64, dtype=torch.float32), target=target)
+x = torch.ones(1, 200, 64, dtype=torch.float32)
 with using_threads(1):
     cpu.linear(x, packed)
 alone = len(os.listdir("/proc/self/task"))
@@ -747,8 +748,9 @@ with using_threads(3):
     cpu.linear(x, packed)
 own = len(os.listdir("/proc/self/task"))
 with using_threads(3):
-    torch.ones(400, 400) @ torch.ones(400, 400)
-    torch.ones(200_000).add_(1)
+    square = torch.ones(400, 400, dtype=torch.float32)
+    square @ square
+    torch.ones(200_000, dtype=torch.float32).add_(1)
 print(alone - before, own - before, len(os.listdir("/proc/self/task")) - own)
 """
     if not Path("/proc/self/task").exists():

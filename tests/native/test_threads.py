@@ -35,8 +35,9 @@ def number(monkeypatch):
 
 
 def _use_torchs_threads():
-    torch.ones(400, 400) @ torch.ones(400, 400)
-    torch.ones(200_000).add_(1)
+    square = torch.ones(400, 400, dtype=torch.float32)
+    square @ square
+    torch.ones(200_000, dtype=torch.float32).add_(1)
 
 
 def in_a_thread(function):
